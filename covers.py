@@ -1,0 +1,349 @@
+"""Things in front of a face, drawn: paper, cloth, hands, masks, mugs, microphones, hair, glasses.
+
+Every cover is drawn over a face of CelebAMask-HQ's own alignment at 512x512 (eyes at about (203, 244) and (309, 244),
+mouth at about (256, 380), the face oval about 274 wide), and comes as a picture and its opacity. CoarseDropout's grey
+box is the original's idea of a cover; realistic shapes and textures teach more (Voo et al. 2022,
+https://arxiv.org/abs/2205.06218).
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+SIZE = 512  # the side of the aligned square that covers are drawn in, pixels
+EYES = ((203, 244), (309, 244))
+MOUTH = (256, 380)
+FACE_CENTRE = (256, 290)
+FACE_WIDTH = 274
+
+
+# --- Textures -------------------------------------------------------------------------------------------------------
+def flat(rng: np.random.Generator, color=None) -> np.ndarray:
+    """A colour with a soft gradient of light and a little grain, uint8 (512, 512, 3)."""
+    if color is None:
+        color = rng.uniform(0, 255, 3) if rng.random() < 0.6 else np.full(3, rng.uniform(0, 255))
+    small = SIZE // 4  # drawn small and enlarged: a quarter of the time, and no eye sees it
+    corners = rng.uniform(0.65, 1.2, (2, 2)).astype(np.float32)
+    light = cv2.resize(corners, (small, small), interpolation=cv2.INTER_CUBIC)[..., None]
+    picture = np.asarray(color, np.float32) * light
+    if rng.random() < 0.5:
+        picture += rng.normal(0, rng.uniform(1, 14), (small, small, 1))
+    return cv2.resize(picture.clip(0, 255).astype(np.uint8), (SIZE, SIZE), interpolation=cv2.INTER_LINEAR)
+
+
+def blend(over: np.ndarray, under: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """over * alpha + under * (1 - alpha) for uint8 pictures (H, W, 3) and float32 alpha (H, W)."""
+    return cv2.blendLinear(over, under, alpha, 1 - alpha)
+
+
+def paper(rng: np.random.Generator) -> np.ndarray:
+    """A bright sheet, sometimes with lines of writing or stripes."""
+    picture = flat(rng, rng.uniform(150, 255) * rng.uniform(0.92, 1.0, 3))
+    kind = rng.random()
+    if kind < 0.4:
+        ink = tuple(int(v) for v in rng.uniform(0, 120, 3))
+        step, left = int(rng.integers(10, 28)), int(rng.integers(20, 120))
+        for y in range(int(rng.integers(0, 40)), SIZE, step):
+            for x in range(left, SIZE - int(rng.integers(20, 160)), int(rng.integers(24, 60))):
+                cv2.line(picture, (x, y), (x + int(rng.integers(8, 24)), y), ink, max(1, step // 5))
+    elif kind < 0.55:
+        ink, step = tuple(int(v) for v in rng.uniform(0, 255, 3)), int(rng.integers(16, 64))
+        for x in range(0, SIZE, step):
+            cv2.line(picture, (x, 0), (x + int(rng.integers(-40, 40)), SIZE), ink, step // 2)
+    return picture
+
+
+def photo_patch(rng: np.random.Generator, photo: np.ndarray) -> np.ndarray:
+    """A random square of a photograph, enlarged to uint8 (512, 512, 3)."""
+    h, w = photo.shape[:2]
+    side = int(min(h, w) * rng.uniform(0.25, 1.0))
+    y, x = int(rng.integers(0, h - side + 1)), int(rng.integers(0, w - side + 1))
+    patch = cv2.resize(photo[y : y + side, x : x + side], (SIZE, SIZE), interpolation=cv2.INTER_LINEAR)
+    if rng.random() < 0.5:
+        patch = np.rot90(patch, int(rng.integers(0, 4)))
+    return np.ascontiguousarray(patch)
+
+
+def skin_color(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The mean colour of a face, a little varied; float (3,)."""
+    mean = np.array(cv2.mean(image, (mask > 127).astype(np.uint8))[:3])
+    return (mean * rng.uniform(0.8, 1.2) * rng.uniform(0.95, 1.05, 3)).clip(10, 255)
+
+
+# --- Shapes: opacity uint8 (512, 512) -------------------------------------------------------------------------------
+def _polygon(points) -> np.ndarray:
+    alpha = np.zeros((SIZE, SIZE), np.uint8)
+    cv2.fillPoly(alpha, [np.round(np.asarray(points) * 16).astype(np.int32)], 255, cv2.LINE_AA, shift=4)
+    return alpha
+
+
+def _place(rng: np.random.Generator) -> np.ndarray:
+    """A point on or near the face oval."""
+    angle, radius = rng.uniform(0, 2 * np.pi), rng.uniform(0, 1.0) ** 0.7
+    return np.array(FACE_CENTRE) + radius * np.array([np.cos(angle) * 150, np.sin(angle) * 190])
+
+
+def rectangle(rng: np.random.Generator) -> np.ndarray:
+    w, h = rng.uniform(0.25, 1.0) * FACE_WIDTH, rng.uniform(0.25, 1.3) * FACE_WIDTH
+    angle = rng.normal(0, 25) + (rng.random() < 0.2) * rng.uniform(0, 90)
+    return _polygon(cv2.boxPoints((tuple(map(float, _place(rng))), (float(w), float(h)), float(angle))))
+
+
+def edge_sheet(rng: np.random.Generator) -> np.ndarray:
+    """A sheet that comes in from one side and covers all of the face up to a line."""
+    side, reach = rng.integers(0, 4), rng.uniform(110, 400)
+    slope = rng.normal(0, 60)
+    if side == 0:
+        points = [(-9, -9), (reach + slope, -9), (reach - slope, SIZE + 9), (-9, SIZE + 9)]
+    elif side == 1:
+        points = [(SIZE + 9, -9), (SIZE - reach + slope, -9), (SIZE - reach - slope, SIZE + 9), (SIZE + 9, SIZE + 9)]
+    elif side == 2:
+        points = [(-9, -9), (SIZE + 9, -9), (SIZE + 9, reach * 0.8 + slope), (-9, reach * 0.8 - slope)]
+    else:
+        points = [(-9, SIZE + 9), (SIZE + 9, SIZE + 9), (SIZE + 9, SIZE - reach + slope), (-9, SIZE - reach - slope)]
+    return _polygon(points)
+
+
+def blob(rng: np.random.Generator) -> np.ndarray:
+    """A smooth closed shape: eight to fourteen radii, joined by a periodic curve."""
+    n = int(rng.integers(8, 15))
+    radii = rng.uniform(0.45, 1.0, n) * rng.uniform(50, 190)
+    t = np.linspace(0, n, 120, endpoint=False)
+    i, f = t.astype(int), (1 - np.cos((t % 1) * np.pi)) / 2
+    r = radii[i % n] * (1 - f) + radii[(i + 1) % n] * f
+    angle = t / n * 2 * np.pi
+    squeeze = rng.uniform(0.5, 1.0)
+    points = np.stack([np.cos(angle) * r, np.sin(angle) * r * squeeze], 1)
+    turn = rng.uniform(0, 2 * np.pi)
+    rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+    return _polygon(points @ rotation.T + _place(rng))
+
+
+def hair_strands(rng: np.random.Generator) -> np.ndarray:
+    """Bundles of strands that hang over the face from above."""
+    alpha = np.zeros((SIZE, SIZE), np.uint8)
+    for _ in range(int(rng.integers(1, 6))):
+        x0, bend, reach = rng.uniform(110, 400), rng.normal(0, 80), rng.uniform(140, 420)
+        for _ in range(int(rng.integers(4, 30))):
+            t = np.linspace(0, 1, 24)
+            x = x0 + rng.normal(0, 12) + bend * t**2 + rng.normal(0, 14) * t
+            y = 50 + rng.normal(0, 10) + reach * rng.uniform(0.8, 1.05) * t
+            points = np.round(np.stack([x, y], 1) * 16).astype(np.int32)
+            cv2.polylines(alpha, [points], False, 255, int(rng.integers(1, 6)), cv2.LINE_AA, shift=4)
+    return alpha
+
+
+def face_mask(rng: np.random.Generator) -> np.ndarray:
+    """A medical or cloth mask over nose, mouth and chin, with its ear loops."""
+    top, bottom = rng.uniform(270, 345), rng.uniform(455, 500)
+    left, right = rng.uniform(105, 140), rng.uniform(372, 407)
+    dip = rng.uniform(-30, 25)
+    t = np.linspace(0, 1, 20)
+    upper = np.stack([left + (right - left) * t, top + dip * np.sin(np.pi * t)], 1)
+    low = np.linspace(0, np.pi, 24)
+    cx, rx = (left + right) / 2, (right - left) / 2
+    lower = np.stack([cx + rx * np.cos(low), (bottom - 60) + 60 * np.sin(low) ** rng.uniform(0.6, 1.2)], 1)
+    alpha = _polygon(np.concatenate([upper, lower]))
+    for x, ear in ((left, 100), (right, 412)):
+        cv2.line(alpha, (int(x), int(top + 6)), (ear, int(top - rng.uniform(10, 50))), 255, 3, cv2.LINE_AA)
+        cv2.line(alpha, (int(x), int(bottom - 70)), (ear, int(top + 20)), 255, 3, cv2.LINE_AA)
+    return alpha
+
+
+def mug(rng: np.random.Generator) -> np.ndarray:
+    """A cup at the mouth, seen from the front, with a handle."""
+    w, h = rng.uniform(90, 190), rng.uniform(100, 200)
+    x, y = MOUTH[0] + rng.normal(0, 45), MOUTH[1] + rng.normal(10, 40)
+    taper = rng.uniform(0.75, 1.0)
+    points = [(x - w / 2, y), (x + w / 2, y), (x + w / 2 * taper, y + h), (x - w / 2 * taper, y + h)]
+    alpha = _polygon(points)
+    for cy, rx in ((y, w / 2), (y + h, w / 2 * taper)):
+        cv2.ellipse(alpha, (int(x), int(cy)), (int(rx), int(w * 0.1)), 0, 0, 360, 255, -1, cv2.LINE_AA)
+    side = rng.choice([-1, 1])
+    handle = (int(x + side * w * 0.55), int(y + h * 0.5))
+    cv2.ellipse(alpha, handle, (int(w * 0.25), int(h * 0.3)), 0, 0, 360, 255, int(rng.integers(8, 20)), cv2.LINE_AA)
+    return alpha
+
+
+def microphone(rng: np.random.Generator) -> np.ndarray:
+    alpha = np.zeros((SIZE, SIZE), np.uint8)
+    head = np.array([MOUTH[0] + rng.normal(0, 50), MOUTH[1] + rng.normal(20, 35)])
+    angle = np.pi / 2 + rng.normal(0, 0.5)
+    end = head + 300 * np.array([np.cos(angle), np.sin(angle)])
+    r = rng.uniform(26, 60)
+    cv2.line(
+        alpha, head.astype(int).tolist(), end.astype(int).tolist(), 255, int(r * rng.uniform(0.6, 1.2)), cv2.LINE_AA
+    )
+    turn = np.degrees(angle)
+    cv2.ellipse(alpha, head.astype(int).tolist(), (int(r * 1.25), int(r)), turn, 0, 360, 255, -1, cv2.LINE_AA)
+    return alpha
+
+
+# --- Covers: (picture uint8 (512, 512, 3), opacity float32 (512, 512) in [0, 1]) -------------------------------------
+def hand(rng: np.random.Generator, color: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A palm and its fingers, shaded as round limbs; `color` is the skin's, float (3,)."""
+    target = _place(rng)
+    away = rng.uniform(0.15, 0.85) * np.pi if rng.random() < 0.7 else rng.uniform(0, 2 * np.pi)  # mostly from below
+    direction = np.array([np.cos(away), np.sin(away)])
+    thick = rng.uniform(26, 42)
+    palm = target + direction * rng.uniform(60, 140)
+    limbs = [(palm, palm + direction * 400, thick * rng.uniform(1.7, 2.6))]  # the wrist
+    across = np.array([-direction[1], direction[0]])
+    if rng.random() < 0.8:
+        limbs.append((palm - across * thick * 0.9, palm + across * thick * 0.9, thick * rng.uniform(1.8, 2.6)))
+    fingers, fan, base = int(rng.integers(1, 6)), rng.uniform(0.03, 0.3), rng.normal(0, 0.2)
+    for k in range(fingers):
+        offset = k - (fingers - 1) / 2
+        turn = base + fan * offset
+        along = -direction * np.cos(turn) + across * np.sin(turn)
+        start = palm + across * offset * thick * 0.98
+        reach = rng.uniform(95, 170) * (1 - 0.08 * offset**2)
+        knuckle = start + along * reach * 0.5
+        bend = turn + rng.normal(0, 0.25)
+        tip = knuckle + (-direction * np.cos(bend) + across * np.sin(bend)) * reach * 0.5
+        limbs += [(start, knuckle, thick), (knuckle, tip, thick * 0.92)]
+    if rng.random() < 0.5:  # a thumb
+        side = rng.choice([-1, 1])
+        limbs.append((palm + across * side * thick, palm + across * side * thick * 3.2 - direction * 50, thick * 1.05))
+    color = color[None, None]
+    picture = np.zeros((SIZE, SIZE, 3), np.float32)
+    opacity = np.zeros((SIZE, SIZE), np.uint8)
+    dark, light = rng.uniform(0.35, 0.75), rng.uniform(0.95, 1.15)
+    for start, end, width in limbs:
+        one = np.zeros((SIZE, SIZE), np.uint8)
+        cv2.line(one, start.astype(int).tolist(), end.astype(int).tolist(), 255, max(2, int(width)), cv2.LINE_AA)
+        x, y, w, h = cv2.boundingRect(one)
+        if w == 0:
+            continue
+        box = np.s_[y : y + h, x : x + w]
+        depth = cv2.distanceTransform(one[box], cv2.DIST_L2, 3) / (width / 2)
+        shade = dark + (light - dark) * np.sqrt(depth.clip(0, 1))
+        a = one[box][..., None].astype(np.float32) / 255
+        picture[box] = picture[box] * (1 - a) + color * shade[..., None] * a
+        opacity[box] = np.maximum(opacity[box], one[box])
+    picture += cv2.resize(rng.normal(0, 4, (128, 128, 1)).astype(np.float32), (SIZE, SIZE))[..., None]
+    return picture.clip(0, 255).astype(np.uint8), opacity.astype(np.float32) / 255
+
+
+def glasses(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rimless to sunglasses: (picture, opacity, covered), the last boolean (512, 512): rims, lenses and what is seen
+    through them, which CelebAMask-HQ's `eye_g` counts as glasses."""
+    picture = np.zeros((SIZE, SIZE, 3), np.uint8)
+    lens, rims = np.zeros((SIZE, SIZE), np.uint8), np.zeros((SIZE, SIZE), np.uint8)
+    rx, ry = rng.uniform(38, 58), rng.uniform(24, 48)
+    power, droop = rng.uniform(2, 6), rng.uniform(-0.1, 0.25)  # superellipse: 2 is round, 6 a rounded box
+    rim = int(rng.choice([1, 2, 3, 5, 8, 12]))
+    shift = np.array([rng.normal(0, 4), rng.normal(4, 6)])
+    apart = max(53 + rng.normal(2, 5), rx + 5)
+    t = np.linspace(0, 2 * np.pi, 60, endpoint=False)
+    x, y = np.cos(t), np.sin(t)
+    x, y = np.sign(x) * np.abs(x) ** (2 / power) * rx, np.sign(y) * np.abs(y) ** (2 / power) * ry
+    y = y * (1 + 0.15 * (y > 0)) + ry * droop * 0.5
+    centres = []
+    for sign in (-1, 1):
+        centre = np.array([256 + sign * apart, 244]) + shift
+        outline = np.stack([centre[0] + sign * (x + x * (y / ry) * droop * 0.3), centre[1] + y], 1)
+        points = np.round(outline * 16).astype(np.int32)
+        cv2.fillPoly(lens, [points], 255, cv2.LINE_AA, shift=4)
+        cv2.polylines(rims, [points], True, 255, rim, cv2.LINE_AA, shift=4)
+        centres.append(centre)
+    (ax, ay), (bx, _) = centres
+    bar = int(ay - ry * rng.uniform(0.1, 0.6))
+    cv2.line(rims, (int(ax + rx * 0.9), bar), (int(bx - rx * 0.9), bar), 255, max(2, rim), cv2.LINE_AA)
+    for x0, sign in ((ax - rx, -1), (bx + rx, 1)):
+        ear = (int(256 + sign * rng.uniform(138, 165)), int(ay + rng.normal(-6, 10)))
+        cv2.line(rims, (int(x0), int(ay - ry * 0.4)), ear, 255, max(2, rim), cv2.LINE_AA)
+    dark = rng.random() < 0.35
+    tint = flat(rng, rng.uniform(0, 70, 3) if dark or rng.random() < 0.5 else rng.uniform(60, 255, 3))
+    strength = rng.uniform(0.6, 1.0) if dark else rng.uniform(0.0, 0.25)
+    opacity = lens.astype(np.float32) * np.float32(strength / 255)
+    picture[:] = tint
+    if rng.random() < 0.5:  # a reflection across the lenses
+        streak = np.zeros((SIZE, SIZE), np.uint8)
+        x0, lean, width = rng.uniform(150, 350), rng.uniform(20, 80), int(rng.integers(6, 40))
+        cv2.line(streak, (int(x0), int(ay - ry)), (int(x0 - lean), int(ay + ry)), 255, width, cv2.LINE_AA)
+        shine = (streak & lens).astype(np.float32) / 255 * np.float32(rng.uniform(0.2, 0.8))
+        picture = blend(np.full_like(picture, 255), picture, shine)
+        opacity = np.maximum(opacity, shine)
+    rims = rims.astype(np.float32) / 255
+    rim_color = rng.uniform(0, 60, 3) if rng.random() < 0.6 else rng.uniform(0, 255, 3)
+    picture = blend(np.full_like(picture, 1) * rim_color.astype(np.uint8), picture, rims)
+    opacity = np.maximum(opacity, rims * np.float32(1.0 if rim > 1 else rng.uniform(0.4, 1.0)))
+    return picture, opacity, (lens > 127) | (rims > 0.4)
+
+
+# --- Drawing over a face --------------------------------------------------------------------------------------------
+KINDS = {  # and how often each is drawn
+    "sheet": 0.16,
+    "rectangle": 0.17,
+    "blob": 0.17,
+    "hand": 0.24,
+    "mask": 0.09,
+    "mug": 0.05,
+    "microphone": 0.05,
+    "hair": 0.07,
+}
+
+
+def draw_cover(
+    rng: np.random.Generator,
+    image: np.ndarray,
+    mask: np.ndarray,
+    *,
+    photo: np.ndarray | None = None,
+    other: tuple[np.ndarray, np.ndarray] | None = None,
+    kind: str | None = None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Draw one random cover over an aligned face.
+
+    Args:
+        rng: the only source of randomness.
+        image: uint8 (512, 512, 3), aligned as in CelebAMask-HQ.
+        mask: uint8 (512, 512), 0/255, the visible face.
+        photo: any photograph, uint8 (H, W, 3), whose pieces serve as texture; flat colours without it.
+        other: (image, mask) of another face whose skin colours a hand; the same face's without it.
+        kind: one of `KINDS`, or "glasses"; random without it.
+
+    Returns:
+        (image, mask, opacity): the covered face, its smaller mask, and the cover's opacity, uint8 (512, 512), all new.
+    """
+    kind = kind or rng.choice(list(KINDS), p=np.array(list(KINDS.values())) / sum(KINDS.values()))
+    covered = None
+    if kind == "glasses":
+        picture, alpha, covered = glasses(rng)
+    elif kind == "hand":
+        source = other if other is not None and rng.random() < 0.35 else (image, mask)
+        picture, alpha = hand(rng, skin_color(rng, *source))
+    else:
+        shape = {"sheet": edge_sheet, "rectangle": rectangle, "blob": blob, "mask": face_mask, "mug": mug,
+                 "microphone": microphone, "hair": hair_strands}[kind](rng)  # fmt: skip
+        alpha = shape.astype(np.float32) / 255
+        picture = _cover_texture(rng, kind, image, photo)
+    if kind not in ("glasses", "hair") and rng.random() < 0.5:  # its shadow on the face
+        dx, dy = rng.normal(0, 8, 2)
+        shadow = cv2.warpAffine(alpha, np.float32([[1, 0, dx], [0, 1, dy]]), (SIZE, SIZE))
+        shadow = cv2.blur(shadow, (21, 21)) * np.float32(rng.uniform(0.1, 0.5))
+        image = blend(np.zeros_like(image), image, shadow)
+    if rng.random() < 0.5 and kind != "glasses":
+        alpha = cv2.GaussianBlur(alpha, (0, 0), rng.uniform(0.5, 3.0))
+    image = blend(picture, image, alpha)
+    mask = mask.copy()
+    mask[(alpha > 0.5) if covered is None else covered] = 0
+    return image, mask, (alpha * 255).astype(np.uint8)
+
+
+def _cover_texture(rng, kind, image, photo) -> np.ndarray:
+    if kind == "hair":
+        tops = image[20:70, 150:360].reshape(-1, 3)  # above the forehead: mostly hair
+        return flat(rng, tops[rng.integers(len(tops))] * rng.uniform(0.5, 1.2))
+    if kind == "microphone":
+        return flat(rng, np.full(3, rng.uniform(5, 90)))
+    if kind == "mask" and rng.random() < 0.7:
+        return flat(rng, rng.choice([[150, 200, 225], [235, 240, 240], [25, 25, 28], [120, 170, 200], [230, 170, 180]]))
+    choice = rng.random()
+    if photo is not None and choice < 0.5:
+        return photo_patch(rng, photo)
+    if choice < 0.75:
+        return paper(rng)
+    return flat(rng)

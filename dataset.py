@@ -1,0 +1,275 @@
+"""Datasets, transforms and the loader.
+
+`Celeb` pairs prepared pictures with their masks, `TestCeleb` reads pictures alone, `Scenes` composes the pictures of
+the robust recipe. Each item is an image float32 (3, H, W) and, but for `TestCeleb`, a mask float32 (1, H, W) in {0, 1}.
+
+Randomness: an item is asked for by its index, or by (index, seed) as `EpochSampler` does. With the pair, the item is a
+function of the two alone, so an epoch is the same whatever the number of worker processes, and a resumed run sees what
+an uninterrupted one would have seen. With the bare index the seed comes from torch's generator of the process at hand,
+which a DataLoader seeds differently in every epoch and worker.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+import const
+from data_preprocessing import DataError
+
+
+# --- Transforms -----------------------------------------------------------------------------------------------------
+def _albumentations():
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else the import asks a package index for its version
+    import albumentations
+
+    return albumentations
+
+
+def train_transform(size: int = const.IMG_SIZE, *, seed: int | None = const.SEED, dropout: bool = True):
+    """The original's augmentation, every argument that matters by its name of today (albumentations 2.0.8).
+
+    Resize, ColorJitter (hue 0.2), HorizontalFlip, CoarseDropout (one hole of 0.2-0.7 of the height and 0.3-0.8 of the
+    width, grey 120 on the image and 0 on the mask, p 0.7), Normalize. `dropout=False` leaves the hole out.
+
+    Raises:
+        ValueError: for an argument that albumentations does not know, thanks to `strict=True`.
+    """
+    A = _albumentations()
+    hole = A.CoarseDropout(
+        num_holes_range=(1, 1),
+        hole_height_range=const.HOLE_HEIGHT,
+        hole_width_range=const.HOLE_WIDTH,
+        fill=const.HOLE_FILL,
+        fill_mask=0,
+        p=const.HOLE_P,
+    )
+    return A.Compose(
+        [
+            A.Resize(height=size, width=size),
+            A.ColorJitter(brightness=(0.7, 1.3), contrast=(0.7, 1.3), saturation=(0.7, 1.3), hue=(-0.2, 0.2), p=0.5),
+            A.HorizontalFlip(p=0.5),
+            *([hole] if dropout else []),
+            A.Normalize(mean=const.IMAGENET_MEAN, std=const.IMAGENET_STD, max_pixel_value=255.0),
+        ],
+        strict=True,
+        seed=seed,
+    )
+
+
+def val_transform(size: int = const.IMG_SIZE):
+    """Resize and Normalize; nothing random."""
+    A = _albumentations()
+    return A.Compose(
+        [
+            A.Resize(height=size, width=size),
+            A.Normalize(mean=const.IMAGENET_MEAN, std=const.IMAGENET_STD, max_pixel_value=255.0),
+        ],
+        strict=True,
+    )
+
+
+def photo_transform(*, seed: int | None = const.SEED):
+    """What cameras, lamps and file formats do to a photograph: light, colour, blur, grain, small size, compression."""
+    A = _albumentations()
+    enlarge = {"downscale": cv2.INTER_AREA, "upscale": cv2.INTER_LINEAR}
+    return A.Compose(
+        [
+            A.RandomBrightnessContrast(brightness_limit=(-0.4, 0.35), contrast_limit=(-0.4, 0.4), p=0.5),
+            A.RandomGamma(gamma_limit=(40, 220), p=0.3),
+            A.HueSaturationValue(
+                hue_shift_limit=(-25, 25), sat_shift_limit=(-60, 50), val_shift_limit=(-20, 20), p=0.35
+            ),
+            A.RGBShift(r_shift_limit=(-25, 25), g_shift_limit=(-25, 25), b_shift_limit=(-25, 25), p=0.2),
+            A.ToGray(num_output_channels=3, method="weighted_average", p=0.12),
+            A.OneOf(
+                [
+                    A.GaussianBlur(sigma_limit=(0.4, 2.2), blur_limit=0, p=1.0),
+                    A.MotionBlur(blur_limit=(3, 9), p=1.0),
+                    A.Downscale(scale_range=(0.2, 0.6), interpolation_pair=enlarge, p=1.0),
+                ],
+                p=0.25,
+            ),
+            A.GaussNoise(std_range=(0.01, 0.08), p=0.15),
+            A.ImageCompression(compression_type="jpeg", quality_range=(12, 80), p=0.25),
+        ],
+        strict=True,
+        seed=seed,
+    )
+
+
+def normalize(image: np.ndarray) -> np.ndarray:
+    """uint8 (..., 3) RGB to float32, with the ImageNet mean and deviation."""
+    scale = 1 / (255 * np.asarray(const.IMAGENET_STD, np.float32))
+    shift = np.asarray(const.IMAGENET_MEAN, np.float32) / np.asarray(const.IMAGENET_STD, np.float32)
+    return image * scale - shift
+
+
+# --- Datasets -------------------------------------------------------------------------------------------------------
+def read_rgb(path: Path) -> np.ndarray:
+    """A picture of the data set as uint8 (H, W, 3), RGB; `inference.read_picture` reads what users bring."""
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if image is None:
+        raise DataError(f"{path} cannot be read as a picture; prepare the data set again.")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _by_number(path: Path) -> tuple[int, str]:
+    digits = path.name.split("_")[0].split(".")[0]
+    return (int(digits), path.name) if digits.isdecimal() else (1 << 62, path.name)
+
+
+def _pictures(folder: Path) -> list[Path]:
+    if not Path(folder).is_dir():
+        raise DataError(f"{folder} is not a folder; prepare the data with `python data_preprocessing.py`.")
+    found = [p for p in Path(folder).iterdir() if p.suffix.lower() in const.IMAGE_SUFFIXES and p.name[0] != "."]
+    return sorted(found, key=_by_number)
+
+
+def _index_and_seed(key) -> tuple[int, int]:
+    return key if isinstance(key, tuple) else (int(key), int(torch.randint(2**31, ())))
+
+
+def _to_tensor(array: np.ndarray) -> torch.Tensor:
+    if array.ndim == 2:
+        array = array[..., None]
+    return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
+
+
+class Celeb(Dataset):
+    """Prepared faces with their masks, in the order of their ids.
+
+    Args:
+        image_dir, mask_dir: `images_*` and `masks_*` as data_preprocessing.py makes them.
+        transform: an albumentations Compose that gets image and mask; without it the picture is only scaled to [0, 1],
+            and the mask is enlarged to the picture's size.
+        limit: use the first `limit` pairs only.
+
+    Raises:
+        DataError: no pictures, or a picture without its mask, or a mask without its picture.
+    """
+
+    def __init__(self, image_dir: Path, mask_dir: Path, transform=None, *, limit: int | None = None):
+        images = _pictures(image_dir)
+        masks = {p.name: p for p in _pictures(mask_dir)}
+        missing = [p.name for p in images if f"{p.stem}_skin.png" not in masks]
+        stems = {p.stem for p in images}
+        missing += [name for name in masks if name.removesuffix("_skin.png") not in stems]
+        if missing:
+            raise DataError(
+                f"{len(missing)} files of {image_dir} and {mask_dir} have no partner ({missing[0]} is the first); "
+                "run `python data_preprocessing.py` again."
+            )
+        if not images:
+            raise DataError(f"{image_dir} holds no pictures; prepare the data with `python data_preprocessing.py`.")
+        self.pairs = [(p, masks[f"{p.stem}_skin.png"]) for p in images][:limit]
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, key) -> tuple[torch.Tensor, torch.Tensor]:
+        index, seed = _index_and_seed(key)
+        image_path, mask_path = self.pairs[index]
+        image = read_rgb(image_path)
+        mask = cv2.imread(str(mask_path), cv2.IMREAD_GRAYSCALE)
+        if mask is None:
+            raise DataError(f"{mask_path} cannot be read as a picture; prepare the data set again.")
+        if mask.shape != image.shape[:2]:  # masks are 512x512, the official pictures 1024x1024
+            mask = cv2.resize(mask, image.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+        mask = (mask > 127).astype(np.float32)
+        if self.transform is None:
+            return _to_tensor(image.astype(np.float32) / 255), _to_tensor(mask)
+        self.transform.set_random_seed(seed)
+        out = self.transform(image=image, mask=mask)
+        return _to_tensor(out["image"]), _to_tensor(out["mask"])
+
+
+class TestCeleb(Dataset):
+    """The pictures of a folder, without masks, sorted: image float32 (3, H, W)."""
+
+    __test__ = False  # pytest takes a name that begins with Test for its own
+
+    def __init__(self, image_dir: Path, transform=None):
+        self.paths = _pictures(image_dir)
+        if not self.paths:
+            raise DataError(f"{image_dir} holds no pictures.")
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        image = read_rgb(self.paths[index])
+        if self.transform is None:
+            return _to_tensor(image.astype(np.float32) / 255)
+        return _to_tensor(self.transform(image=image)["image"])
+
+
+class Scenes(Dataset):
+    """The robust recipe's pictures: `scenes.SceneComposer`, then `photo_transform`, at size x size pixels.
+
+    An epoch shows every face `repeat` times.
+    """
+
+    def __init__(self, composer, size: int, *, repeat: int = 1):
+        self.composer, self.size, self.repeat = composer, size, repeat
+        self.photo = photo_transform()
+
+    def __len__(self) -> int:
+        return len(self.composer.faces) * self.repeat
+
+    def __getitem__(self, key) -> tuple[torch.Tensor, torch.Tensor]:
+        index, seed = _index_and_seed(key)
+        rng = np.random.default_rng(seed)
+        image, truth = self.composer.compose(rng, index % len(self.composer.faces), self.size)
+        self.photo.set_random_seed(seed)
+        image = self.photo(image=image)["image"]
+        return _to_tensor(normalize(image)), _to_tensor(truth.astype(np.float32) / 255)
+
+
+# --- Loading --------------------------------------------------------------------------------------------------------
+class EpochSampler(Sampler):
+    """Yields (index, seed) in an order and with seeds that depend on (seed, epoch) alone."""
+
+    def __init__(self, length: int, *, seed: int, shuffle: bool):
+        self.length, self.seed, self.shuffle, self.epoch = length, seed, shuffle, 0
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        rng = np.random.default_rng((self.seed, self.epoch))
+        order = rng.permutation(self.length) if self.shuffle else np.arange(self.length)
+        seeds = rng.integers(2**31, size=self.length)
+        return iter(zip(order.tolist(), seeds.tolist(), strict=True))
+
+
+def _quiet_worker(_: int) -> None:
+    cv2.setNumThreads(0)  # the worker processes are the parallelism
+
+
+def make_loader(
+    dataset: Dataset, batch_size: int, *, train: bool, workers: int = 0, seed: int = const.SEED
+) -> DataLoader:
+    """A loader whose `sampler.epoch` is to be set before every epoch.
+
+    A training loader shuffles and drops the last, smaller batch: batch normalisation after DeepLabV3's global pooling
+    fails on a batch of one.
+    """
+    return DataLoader(
+        dataset,
+        batch_size,
+        sampler=EpochSampler(len(dataset), seed=seed, shuffle=train),
+        num_workers=workers,
+        drop_last=train,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=workers > 0,
+        worker_init_fn=_quiet_worker,
+    )

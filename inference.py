@@ -1,0 +1,366 @@
+"""Pictures in, masks out: reading what users bring, looking at it once or twice, writing results as they come.
+
+A mask is as large as the picture is seen (orientation tags applied). A network that looks once sees the whole picture
+scaled to its size, aspect kept. One that looks twice finds the faces in the whole picture first, then looks at each
+again, enlarged to fill its square, which is what makes faces of a few per cent of the width come out sharp.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+import const
+from model import Info
+
+SECOND_MARGIN = 1.6  # side of the second look's square, in lengths of the face found
+COARSE_THRESHOLD = 0.25  # probability from which the second look is worth taking
+BATCH_PIXELS = 24_000_000  # pictures are batched up to this many pixels, so that memory has a bound
+
+
+class PictureError(Exception):
+    """A picture that cannot be read; the message is one sentence for the user."""
+
+
+# --- Reading --------------------------------------------------------------------------------------------------------
+def read_picture(path: Path) -> np.ndarray:
+    """Any picture as it is seen: uint8 (H, W, 3) RGB, upright, transparency over white.
+
+    Greyscale, 16-bit, palette, CMYK, alpha and floating-point pictures are converted; of an animation the first frame
+    is taken.
+
+    Raises:
+        PictureError: the file is missing, is no picture, or is cut short.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as picture:
+                picture.load()
+                picture = ImageOps.exif_transpose(picture)
+                return _to_rgb(picture)
+    except FileNotFoundError:
+        raise PictureError(f"There is no file {path}.") from None
+    except UnidentifiedImageError:
+        return _read_with_opencv(path)
+    except Image.DecompressionBombError:
+        raise PictureError(f"{path} has more pixels than can be read safely; scale it down.") from None
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise PictureError(f"{path} cannot be read as a picture ({reason}).") from None
+
+
+def _to_rgb(picture) -> np.ndarray:
+    from PIL import Image
+
+    if picture.mode.startswith("I") or picture.mode == "F":  # 16 or 32 bits of grey
+        grey = np.asarray(picture).astype(np.float64)
+        top = (
+            1.0
+            if picture.mode == "F" and grey.max(initial=0) <= 1
+            else 255.0
+            if grey.max(initial=0) <= 255
+            else 65535.0
+        )
+        if picture.mode.startswith("I;16"):
+            top = 65535.0
+        grey = (grey / top * 255).clip(0, 255).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
+    if picture.has_transparency_data:
+        rgba = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return np.asarray(picture.convert("RGB"))
+
+
+def _read_with_opencv(path: Path) -> np.ndarray:
+    """What Pillow does not know, such as 16-bit colour TIFF."""
+    try:
+        data = np.fromfile(path, np.uint8)
+    except OSError as error:
+        raise PictureError(f"{path} cannot be read ({error.strerror}).") from None
+    picture = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
+    if picture is None:
+        raise PictureError(f"{path} is not a picture.")
+    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+
+
+# --- Looking --------------------------------------------------------------------------------------------------------
+class Segmenter:
+    """A network ready to predict.
+
+    Args:
+        net: a network of model.py, with its weights.
+        info: what is known of the weights.
+        device: where to compute.
+        flip: average with the mirrored picture; twice the time, a little more accurate.
+        looks: 1 or 2; as the weights say without it.
+    """
+
+    def __init__(self, net: torch.nn.Module, info: Info, device="cpu", *, flip: bool = False, looks: int | None = None):
+        self.device = torch.device(device)
+        self.net = net.to(self.device, memory_format=torch.channels_last).eval()
+        self.info, self.flip, self.looks = info, flip, looks or info.looks
+
+    @torch.inference_mode()
+    def _logits(self, pictures: list[np.ndarray]) -> np.ndarray:
+        """Pictures of one shape, uint8 (H, W, 3) -> logits float32 (N, H, W)."""
+        x = torch.from_numpy(np.stack(pictures)).to(self.device).permute(0, 3, 1, 2)  # (N, 3, H, W), channels last
+        mean = torch.tensor(const.IMAGENET_MEAN, device=self.device).view(1, 3, 1, 1) * 255
+        std = torch.tensor(const.IMAGENET_STD, device=self.device).view(1, 3, 1, 1) * 255
+        x = (x - mean) / std
+        logits = self.net(x)
+        if self.flip:
+            logits = (logits + self.net(x.flip(3)).flip(3)) / 2
+        return logits[:, 0].float().cpu().numpy()
+
+    def _scaled(self, picture: np.ndarray, side: int) -> tuple[np.ndarray, tuple[int, int]]:
+        """The picture with its longer side at `side`, padded to multiples of 32: (padded, (h, w) of the content)."""
+        h, w = picture.shape[:2]
+        scale = side / max(h, w)
+        size = max(1, round(h * scale)), max(1, round(w * scale))
+        small = cv2.resize(picture, size[::-1], interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+        pad = -size[0] % 32, -size[1] % 32
+        small = cv2.copyMakeBorder(small, 0, pad[0], 0, pad[1], cv2.BORDER_REPLICATE)
+        return small, size
+
+    def logits(self, pictures: list[np.ndarray]) -> list[np.ndarray]:
+        """Pictures uint8 (H, W, 3) RGB of any sizes -> logits float32 (H, W), each at its picture's size."""
+        first = self._first_look(pictures)
+        if self.looks == 1:
+            return [_enlarge(c, p.shape[:2]) for c, p in zip(first, pictures, strict=True)]
+        boxes = [self._faces(c, p.shape[:2]) for c, p in zip(first, pictures, strict=True)]
+        crops = [_crop(p, b, self.info.size) for p, bs in zip(pictures, boxes, strict=True) for b in bs]
+        second = iter([x for i in range(0, len(crops), 8) for x in self._logits(crops[i : i + 8])])
+        return [
+            _assemble(c, p.shape[:2], [(b, next(second)) for b in bs])
+            for c, p, bs in zip(first, pictures, boxes, strict=True)
+        ]
+
+    def _first_look(self, pictures: list[np.ndarray]) -> list[np.ndarray]:
+        scaled = [self._scaled(p, self.info.size) for p in pictures]
+        out: list[np.ndarray | None] = [None] * len(pictures)
+        for shape in {s.shape for s, _ in scaled}:
+            same = [i for i, (s, _) in enumerate(scaled) if s.shape == shape]
+            for i, logits in zip(same, self._logits([scaled[i][0] for i in same]), strict=True):
+                h, w = scaled[i][1]
+                out[i] = logits[:h, :w]
+        return out
+
+    def _faces(self, coarse: np.ndarray, shape: tuple[int, int]) -> list[tuple[int, int, int]]:
+        """Squares (x, y, side) in the picture's pixels around what the first look took for faces."""
+        logit = float(np.log(COARSE_THRESHOLD / (1 - COARSE_THRESHOLD)))
+        n, _, stats, _ = cv2.connectedComponentsWithStats((coarse > logit).astype(np.uint8))
+        boxes = [tuple(map(float, (x, y, x + w, y + h))) for x, y, w, h, area in stats[1:n] if area >= 6]
+        scale = shape[0] / coarse.shape[0]
+        squares = []
+        for x0, y0, x1, y1 in _merge(boxes):
+            side = max(x1 - x0, y1 - y0) * scale * SECOND_MARGIN
+            cx, cy = (x0 + x1) / 2 * scale, (y0 + y1) / 2 * scale
+            squares.append((round(cx - side / 2), round(cy - side / 2), max(8, round(side))))
+        return squares
+
+    def mask(self, picture: np.ndarray, threshold: float = const.THRESHOLD) -> np.ndarray:
+        """One picture uint8 (H, W, 3) RGB -> mask uint8 (H, W), 0/255, at a probability threshold."""
+        return to_mask(self.logits([picture])[0], threshold)
+
+
+def to_mask(logits: np.ndarray, threshold: float) -> np.ndarray:
+    """Logits float (H, W) to a mask uint8 (H, W), 0/255, at a probability threshold in (0, 1)."""
+    return np.where(logits > np.log(threshold / (1 - threshold)), 255, 0).astype(np.uint8)
+
+
+def _enlarge(logits: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    return cv2.resize(logits, shape[::-1], interpolation=cv2.INTER_LINEAR)
+
+
+def _merge(boxes: list[tuple]) -> list[tuple]:
+    """Join boxes (x0, y0, x1, y1) that belong to one face, such as the parts above and below spectacles: those whose
+    distance is less than a quarter of the larger one."""
+    boxes, merged = sorted(boxes, key=lambda b: (b[0] - b[2]) * (b[3] - b[1])), True
+    while merged:
+        merged = False
+        for i, a in enumerate(boxes):
+            for j in range(i + 1, len(boxes)):
+                b = boxes[j]
+                reach = 0.25 * max(a[2] - a[0], a[3] - a[1], b[2] - b[0], b[3] - b[1])
+                if a[0] - reach < b[2] and b[0] - reach < a[2] and a[1] - reach < b[3] and b[1] - reach < a[3]:
+                    boxes[i] = (min(a[0], b[0]), min(a[1], b[1]), max(a[2], b[2]), max(a[3], b[3]))
+                    del boxes[j]
+                    merged = True
+                    break
+            if merged:
+                break
+    return boxes
+
+
+def _crop(picture: np.ndarray, box: tuple[int, int, int], size: int) -> np.ndarray:
+    """The square (x, y, side) of a picture at size x size, edge pixels repeated beyond the picture."""
+    x, y, side = box
+    h, w = picture.shape[:2]
+    x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + side, w), min(y + side, h)
+    part = picture[y0:y1, x0:x1]
+    scale = size / side
+    inner = max(1, round((x1 - x0) * scale)), max(1, round((y1 - y0) * scale))
+    part = cv2.resize(part, inner, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    left, top = min(round((x0 - x) * scale), size - 1), min(round((y0 - y) * scale), size - 1)
+    part = part[: size - top, : size - left]
+    return cv2.copyMakeBorder(
+        part, top, size - top - part.shape[0], left, size - left - part.shape[1], cv2.BORDER_REPLICATE
+    )
+
+
+def _assemble(
+    coarse: np.ndarray, shape: tuple[int, int], looks: list[tuple[tuple[int, int, int], np.ndarray]]
+) -> np.ndarray:
+    """The picture's logits from its second looks; nothing is a face where none was taken."""
+    h, w = shape
+    total = np.full((h, w), -8.0, np.float32)
+    weight = np.zeros((h, w), np.float32)
+    for (x, y, side), logits in looks:
+        x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + side, w), min(y + side, h)
+        if x0 >= x1 or y0 >= y1:
+            continue
+        # Sample the square's logits at the picture's pixel centres.
+        scale = logits.shape[0] / side
+        matrix = np.float32([[scale, 0, (x0 - x + 0.5) * scale - 0.5], [0, scale, (y0 - y + 0.5) * scale - 0.5]])
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        patch = cv2.warpAffine(logits, matrix, (x1 - x0, y1 - y0), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+        if len(looks) == 1:
+            total[y0:y1, x0:x1] = patch
+            return total
+        ramp_x = 1.001 - np.abs((np.arange(x0, x1) + 0.5 - x) / side * 2 - 1)
+        ramp_y = 1.001 - np.abs((np.arange(y0, y1) + 0.5 - y) / side * 2 - 1)
+        near = np.minimum(ramp_y[:, None], ramp_x[None]).astype(np.float32)  # the middle of a square knows best
+        box = np.s_[y0:y1, x0:x1]
+        old = weight[box]
+        total[box] = np.where(old > 0, (total[box] * old + patch * near) / (old + near), patch)
+        weight[box] = old + near
+    return total
+
+
+# --- Files in, files out --------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Job:
+    path: Path  # the picture
+    name: str  # of its results, below the output folder, without suffix
+
+
+def find_jobs(inputs: Iterable[Path], out: Path) -> list[Job]:
+    """The pictures of files and folders (searched through, in name order), each with a name of its own.
+
+    Results are named after the picture, below the same subfolders. Where two pictures would share a name, whatever the
+    case of its letters, the later one gets its suffix appended (`cat_png`), then a number. Results of an earlier run
+    into the searched folder itself are not taken for pictures.
+    """
+    jobs, taken = [], set()
+    for given in map(Path, inputs):
+        if given.is_dir():
+            found = [(p, p.relative_to(given)) for p in _walk(given, Path(out))]
+        else:
+            found = [(given, Path(given.name))]
+        for path, relative in found:
+            stem = relative.with_suffix("").as_posix()
+            name, n = stem, 1
+            while name.casefold() in taken:
+                suffix = relative.suffix.lstrip(".")
+                name = f"{stem}_{suffix}" if n == 1 and suffix else f"{stem}_{n + 1}"
+                n += 1
+            taken.add(name.casefold())
+            jobs.append(Job(path, name))
+    return jobs
+
+
+def _walk(folder: Path, out: Path) -> Iterator[Path]:
+    for root, folders, files in os.walk(folder):
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        own = Path(root).resolve().is_relative_to(out.resolve())
+        for name in sorted(files):
+            if name.startswith(".") or Path(name).suffix.lower() not in const.IMAGE_SUFFIXES:
+                continue
+            if own and name.endswith(("_mask.png", "_overlay.jpg")):
+                continue
+            yield Path(root) / name
+
+
+def predict_files(
+    segmenter: Segmenter, jobs: list[Job], *, batch_size: int, on_result, readers: int = 2, writers: int = 2
+) -> Iterator[tuple[Job, str | None]]:
+    """Read, look and write at the same time; yields each job when it is done, with a sentence if it failed.
+
+    Args:
+        on_result: called in a writing thread with (job, picture uint8 (H, W, 3), logits float32 (H, W)).
+
+    Raises:
+        OSError: a result could not be written (a full disk, no permission): the pictures after it would fail as well.
+    """
+    with ThreadPoolExecutor(readers) as reading, ThreadPoolExecutor(writers) as writing:
+        todo = iter(jobs)
+        coming = [(job, reading.submit(read_picture, job.path)) for job in islice(todo, batch_size + readers)]
+        going: list = []
+        try:
+            while coming:
+                batch, failed = [], []
+                while coming and len(batch) < batch_size:
+                    job, future = coming[0]
+                    try:
+                        picture = future.result()
+                    except PictureError as error:
+                        failed.append((job, str(error)))
+                    else:
+                        if batch and sum(p.size // 3 for _, p in batch) + picture.size // 3 > BATCH_PIXELS:
+                            break
+                        batch.append((job, picture))
+                    coming.pop(0)
+                    for fresh in islice(todo, 1):
+                        coming.append((fresh, reading.submit(read_picture, fresh.path)))
+                yield from failed
+                if not batch:
+                    continue
+                for (job, picture), logits in zip(batch, segmenter.logits([p for _, p in batch]), strict=True):
+                    going.append((job, writing.submit(on_result, job, picture, logits)))
+                del batch, picture, logits
+                while len(going) > writers:
+                    job, future = going.pop(0)
+                    future.result()
+                    yield job, None
+            for job, future in going:
+                future.result()
+                yield job, None
+        except BaseException:
+            reading.shutdown(cancel_futures=True)
+            writing.shutdown(cancel_futures=True)
+            raise
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file to a temporary name beside its target, then move it into place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def encode(picture: np.ndarray, suffix: str) -> bytes:
+    """A mask uint8 (H, W) or picture uint8 (H, W, 3) RGB as the bytes of a file of this suffix."""
+    if picture.ndim == 3:
+        picture = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
+    options = [cv2.IMWRITE_JPEG_QUALITY, 92] if suffix == ".jpg" else [cv2.IMWRITE_PNG_COMPRESSION, 3]
+    done, data = cv2.imencode(suffix, picture, options)
+    if not done:
+        raise OSError(f"{suffix} encoding failed")
+    return data.tobytes()

@@ -1,0 +1,527 @@
+"""Face segmentation that holds up when the face is covered.
+
+    python main.py                                   masks for the photographs of test_path/, into predictions/
+    python main.py predict photo.jpg folder/ --out masks
+    python main.py train --data CelebAMask-HQ        the original's experiment, into runs/
+    python main.py evaluate --weights model.best.pth
+
+Only the parts of a command are imported by it: `--help` needs no PyTorch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import const
+
+
+class UserError(Exception):
+    """Something to be mended by the user; the message is one sentence."""
+
+
+class Runner:
+    """Trains, evaluates and predicts; every method takes explicit values.
+
+    Args:
+        device: "auto" (a GPU where there is one), or what torch.device takes.
+        say: where lines for the user go.
+
+    From Python, masks are five lines away::
+
+        from main import Runner
+        runner = Runner()
+        runner.load("bundled")
+        mask = runner.predict_image("photo.jpg")  # uint8 (H, W), 0/255
+    """
+
+    def __init__(self, device: str = "auto", *, say=print):
+        self.device_name, self.say, self.segmenter = device, say, None
+
+    @property
+    def device(self):
+        import torch
+
+        if self.device_name == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            device = torch.device(self.device_name)
+            torch.empty(1, device=device)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"The device {self.device_name!r} cannot be used ({reason}); try --device cpu.") from None
+        return device
+
+    def load(self, weights: str | Path | None = None, *, online: bool = False, flip=False, looks=None) -> Runner:
+        """Get ready to predict with a weights file, "bundled", "published", or the first that there is.
+
+        Raises:
+            ModelError: the weights cannot be had or used.
+        """
+        import model as networks
+        from inference import Segmenter
+
+        path = networks.find_weights(weights, online=online, say=self.say)
+        net, info = networks.load(path)
+        self.weights_name = path.name
+        self.segmenter = Segmenter(net, info, self.device, flip=flip, looks=looks)
+        return self
+
+    # -- predict
+    def predict_image(self, picture, threshold: float = const.THRESHOLD):
+        """A mask uint8 (H, W), 0/255, of a picture: a path, or an array uint8 (H, W, 3) in RGB or (H, W) in grey.
+
+        Raises:
+            PictureError: the file cannot be read. ValueError: an array of another shape or type.
+        """
+        import numpy as np
+
+        from inference import read_picture
+
+        if self.segmenter is None:
+            self.load()
+        if isinstance(picture, (str, Path)):
+            picture = read_picture(Path(picture))
+        picture = np.asarray(picture)
+        if picture.ndim == 2:
+            picture = np.repeat(picture[..., None], 3, axis=2)
+        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or picture.size == 0:
+            raise ValueError(f"expected uint8 (H, W, 3) or (H, W), got {picture.dtype} {picture.shape}")
+        return self.segmenter.mask(picture, threshold)
+
+    def predict(
+        self,
+        inputs,
+        out: Path = const.PREDICTIONS_DIR,
+        *,
+        threshold: float = const.THRESHOLD,
+        batch_size: int = 4,
+        color: str = const.OVERLAY_COLOR,
+        alpha: float = const.OVERLAY_ALPHA,
+    ) -> list[str]:
+        """Write NAME_mask.png and NAME_overlay.jpg for every picture of files and folders.
+
+        Returns:
+            A sentence for each picture that could not be read.
+
+        Raises:
+            UserError: no pictures, or results that cannot be written.
+        """
+        from tqdm.auto import tqdm
+
+        from drawing import overlay, parse_color
+        from inference import encode, find_jobs, predict_files, to_mask, write_bytes
+
+        inputs, out = [Path(p) for p in inputs], Path(out)
+        jobs = find_jobs(inputs, out)
+        if not jobs:
+            raise UserError(f"{', '.join(map(str, inputs))} holds no pictures ({' '.join(const.IMAGE_SUFFIXES)}).")
+        rgb = parse_color(color)
+        if self.segmenter is None:
+            self.load()
+
+        def write(job, picture, logits):
+            mask = to_mask(logits, threshold)
+            write_bytes(out / f"{job.name}_mask.png", encode(mask, ".png"))
+            write_bytes(out / f"{job.name}_overlay.jpg", encode(overlay(picture, mask, rgb, alpha), ".jpg"))
+
+        faults = []
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            done = predict_files(self.segmenter, jobs, batch_size=batch_size, on_result=write)
+            for _, fault in tqdm(done, total=len(jobs), unit="picture", disable=None, delay=2):
+                if fault:
+                    faults.append(fault)
+        except OSError as error:
+            raise UserError(f"The results cannot be written to {out} ({error.strerror or error}).") from error
+        self.say(f"{len(jobs) - len(faults)} of {len(jobs)} pictures done: masks and overlays are in {out}")
+        return faults
+
+    # -- train
+    def train(
+        self,
+        config,
+        data: Path,
+        run_dir: Path,
+        *,
+        resume=False,
+        workers=None,
+        backgrounds=None,
+        extra=None,
+        source=None,
+    ) -> list[dict]:
+        """Train as `config` (training.Config) says on the prepared folders of `data`, which are made first where they
+        are missing and a source is found. Files go to `run_dir`; `resume` continues what is there.
+
+        Returns:
+            The history, one row an epoch.
+
+        Raises:
+            UserError, ModelError, DataError, TrainingError: one sentence each.
+        """
+        import torch
+
+        import dataset
+        import model as networks
+        from training import Trainer
+
+        run_dir = Path(run_dir)
+        state = self._state_to_resume(run_dir, config) if resume else None
+        if not resume and (run_dir / "last.pth").exists():
+            raise UserError(f"{run_dir} holds a run already; continue it with --resume, or give another --run-dir.")
+        data = self.prepared(data)
+        train_loader = self._train_loader(config, data, workers, backgrounds, extra)
+        val_set = dataset.Celeb(
+            data / "images_val", data / "masks_val", dataset.val_transform(config.size), limit=config.limit
+        )
+        val_loader = dataset.make_loader(val_set, config.batch_size, train=False, workers=_workers(workers))
+        torch.manual_seed(config.seed)
+        net = networks.build(config.model, pretrained=config.pretrained and state is None)
+        if config.init and state is None:
+            init, info = networks.load(Path(config.init))
+            if info.model != config.model:
+                raise UserError(f"{config.init} holds the network {info.model}, not {config.model}.")
+            net.load_state_dict(init.state_dict())
+        trainer = Trainer(net, config, run_dir, train_loader=train_loader, val_loader=val_loader, device=self.device)
+        if state is not None:
+            trainer.resume(state)
+            self.say(f"Resuming {run_dir} after epoch {trainer.epoch}")
+        self.say(
+            f"Training {config.model} ({config.recipe}) on {len(trainer.train_loader.dataset)} pictures an epoch, "
+            f"validating on {len(val_set)}, on {self.device}; files in {run_dir}"
+        )
+        return trainer.fit()
+
+    def _train_loader(self, config, data: Path, workers, backgrounds, extra):
+        """A function of the picture size that makes the training loader of a recipe."""
+        import dataset
+
+        workers = _workers(workers)
+        if config.recipe == "original":
+            pairs = data / "images_train", data / "masks_train"
+
+            def make(size):
+                celeb = dataset.Celeb(*pairs, dataset.train_transform(size, seed=config.seed), limit=config.limit)
+                if len(celeb) < config.batch_size:
+                    raise UserError(f"{len(celeb)} pictures are less than one batch; give a smaller --batch-size.")
+                return dataset.make_loader(celeb, config.batch_size, train=True, workers=workers, seed=config.seed)
+
+            return make
+        import scenes
+
+        if backgrounds is None:
+            self.say("No --backgrounds: faces are pasted on drawn colours, and no photograph without a face is seen.")
+        elif not Path(backgrounds).is_dir():
+            raise UserError(f"There is no folder {backgrounds}.")
+        if not (data / "persons_train").is_dir():
+            self.say(f"No {data / 'persons_train'}: nobody is cut out; make it with `data_preprocessing.py --persons`.")
+        sets = [(data / "images_train", data / "masks_train", data / "persons_train")]
+        if extra is not None:
+            sets.append((Path(extra) / "images", Path(extra) / "masks", None))
+        faces = scenes.FaceStore(*zip(*sets, strict=True), limit=config.limit)
+        if not len(faces):
+            raise UserError(f"{data / 'masks_train'} holds no masks; run `python data_preprocessing.py` again.")
+        photos = scenes.PhotoStore(scenes.find_backgrounds(backgrounds) if backgrounds else [])
+        composer = scenes.SceneComposer(faces, photos, cover_p=config.cover_p, glasses_p=config.glasses_p)
+        return lambda size: dataset.make_loader(
+            dataset.Scenes(composer, size, repeat=config.repeat),
+            config.batch_size,
+            train=True,
+            workers=workers,
+            seed=config.seed,
+        )
+
+    def _state_to_resume(self, run_dir: Path, config) -> dict:
+        import pickle
+
+        import torch
+
+        path = run_dir / "last.pth"
+        if not path.is_file():
+            raise UserError(f"There is nothing to resume: {path} does not exist.")
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            old = state["config"]
+        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{path} is not the state of a run, or is damaged; start anew in another --run-dir."
+            ) from error
+        for name in ("model", "recipe", "size", "batch_size", "seed", "limit"):
+            if old.get(name) != getattr(config, name):
+                raise UserError(f"The run in {run_dir} has {name} {old.get(name)}; resume it with the same.")
+        return state
+
+    def prepared(self, data: Path) -> Path:
+        """The folder `data` once it holds the prepared sets; they are made from a source in the usual places if not.
+
+        Raises:
+            DataError: nothing prepared and no source.
+        """
+        import data_preprocessing as preparation
+
+        data = Path(data)
+        if not preparation.is_prepared(data):
+            try:
+                source = preparation.find_source(data)
+            except preparation.DataError:
+                source = preparation.find_source()
+            self.say(f"Preparing {data} from {source.path}")
+            report = preparation.prepare(source, data)
+            for fault in report.faults:
+                self.say(f"left out: {fault}")
+        return data
+
+    # -- evaluate
+    def evaluate(self, data: Path, out: Path, *, limit: int | None = None) -> dict:
+        """Measure the loaded weights on the validation pictures of `data`, each at its mask's own size, from counts
+        pooled over the split. Writes `metrics.json` and `worst.jpg` to `out`.
+
+        Returns:
+            {threshold name: {"dice", "iou", "precision", "recall", "boundary_iou", ...}}.
+        """
+        import cv2
+        import numpy as np
+        from tqdm.auto import tqdm
+
+        import dataset
+        from drawing import worst_sheet
+        from metrics import SplitCounts
+        from training import write_text
+
+        data = self.prepared(data)
+        pairs = dataset.Celeb(data / "images_val", data / "masks_val", limit=limit).pairs
+        logit = const.ORIGINAL_LOGIT_THRESHOLD
+        counts = SplitCounts({"probability 0.5": 0.0, f"logit {logit}": logit})
+
+        def look(pair):
+            picture = dataset.read_rgb(pair[0])
+            truth = cv2.imread(str(pair[1]), cv2.IMREAD_GRAYSCALE)
+            logits = self.segmenter.logits([picture])[0]
+            if logits.shape != truth.shape:
+                logits = cv2.resize(logits, truth.shape[::-1], interpolation=cv2.INTER_LINEAR)
+            return picture, truth, logits
+
+        for pair in tqdm(pairs, unit="picture", disable=None):
+            _, truth, logits = look(pair)
+            counts.add(pair[0].name, logits, truth > 127)
+        table = {name: pooled.summary() for name, pooled in counts.pooled.items()}
+        record = {
+            "weights": self.weights_name,
+            "model": self.segmenter.info.model,
+            "looks": self.segmenter.looks,
+            "data": str(data),
+            "pictures": len(pairs),
+            "device": str(self.device),
+            "metrics": table,
+        }
+        out.mkdir(parents=True, exist_ok=True)
+        write_text(out / "metrics.json", json.dumps(record, indent=2) + "\n")
+        worst = sorted(range(len(pairs)), key=lambda i: counts.per_picture[i][1].dice)[:10]
+        rows = []
+        for i in worst:
+            picture, truth, logits = look(pairs[i])
+            title = f"{pairs[i][0].name}  Dice {counts.per_picture[i][1].dice:.3f}"
+            rows.append((title, picture, np.where(logits > 0, 255, 0).astype(np.uint8), truth))
+        worst_sheet(rows, out / "worst.jpg")
+        self.say(format_table(table))
+        self.say(f"{len(pairs)} pictures; metrics.json and worst.jpg are in {out}")
+        return table
+
+
+def format_table(table: dict[str, dict[str, float]]) -> str:
+    names = list(next(iter(table.values())))
+    lines = [f"{'':16}" + "".join(f"{n.replace('_', ' '):>14}" for n in names)]
+    lines += [f"{row:16}" + "".join(f"{v.get(n, float('nan')):14.4f}" if n in v else f"{'':14}" for n in names)
+              for row, v in table.items()]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _workers(given: int | None) -> int:
+    """Loader processes: as asked, else up to four, one core being left to the training itself."""
+    import os
+
+    if given is not None:
+        return given
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(4, cores - 1)
+
+
+# --- The command line -----------------------------------------------------------------------------------------------
+def _number(kind, low, high, text_range):
+    """An argparse type: a number of `kind` within [low, high]."""
+
+    def parse(text: str):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {text_range}")
+        return value
+
+    return parse
+
+
+_count = _number(int, 1, 10**9, "a whole number from 1 up")
+_size = _number(int, 32, 8192, "a whole number from 32 to 8192")
+_workers_type = _number(int, 0, 256, "a whole number from 0 to 256")
+_seed = _number(int, 0, 2**31 - 1, "a whole number from 0 up")
+_rate = _number(float, 1e-12, 1e3, "a number above 0")
+_probability = _number(float, 1e-6, 1 - 1e-6, "a probability between 0 and 1")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="Masks of the visible face, glasses and covers cut out. Without a command: masks for the sample "
+        "photographs of test_path/, written to predictions/.",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="{train,evaluate,predict}")
+    weights_help = (
+        "a weights file, 'bundled' (the small model) or 'published' (the original's, fetched from Google Drive); "
+        f"default: {const.MODEL_PATH.name} beside main.py if there, else bundled"
+    )
+    device = {"default": "auto", "help": "cpu, cuda, cuda:1, mps ...; default: a GPU where there is one"}
+
+    p = commands.add_parser("predict", help="write masks and overlays of pictures")
+    p.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help="pictures, or folders of pictures")
+    p.add_argument("--weights", metavar="F", help=weights_help)
+    p.add_argument("--out", type=Path, default=const.PREDICTIONS_DIR, help="where results go; default: predictions/")
+    p.add_argument(
+        "--threshold",
+        type=_probability,
+        default=const.THRESHOLD,
+        help="probability from which a pixel is face; default 0.5 (the original: logit 0.1, a probability of 0.525)",
+    )
+    p.add_argument("--device", **device)
+    p.add_argument("--batch-size", type=_count, default=4, help="pictures looked at together; default 4")
+    p.add_argument("--flip", action="store_true", help="average with the mirrored picture: twice the time")
+    p.add_argument(
+        "--looks", type=int, choices=(1, 2), help="2: look again at each face found; default: by the weights"
+    )
+    p.set_defaults(run=_predict)
+
+    p = commands.add_parser("evaluate", help="measure weights on the validation faces")
+    p.add_argument("--weights", metavar="F", required=True, help=weights_help)
+    p.add_argument("--data", type=Path, default=const.CELEB_DIR, help="prepared folders; default: CelebAMask-HQ/")
+    p.add_argument("--out", type=Path, help="where metrics.json and worst.jpg go; default: runs/evaluate-NAME")
+    p.add_argument("--limit", type=_count, help="only the first N pictures")
+    p.add_argument("--device", **device)
+    p.add_argument("--flip", action="store_true", help="average with the mirrored picture")
+    p.add_argument("--looks", type=int, choices=(1, 2), help="default: by the weights")
+    p.set_defaults(run=_evaluate)
+
+    p = commands.add_parser("train", help="train a network; defaults are the original's")
+    p.add_argument("--model", choices=("deeplabv3", "unet", "lite"), default=const.MODEL)
+    p.add_argument(
+        "--recipe",
+        choices=("original", "robust"),
+        default="original",
+        help="robust: faces of all sizes, other backgrounds, drawn covers; what the bundled weights are made with",
+    )
+    p.add_argument("--data", type=Path, default=const.CELEB_DIR, help="prepared folders; default: CelebAMask-HQ/")
+    p.add_argument("--epochs", type=_count, help=f"default {const.EPOCHS}; robust {const.ROBUST['epochs']}")
+    p.add_argument("--batch-size", type=_count, help=f"default {const.BATCH_SIZE}; robust {const.ROBUST['batch_size']}")
+    p.add_argument("--lr", type=_rate, help=f"default {const.LR}; robust {const.ROBUST['lr']}")
+    p.add_argument("--size", type=_size, help=f"picture size; default {const.IMG_SIZE}; robust {const.ROBUST['size']}")
+    p.add_argument("--limit", type=_count, help="only the first N faces of each split")
+    p.add_argument("--workers", type=_workers_type, help="loader processes; default: cores - 1, at most 4")
+    p.add_argument("--seed", type=_seed, default=const.SEED)
+    p.add_argument("--device", **device)
+    p.add_argument("--resume", action="store_true", help="continue the killed run in --run-dir")
+    p.add_argument("--no-pretrained", action="store_true", help="start from random weights")
+    p.add_argument("--run-dir", type=Path, help="where the run's files go; default: runs/MODEL")
+    p.add_argument("--backgrounds", type=Path, metavar="DIR", help="robust: photographs without faces")
+    p.add_argument("--extra", type=Path, metavar="DIR", help="robust: more faces, DIR/images and DIR/masks")
+    p.add_argument("--init", metavar="F", help="robust: weights to start from")
+    p.add_argument(
+        "--cover-p", type=_number(float, 0, 1, "a number from 0 to 1"), help="robust: share of covered faces"
+    )
+    p.set_defaults(run=_train)
+    return parser
+
+
+def _predict(args) -> int:
+    runner = Runner(args.device)
+    runner.load(args.weights, flip=args.flip, looks=args.looks)
+    return _report_faults(runner.predict(args.inputs, args.out, threshold=args.threshold, batch_size=args.batch_size))
+
+
+def _main_job(args) -> int:
+    runner = Runner()
+    runner.load(online=True)
+    return _report_faults(runner.predict([const.TEST_DIR], const.PREDICTIONS_DIR))
+
+
+def _evaluate(args) -> int:
+    runner = Runner(args.device)
+    runner.load(args.weights, flip=args.flip, looks=args.looks)
+    runner.evaluate(args.data, args.out or const.RUNS_DIR / f"evaluate-{Path(args.weights).stem}", limit=args.limit)
+    return 0
+
+
+def _train(args) -> int:
+    from training import Config
+
+    robust_only = {
+        "--backgrounds": args.backgrounds,
+        "--extra": args.extra,
+        "--init": args.init,
+        "--cover-p": args.cover_p,
+    }
+    given = [name for name, value in robust_only.items() if value is not None]
+    if args.recipe == "original" and given:
+        raise UserError(f"{given[0]} belongs to --recipe robust.")
+    settings = dict(const.ROBUST) if args.recipe == "robust" else {}
+    if args.size is not None:
+        settings["phases"] = []  # one size throughout
+    for name in ("epochs", "batch_size", "lr", "size", "limit", "init", "cover_p"):
+        if getattr(args, name) is not None:
+            settings[name] = getattr(args, name)
+    pretrained = not args.no_pretrained and args.model != "lite" and args.init is None
+    config = Config(model=args.model, recipe=args.recipe, seed=args.seed, pretrained=pretrained, **settings)
+    Runner(args.device).train(
+        config,
+        args.data,
+        args.run_dir or const.RUNS_DIR / args.model,
+        resume=args.resume,
+        workers=args.workers,
+        backgrounds=args.backgrounds,
+        extra=args.extra,
+    )
+    return 0
+
+
+def _report_faults(faults: list[str]) -> int:
+    for fault in faults:
+        print(f"error: {fault}", file=sys.stderr)
+    return 1 if faults else 0
+
+
+def _known_errors() -> tuple[type[Exception], ...]:
+    """The one-sentence errors of the modules that have been imported."""
+    places = (("data_preprocessing", "DataError"), ("model", "ModelError"), ("training", "TrainingError"),
+              ("inference", "PictureError"))  # fmt: skip
+    return (UserError, *(getattr(sys.modules[m], e) for m, e in places if m in sys.modules))
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    try:
+        return getattr(args, "run", _main_job)(args)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if isinstance(error, _known_errors()):
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+        if isinstance(error, OSError):
+            print(f"error: {error.filename or 'writing'}: {error.strerror or error}.", file=sys.stderr)
+            return 1
+        raise
+
+
+if __name__ == "__main__":
+    sys.exit(main())

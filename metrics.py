@@ -1,0 +1,128 @@
+"""Counts pooled over a whole split, divided once: Dice, IoU, precision, recall, BCE, boundary IoU.
+
+Means over batches of per-batch ratios depend on the batch size and favour small faces; integer counts do not, add up
+over processes, and give the same figure in any order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+
+import cv2
+import numpy as np
+
+BOUNDARY_RATIO = 0.02  # of the picture's diagonal, as in Cheng et al. 2021, https://arxiv.org/abs/2103.16562
+
+
+def boundary_region(mask: np.ndarray, ratio: float = BOUNDARY_RATIO) -> np.ndarray:
+    """The mask's pixels within a distance of its contour, boolean (H, W).
+
+    The distance is `ratio` of the diagonal, in 3x3 erosions, at least one. The picture's edge counts as outside.
+    """
+    h, w = mask.shape
+    distance = max(1, round(ratio * float(np.hypot(h, w))))
+    padded = cv2.copyMakeBorder(mask.astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
+    inner = cv2.erode(padded, np.ones((3, 3), np.uint8), iterations=distance)[1:-1, 1:-1]
+    return (mask > 0) & (inner == 0)
+
+
+@dataclass
+class Counts:
+    """Pixels counted so far; instances add up with `+`."""
+
+    tp: int = 0
+    fp: int = 0
+    fn: int = 0
+    tn: int = 0
+    boundary_inter: int = 0
+    boundary_union: int = 0
+    bce_sum: float = 0.0
+    bce_pixels: int = 0
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    def add(self, predicted: np.ndarray, truth: np.ndarray, *, boundary: bool = True) -> Counts:
+        """Count one picture: `predicted` and `truth` boolean (H, W). Returns itself.
+
+        Raises:
+            ValueError: the two shapes differ.
+        """
+        predicted, truth = np.asarray(predicted, bool), np.asarray(truth, bool)
+        if predicted.shape != truth.shape:
+            raise ValueError(f"prediction {predicted.shape} and truth {truth.shape} differ in shape")
+        tp = int(np.count_nonzero(predicted & truth))
+        fp = int(np.count_nonzero(predicted)) - tp
+        fn = int(np.count_nonzero(truth)) - tp
+        self.tp, self.fp, self.fn = self.tp + tp, self.fp + fp, self.fn + fn
+        self.tn += truth.size - tp - fp - fn
+        if boundary:
+            a, b = boundary_region(predicted), boundary_region(truth)
+            self.boundary_inter += int(np.count_nonzero(a & b))
+            self.boundary_union += int(np.count_nonzero(a | b))
+        return self
+
+    def add_bce(self, logits: np.ndarray, truth: np.ndarray) -> Counts:
+        """Binary cross-entropy of logits float (H, W) against truth boolean (H, W), summed over pixels."""
+        x, y = logits.astype(np.float64), truth.astype(np.float64)
+        self.bce_sum += float((np.maximum(x, 0) - x * y + np.log1p(np.exp(-np.abs(x)))).sum())
+        self.bce_pixels += x.size
+        return self
+
+    @property
+    def dice(self) -> float:
+        """2 TP / (2 TP + FP + FN); 1 where both masks are empty."""
+        return _ratio(2 * self.tp, 2 * self.tp + self.fp + self.fn)
+
+    @property
+    def iou(self) -> float:
+        """TP / (TP + FP + FN); 1 where both masks are empty."""
+        return _ratio(self.tp, self.tp + self.fp + self.fn)
+
+    @property
+    def precision(self) -> float:
+        return _ratio(self.tp, self.tp + self.fp)
+
+    @property
+    def recall(self) -> float:
+        return _ratio(self.tp, self.tp + self.fn)
+
+    @property
+    def boundary_iou(self) -> float:
+        return _ratio(self.boundary_inter, self.boundary_union)
+
+    @property
+    def bce(self) -> float:
+        return self.bce_sum / self.bce_pixels if self.bce_pixels else float("nan")
+
+    @property
+    def painted(self) -> float:
+        """The share of all pixels that were called face."""
+        total = self.tp + self.fp + self.fn + self.tn
+        return (self.tp + self.fp) / total if total else 0.0
+
+    def summary(self) -> dict[str, float]:
+        names = ["dice", "iou", "precision", "recall", "boundary_iou"] + (["bce"] if self.bce_pixels else [])
+        return {name: getattr(self, name) for name in names}
+
+
+def _ratio(part: int, whole: int) -> float:
+    return part / whole if whole else 1.0
+
+
+@dataclass
+class SplitCounts:
+    """Counts of one split at several thresholds, and picture by picture at the first of them."""
+
+    thresholds: dict[str, float]  # name -> logit
+    pooled: dict[str, Counts] = field(default_factory=dict)
+    per_picture: list[tuple[str, Counts]] = field(default_factory=list)
+
+    def add(self, name: str, logits: np.ndarray, truth: np.ndarray) -> None:
+        """One picture: logits float (H, W), truth boolean (H, W)."""
+        for i, (key, logit) in enumerate(self.thresholds.items()):
+            one = Counts().add(logits > logit, truth)
+            if i == 0:
+                one.add_bce(logits, truth)
+                self.per_picture.append((name, one))
+            self.pooled[key] = self.pooled.get(key, Counts()) + one

@@ -1,0 +1,414 @@
+"""The three networks, and their weights: build, find, download, check, load, save.
+
+    deeplabv3   DeepLabV3-ResNet50, the original's model (Chen et al. 2017, https://arxiv.org/abs/1706.05587)
+    unet        U-Net with a ResNet-34 encoder, the original's second model (Ronneberger et al. 2015,
+                https://arxiv.org/abs/1505.04597)
+    lite        a small residual U-Net for laptops; the bundled weights are of this kind
+
+Every network maps an image float32 (B, 3, H, W), normalised with the ImageNet mean and deviation, to logits
+(B, 1, H, W). A checkpoint is a flat `state_dict`. What else is known of it (model, picture size, how to look) travels
+in the dictionary's own `_metadata`, so that strict loading, here or in the original's class, sees tensors only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import tempfile
+import threading
+from collections import OrderedDict
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import const
+
+
+class ModelError(Exception):
+    """Weights that cannot be found, fetched or used; the message is one sentence for the user."""
+
+
+# --- Networks -------------------------------------------------------------------------------------------------------
+class DeepLabV3(nn.Module):
+    """torchvision's DeepLabV3-ResNet50 with a one-channel head, under the original's key names.
+
+    The 21-class auxiliary head of the COCO weights is carried along untouched, as in the published checkpoint, and
+    takes no part in the forward pass.
+    """
+
+    def __init__(self, pretrained: bool = False):
+        super().__init__()
+        from torchvision.models.segmentation import DeepLabV3_ResNet50_Weights, deeplabv3_resnet50
+        from torchvision.models.segmentation.deeplabv3 import DeepLabHead
+
+        if pretrained:
+            self.deep_lab_v3 = deeplabv3_resnet50(weights=DeepLabV3_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1)
+        else:
+            self.deep_lab_v3 = deeplabv3_resnet50(weights=None, weights_backbone=None, num_classes=21, aux_loss=True)
+        self.deep_lab_v3.classifier = DeepLabHead(2048, 1)
+        self.deep_lab_v3.aux_classifier.requires_grad_(False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        features = self.deep_lab_v3.backbone(x)["out"]  # (B, 2048, H / 8, W / 8)
+        logits = self.deep_lab_v3.classifier(features)
+        return F.interpolate(logits, size=x.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def conv_bn_relu(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
+    )
+
+
+class UpBlock(nn.Module):
+    """Upsample to the skip connection's size (or twice the size), join it, two 3x3 convolutions."""
+
+    def __init__(self, inputs: int, skip: int, outputs: int):
+        super().__init__()
+        self.convs = nn.Sequential(conv_bn_relu(inputs + skip, outputs), conv_bn_relu(outputs, outputs))
+
+    def forward(self, x: torch.Tensor, skip: torch.Tensor | None, size: torch.Size) -> torch.Tensor:
+        x = F.interpolate(x, size=size, mode="nearest")
+        return self.convs(x if skip is None else torch.cat([x, skip], dim=1))
+
+
+class UNet(nn.Module):
+    """U-Net on torchvision's ResNet-34: skips at 1/2, 1/4, 1/8 and 1/16, decoder back to full resolution."""
+
+    def __init__(self, pretrained: bool = False):
+        super().__init__()
+        from torchvision.models import ResNet34_Weights, resnet34
+
+        self.encoder = resnet34(weights=ResNet34_Weights.IMAGENET1K_V1 if pretrained else None)
+        self.encoder.fc = nn.Identity()
+        skips, widths = (256, 128, 64, 64, 0), (256, 128, 64, 32, 16)
+        self.decoder = nn.ModuleList(
+            UpBlock(i, s, o) for i, s, o in zip((512, *widths[:-1]), skips, widths, strict=True)
+        )
+        self.head = nn.Conv2d(widths[-1], 1, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        e = self.encoder
+        half = e.relu(e.bn1(e.conv1(x)))  # (B, 64, H / 2, W / 2)
+        quarter = e.layer1(e.maxpool(half))  # (B, 64, H / 4, W / 4)
+        eighth = e.layer2(quarter)  # (B, 128, H / 8, W / 8)
+        sixteenth = e.layer3(eighth)  # (B, 256, H / 16, W / 16)
+        y = e.layer4(sixteenth)  # (B, 512, H / 32, W / 32)
+        for block, skip in zip(self.decoder, (sixteenth, eighth, quarter, half, None), strict=True):
+            y = block(y, skip, (x if skip is None else skip).shape[-2:])
+        return self.head(y)
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut (He et al. 2016, https://arxiv.org/abs/1512.03385)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1):
+        super().__init__()
+        self.convs = nn.Sequential(
+            conv_bn_relu(inputs, outputs, stride),
+            nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
+            nn.BatchNorm2d(outputs),
+        )
+        self.shortcut = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.relu(self.convs(x) + self.shortcut(x), inplace=True)
+
+
+class Lite(nn.Module):
+    """A residual U-Net of 3.5 million parameters whose finest features are at half resolution.
+
+    Plain 3x3 convolutions, few channels where the maps are large: on the two CPU cores it was drawn for, this trains
+    twice as fast as a U-Net on MobileNetV3-Large of the same size, whose depthwise convolutions wait for memory.
+    The skip at half resolution is what thin spectacle rims need.
+    """
+
+    WIDTHS = (16, 32, 64, 128, 256)  # channels at 1/2, 1/4, 1/8, 1/16, 1/32
+    BLOCKS = (2, 3, 3, 2)  # residual blocks at 1/4, 1/8, 1/16, 1/32
+
+    def __init__(self, pretrained: bool = False):
+        super().__init__()
+        if pretrained:
+            raise ModelError("The lite model has no ImageNet weights; train it with --no-pretrained.")
+        w = self.WIDTHS
+        self.stem = conv_bn_relu(3, w[0], stride=2)
+        self.stages = nn.ModuleList(
+            nn.Sequential(ResidualBlock(i, o, 2), *(ResidualBlock(o, o) for _ in range(n - 1)))
+            for i, o, n in zip(w[:-1], w[1:], self.BLOCKS, strict=True)
+        )
+        self.decoder = nn.ModuleList(UpBlock(w[i + 1], w[i], w[i]) for i in (3, 2, 1, 0))
+        self.head = nn.Conv2d(w[0], 1, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        features = [self.stem(x)]
+        for stage in self.stages:
+            features.append(stage(features[-1]))
+        y = features.pop()
+        for block in self.decoder:
+            skip = features.pop()
+            y = block(y, skip, skip.shape[-2:])
+        return F.interpolate(self.head(y), size=x.shape[-2:], mode="bilinear", align_corners=False)
+
+
+NETWORKS = {"deeplabv3": DeepLabV3, "unet": UNet, "lite": Lite}
+
+
+# --- What is known of a checkpoint ----------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Info:
+    """How a network wants its pictures. `size` is the side, in pixels, of the square it looks at."""
+
+    model: str
+    size: int = const.IMG_SIZE
+    looks: int = 1  # 2: find the faces coarsely, look again at each in full detail
+    trained: str = ""  # a word on the training, for people
+
+    @staticmethod
+    def default(model: str) -> Info:
+        return Info(model)
+
+
+_META_KEY = "face_segmentation"  # among the module paths of a state_dict's `_metadata`
+
+
+def build(name: str, *, pretrained: bool = False) -> nn.Module:
+    """A network by name, with COCO or ImageNet weights in its encoder if `pretrained`.
+
+    Raises:
+        ModelError: an unknown name, or weights that cannot be fetched.
+    """
+    if name not in NETWORKS:
+        raise ModelError(f"There is no model {name!r}; there are {', '.join(NETWORKS)}.")
+    try:
+        return NETWORKS[name](pretrained)
+    except (OSError, RuntimeError) as error:  # no network, no such host, a broken or wrong file
+        if not pretrained:
+            raise
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelError(
+            f"The pretrained weights of {name} cannot be fetched ({reason}); "
+            "train from scratch with --no-pretrained, or try again with a network."
+        ) from error
+
+
+def identify(state: dict) -> Info | None:
+    """What a state_dict holds: from its metadata, else from its key names; None for anything else."""
+    meta = getattr(state, "_metadata", None) or {}
+    known = {k: v for k, v in dict(meta.get(_META_KEY, {})).items() if k in Info.__dataclass_fields__}
+    if known.get("model") in NETWORKS:
+        return Info(**known)
+    for prefix, name in (("deep_lab_v3.", "deeplabv3"), ("encoder.layer4.", "unet"), ("stages.0.", "lite")):
+        if any(key.startswith(prefix) for key in state):
+            return Info.default(name)
+    return None
+
+
+# --- Files ----------------------------------------------------------------------------------------------------------
+def save_state(state: dict, path: Path, info: Info, *, half: bool = False) -> None:
+    """Write a flat state_dict, atomically; `half` stores floats in 16 bits (they load as 32)."""
+    flat = OrderedDict((k, v.detach().to("cpu", torch.float16 if half and v.is_floating_point() else None))
+                       for k, v in state.items())  # fmt: skip
+    flat._metadata = OrderedDict(getattr(state, "_metadata", None) or {})
+    flat._metadata[_META_KEY] = asdict(info)
+    save_atomically(flat, path)
+
+
+def save_atomically(payload, path: Path) -> None:
+    """torch.save to a temporary file beside the target, then os.replace; an OSError leaves no half-written file."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".tmp-{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            torch.save(payload, file)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read_state(path: Path) -> tuple[dict, Info]:
+    """The flat state_dict of a checkpoint file, and what is known of it. Loads tensors only, never code.
+
+    Raises:
+        ModelError: the file is missing, is no checkpoint, is of no network known here, or holds more than tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ModelError(f"There is no weights file {path}.")
+    try:
+        with open(path, "rb") as file:
+            head = file.read(64)
+        if not head:
+            raise ModelError(f"{path} is empty; fetch or train the weights again.")
+        if head.lstrip().startswith(b"<"):
+            raise ModelError(
+                f"{path} is a web page, not weights: the download was answered with an error page; fetch "
+                f"{drive_link(const.WEIGHTS_DRIVE_ID)} by hand."
+            )
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ModelError(
+            f"{path} is not a checkpoint of tensors alone, and is not loaded because it could run code."
+        ) from error
+    except (OSError, RuntimeError, EOFError, KeyError, ValueError, AttributeError, TypeError, IndexError) as error:
+        raise ModelError(
+            f"{path} cannot be read as a PyTorch checkpoint; it may be cut short or of another kind."
+        ) from error
+    if isinstance(state, dict) and {"model", "epoch", "optimizer"} <= set(state):
+        raise ModelError(f"{path} is the state of a training run; use the model.best.pth beside it.")
+    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise ModelError(f"{path} holds no state_dict of tensors.")
+    info = identify(state)
+    if info is None:
+        raise ModelError(f"{path} holds the weights of another network; there are {', '.join(NETWORKS)} here.")
+    return state, info
+
+
+def load(path: Path) -> tuple[nn.Module, Info]:
+    """A network with the weights of a file, in evaluation mode, and what is known of it.
+
+    Loading is strict, but for DeepLabV3's auxiliary head, which takes no part in prediction and may be absent.
+
+    Raises:
+        ModelError: see `read_state`; or the tensors do not fit the network.
+    """
+    state, info = read_state(path)
+    net = build(info.model)
+    try:
+        problems = net.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise ModelError(f"{path} does not fit the network {info.model}: some tensors are of another shape.") from error
+    missing = [k for k in problems.missing_keys if not k.startswith("deep_lab_v3.aux_classifier.")]
+    if missing or problems.unexpected_keys:
+        odd = (missing or problems.unexpected_keys)[0]
+        raise ModelError(
+            f"{path} does not fit the network {info.model}: {odd} is {'missing' if missing else 'unknown'}."
+        )
+    return net.eval(), info
+
+
+def drive_link(file_id: str) -> str:
+    return f"https://drive.google.com/file/d/{file_id}/view"
+
+
+def _reachable(url: str, seconds: float) -> bool:
+    """Whether the host answers at all. In a thread, since looking up a name has no time limit of its own."""
+    import urllib.error
+    import urllib.request
+
+    answered = []
+
+    def ask():
+        try:
+            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=seconds).close()
+            answered.append(True)
+        except urllib.error.HTTPError:
+            answered.append(True)
+        except OSError:
+            pass
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return bool(answered)
+
+
+def fetch_published(target: Path | None = None, *, url: str | None = None, wait: float = 6.0) -> Path:
+    """The original's published checkpoint: from the cache, else by gdown, checked before it gets its name.
+
+    Args:
+        target: where it is kept; `const.CACHE_DIR / "published.pth"` by default.
+        url: another address of the same file, for mirrors and tests.
+        wait: seconds in which the host must answer.
+
+    Raises:
+        ModelError: no network, a refused download, or something that is not a checkpoint.
+    """
+    target = Path(target or const.CACHE_DIR / "published.pth")
+    if target.is_file():
+        return target
+    url = url or f"https://drive.google.com/uc?id={const.WEIGHTS_DRIVE_ID}"
+    by_hand = f"fetch {drive_link(const.WEIGHTS_DRIVE_ID)} by hand and put it at {const.MODEL_PATH}"
+    if not _reachable(url, wait):
+        raise ModelError(f"The published weights cannot be fetched: no network; with one, {by_hand}.")
+    import gdown
+
+    temporary = target.with_name(f".tmp-{os.getpid()}-{target.name}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        got = gdown.download(url=url, output=str(temporary), quiet=False)
+        if got is None or not temporary.is_file():  # gdown 5
+            raise ModelError(
+                f"The published weights cannot be fetched (Google Drive may have too many users now); {by_hand}."
+            )
+        try:
+            read_state(temporary)
+        except ModelError as error:
+            raise ModelError(f"What Google Drive sent is not the published checkpoint; {by_hand}.") from error
+        os.replace(temporary, target)
+    except OSError as error:
+        raise ModelError(f"The published weights cannot be fetched ({_first_line(error)}); {by_hand}.") from error
+    except Exception as error:
+        if isinstance(error, ModelError) or not type(error).__module__.startswith(("gdown", "requests")):
+            raise
+        raise ModelError(
+            f"The published weights cannot be fetched (Google Drive's quota? {_first_line(error)}); {by_hand}."
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return target
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].strip().rstrip(".:") if lines else type(error).__name__
+
+
+def bundled_weights() -> Path:
+    """The small model's weights in the repository, their SHA-256 checked.
+
+    Raises:
+        ModelError: the file is missing or was changed.
+    """
+    path = const.BUNDLED_WEIGHTS
+    if not path.is_file():
+        raise ModelError(f"The bundled weights {path} are missing; restore them with `git checkout weights`.")
+    if hashlib.sha256(path.read_bytes()).hexdigest() != const.BUNDLED_SHA256:
+        raise ModelError(f"The bundled weights {path} were changed; restore them with `git checkout weights`.")
+    return path
+
+
+def find_weights(choice: str | Path | None = None, *, online: bool = False, say=print) -> Path:
+    """A weights file by choice: a path, "published" or "bundled"; without one, the first that there is of
+    `model.best.pth` at the root, the published file (only if `online`, or cached), and the bundled one.
+
+    Raises:
+        ModelError: the choice cannot be had.
+    """
+    if choice == "published":
+        return fetch_published()
+    if choice == "bundled":
+        return bundled_weights()
+    if choice is not None:
+        return Path(choice)
+    if const.MODEL_PATH.is_file():
+        say(f"Weights: {const.MODEL_PATH}")
+        return const.MODEL_PATH
+    if online:
+        try:
+            path = fetch_published()
+            say(f"Weights: the original's published checkpoint, {path}")
+            return path
+        except ModelError as error:
+            say(f"{error} Going on with the bundled weights.")
+    path = bundled_weights()
+    say(f"Weights: the bundled small model, {path}")
+    return path

@@ -1,0 +1,287 @@
+"""Pictures of known truth: faces at every size and place, on other backgrounds, covered, or no face at all.
+
+CelebAMask-HQ shows one upright face in the middle of every picture. A network trained on that alone paints whatever
+stands in the middle. `Scenes` composes, from the prepared faces, the people cut out along their annotated parts
+(`persons_*`) and photographs without faces, what whole photographs look like (copy-paste: Ghiasi et al. 2021,
+https://arxiv.org/abs/2012.07177).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+import const
+import covers
+
+SIZE = covers.SIZE
+FACE_WIDTH = covers.FACE_WIDTH
+FACE_CENTRE = covers.FACE_CENTRE
+
+
+@dataclass(frozen=True)
+class Face:
+    image: np.ndarray  # uint8 (512, 512, 3), RGB
+    mask: np.ndarray  # uint8 (512, 512), 0/255: the visible face
+    person: np.ndarray | None  # uint8 (512, 512), 0/255: everything of the person; None where not annotated
+
+
+class FaceStore:
+    """Prepared faces by index, decoded once and kept in memory (1.3 MB each)."""
+
+    def __init__(
+        self,
+        image_dirs: Sequence[Path],
+        mask_dirs: Sequence[Path],
+        person_dirs: Sequence[Path | None],
+        *,
+        limit: int | None = None,
+    ):
+        entries: list[tuple[Path, Path, Path | None]] = []
+        for images, masks, persons in zip(image_dirs, mask_dirs, person_dirs, strict=True):
+            for mask in sorted(Path(masks).glob("*_skin.png"), key=lambda p: p.name.zfill(24)):
+                stem = mask.name.removesuffix("_skin.png")
+                person = Path(persons) / f"{stem}_person.png" if persons else None
+                entries.append((Path(images) / f"{stem}.jpg", mask, person if person and person.exists() else None))
+        self.entries = entries[:limit]
+        self._kept: dict[int, Face] = {}
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, index: int) -> Face:
+        if index not in self._kept:
+            image_path, mask_path, person_path = self.entries[index]
+            image = cv2.cvtColor(cv2.imread(str(image_path), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+            if image.shape[:2] != (SIZE, SIZE):
+                shrink = image.shape[0] > SIZE
+                image = cv2.resize(image, (SIZE, SIZE), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_CUBIC)
+            mask = _read_mask(mask_path)
+            person = _read_mask(person_path) if person_path else None
+            self._kept[index] = Face(image, mask, person)
+        return self._kept[index]
+
+
+def _read_mask(path: Path) -> np.ndarray:
+    mask = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+    if mask.shape != (SIZE, SIZE):
+        mask = cv2.resize(mask, (SIZE, SIZE), interpolation=cv2.INTER_LINEAR)
+        mask = np.where(mask > 127, 255, 0).astype(np.uint8)
+    return mask
+
+
+def find_backgrounds(folder: Path, *, held_out: bool = False) -> list[Path]:
+    """Photographs without faces; every fifth, in name order, is held out of training for measuring."""
+    paths = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in const.IMAGE_SUFFIXES)
+    return [p for i, p in enumerate(paths) if (i % 5 == 4) == held_out]
+
+
+class PhotoStore:
+    """Photographs by random choice, decoded once; drawn colours where there are none."""
+
+    def __init__(self, paths: Sequence[Path]):
+        self.paths = list(paths)
+        self._kept: dict[int, np.ndarray] = {}
+
+    def draw(self, rng: np.random.Generator) -> np.ndarray:
+        if not self.paths:
+            return covers.flat(rng)
+        index = int(rng.integers(len(self.paths)))
+        if index not in self._kept:
+            self._kept[index] = cv2.cvtColor(cv2.imread(str(self.paths[index]), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+        return self._kept[index]
+
+
+# --- Geometry -------------------------------------------------------------------------------------------------------
+def similarity(
+    face_width: float, degrees: float, centre: tuple[float, float], *, flip=False, stretch=1.0
+) -> np.ndarray:
+    """The 2x3 matrix that takes the aligned 512x512 square to a canvas on which the face oval is `face_width` pixels
+    wide, turned by `degrees`, with its centre at `centre` (x, y)."""
+    scale, angle = face_width / FACE_WIDTH, np.radians(degrees)
+    rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    linear = scale * rotation @ np.diag([(-1.0 if flip else 1.0) * stretch, 1.0 / stretch])
+    offset = np.asarray(centre) - linear @ np.asarray(FACE_CENTRE, float)
+    return np.column_stack([linear, offset]).astype(np.float32)
+
+
+def warp(
+    picture: np.ndarray, matrix: np.ndarray, size: tuple[int, int], border=cv2.BORDER_CONSTANT, value=0
+) -> np.ndarray:
+    """warpAffine to (height, width) without aliasing: the picture is halved first while it shrinks by more than two."""
+    scale = np.sqrt(abs(np.linalg.det(matrix[:, :2])))
+    matrix = matrix.copy()
+    while scale < 0.5:
+        picture = cv2.resize(picture, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+        matrix[:, 2] += matrix[:, :2] @ np.array([0.5, 0.5], np.float32)  # pixel centres: x = 2 x' + 0.5
+        matrix[:, :2] *= 2
+        scale *= 2
+    return cv2.warpAffine(picture, matrix, size[::-1], flags=cv2.INTER_LINEAR, borderMode=border, borderValue=value)
+
+
+def background(rng: np.random.Generator, photo: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A random part of a photograph at (height, width), mirrored at random; uint8 (H, W, 3)."""
+    h, w = photo.shape[:2]
+    aspect = size[1] / size[0]
+    ch = int(min(h, w / aspect) * rng.uniform(0.4, 1.0) ** 0.7)
+    cw = max(1, min(w, int(ch * aspect)))
+    y, x = int(rng.integers(0, h - ch + 1)), int(rng.integers(0, w - cw + 1))
+    part = photo[y : y + ch, x : x + cw]
+    shrink = ch > size[0]
+    part = cv2.resize(part, size[::-1], interpolation=cv2.INTER_AREA if shrink else cv2.INTER_LINEAR)
+    return np.ascontiguousarray(part[:, ::-1]) if rng.random() < 0.5 else part
+
+
+def paste(canvas, truth, layer, matrix, alpha) -> tuple[np.ndarray, np.ndarray]:
+    """Lay a warped face over a canvas: truth is 0 under the person, the face's own mask where it shows."""
+    size = truth.shape
+    image, mask = warp(layer.image, matrix, size, cv2.BORDER_REPLICATE), warp(layer.mask, matrix, size)
+    opacity = warp(alpha, matrix, size)
+    canvas = covers.blend(image, canvas, opacity.astype(np.float32) / 255)
+    return canvas, np.where(opacity > 127, mask, truth)
+
+
+def with_body(face: Face) -> tuple[Face, np.ndarray]:
+    """The cut-out prolonged downwards by its last rows, so that it does not float as a bust: (face, opacity), both with
+    512 more rows."""
+
+    def pad(a, mode="edge"):
+        return np.pad(a, [(0, SIZE)] + [(0, 0)] * (a.ndim - 1), mode)
+
+    tall = Face(pad(face.image), pad(face.mask, "constant"), None)
+    return tall, pad(face.person)
+
+
+# --- Scenes ---------------------------------------------------------------------------------------------------------
+class SceneComposer:
+    """Draws training pictures: `compose(rng, index, size)` -> (image uint8 (S, S, 3), truth uint8 (S, S) 0/255)."""
+
+    def __init__(self, faces: FaceStore, photos: PhotoStore, *, cover_p: float = 0.5, glasses_p: float = 0.2):
+        self.faces, self.photos = faces, photos
+        self.cover_p, self.glasses_p = cover_p, glasses_p
+
+    def compose(self, rng: np.random.Generator, index: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+        kind = rng.random()
+        if kind < 0.55:
+            return self.close_up(rng, index, size)
+        if kind < 0.87:
+            return self.scene(rng, index, size)
+        return self.empty(rng, index, size)
+
+    def covered(self, rng: np.random.Generator, index: int, *, person=True) -> tuple[Face, np.ndarray]:
+        """A face, covered or not, and the opacity of the whole cut-out (the person and what covers them)."""
+        face = self.faces[index]
+        image, mask = face.image, face.mask
+        alpha = face.person if person and face.person is not None else np.full((SIZE, SIZE), 255, np.uint8)
+        bare_eyes = all(mask[y, x] for x, y in covers.EYES)
+        kinds = ["glasses"] if bare_eyes and rng.random() < self.glasses_p else []
+        if rng.random() < self.cover_p:
+            kinds += [None] * (1 if rng.random() < 0.75 else 2)
+        for kind in kinds:
+            other = self.faces[int(rng.integers(len(self.faces)))]
+            image, mask, opacity = covers.draw_cover(
+                rng, image, mask, photo=self._texture(rng), other=(other.image, other.mask), kind=kind
+            )
+            alpha = np.maximum(alpha, opacity)
+        return Face(image, mask, alpha), alpha
+
+    def _texture(self, rng: np.random.Generator) -> np.ndarray:
+        """A photograph, or the part of another person's picture that shows no face (hair, cloth, background)."""
+        if rng.random() < 0.6:
+            return self.photos.draw(rng)
+        patch = self.faceless_patch(rng)
+        return patch if patch is not None else self.photos.draw(rng)
+
+    def faceless_patch(self, rng: np.random.Generator) -> np.ndarray | None:
+        face = self.faces[int(rng.integers(len(self.faces)))]
+        for _ in range(6):
+            side = int(rng.integers(90, 220))
+            y, x = int(rng.integers(0, SIZE - side)), int(rng.integers(0, SIZE - side))
+            box = np.s_[y : y + side, x : x + side]
+            if not face.mask[box].any():
+                return face.image[box]
+        return None
+
+    def close_up(self, rng: np.random.Generator, index: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+        """One face large in the picture, as in CelebAMask-HQ and in the second look of prediction."""
+        swap = self.faces[index].person is not None and rng.random() < 0.3
+        face, alpha = self.covered(rng, index, person=swap)
+        width = size * rng.uniform(0.34, 0.80)
+        degrees = rng.normal(0, 10) if rng.random() < 0.75 else rng.uniform(-70, 70)
+        centre = size * (0.5 + rng.normal(0, 0.07, 2))
+        matrix = similarity(width, degrees, centre, flip=rng.random() < 0.5, stretch=rng.uniform(0.92, 1.08))
+        border = rng.random()
+        if not swap and border < 0.35:  # the picture reflected beyond its edge, the truth with it
+            image = warp(face.image, matrix, (size, size), cv2.BORDER_REFLECT_101)
+            return image, warp(face.mask, matrix, (size, size), cv2.BORDER_REFLECT_101)
+        if border < 0.55:
+            canvas = np.empty((size, size, 3), np.uint8)
+            canvas[:] = rng.uniform(0, 255, 3) if rng.random() < 0.5 else rng.choice([0, 255, 128])
+        else:
+            canvas = background(rng, self.photos.draw(rng), (size, size))
+        return paste(canvas, np.zeros((size, size), np.uint8), face, matrix, alpha)
+
+    def scene(self, rng: np.random.Generator, index: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+        """One to four people, faces from 5 to 50 % of the width, anywhere, over one another."""
+        canvas = background(rng, self.photos.draw(rng), (size, size))
+        truth = np.zeros((size, size), np.uint8)
+        people = [index, *rng.integers(len(self.faces), size=int(rng.choice([0, 1, 2, 3], p=[0.4, 0.3, 0.2, 0.1])))]
+        widths = np.sort(size * np.exp(rng.uniform(np.log(0.05), np.log(0.5), len(people))))  # the near ones last
+        for who, width in zip(people, widths, strict=True):
+            canvas, truth = self.add_person(rng, canvas, truth, int(who), width)
+        return canvas, truth
+
+    def add_person(self, rng, canvas, truth, index: int, width: float) -> tuple[np.ndarray, np.ndarray]:
+        h, w = truth.shape
+        cut = self.faces[index].person is not None and rng.random() < 0.8
+        face, alpha = self.covered(rng, index, person=cut)
+        if rng.random() < 0.7:
+            face = Face(_relight(rng, face.image), face.mask, face.person)
+        if cut and rng.random() < 0.6:
+            face, alpha = with_body(Face(face.image, face.mask, alpha))
+        degrees = rng.normal(0, 8) if rng.random() < 0.8 else rng.uniform(-60, 60)
+        centre = rng.uniform(-0.02, 1.02, 2) * (w, h)
+        matrix = similarity(width, degrees, centre, flip=rng.random() < 0.5)
+        if cut:
+            alpha = cv2.GaussianBlur(alpha, (0, 0), 1.5)
+        return paste(canvas, truth, face, matrix, alpha)
+
+    def empty(self, rng: np.random.Generator, index: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+        """No face: a photograph, a patch of hair or cloth, or people whose face is wholly hidden."""
+        nothing = np.zeros((size, size), np.uint8)
+        kind = rng.random()
+        canvas = background(rng, self.photos.draw(rng), (size, size))
+        if kind < 0.62:
+            if rng.random() < 0.25:
+                canvas = np.ascontiguousarray(np.rot90(canvas, int(rng.integers(1, 4))))
+            return canvas, nothing
+        if kind < 0.75:
+            patch = self.faceless_patch(rng)
+            if patch is not None:
+                canvas = cv2.resize(patch, (size, size), interpolation=cv2.INTER_LINEAR)
+            return canvas, nothing
+        if kind < 0.85:  # a hand or another shape, alone
+            face = self.faces[index]
+            picture, alpha = covers.hand(rng, covers.skin_color(rng, face.image, face.mask))
+            matrix = similarity(size * rng.uniform(0.2, 0.9), rng.uniform(0, 360), rng.uniform(0.2, 0.8, 2) * size)
+            hand = Face(picture, np.zeros((SIZE, SIZE), np.uint8), None)
+            return paste(canvas, nothing, hand, matrix, (alpha * 255).astype(np.uint8))
+        face = self.faces[index]  # hair, ears, neck, clothes: no face
+        hidden = cv2.dilate(face.mask, np.ones((15, 15), np.uint8))
+        hidden = cv2.GaussianBlur(cv2.morphologyEx(hidden, cv2.MORPH_CLOSE, np.ones((61, 61), np.uint8)), (0, 0), 3)
+        texture = covers.photo_patch(rng, self._texture(rng)) if rng.random() < 0.6 else covers.flat(rng)
+        image = covers.blend(texture, face.image, hidden.astype(np.float32) / 255)
+        alpha = face.person if face.person is not None else np.full((SIZE, SIZE), 255, np.uint8)
+        matrix = similarity(size * rng.uniform(0.1, 0.7), rng.normal(0, 10), rng.uniform(0.2, 0.8, 2) * size)
+        return paste(canvas, nothing, Face(image, np.zeros((SIZE, SIZE), np.uint8), None), matrix, alpha)
+
+
+def _relight(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
+    """Another lamp: each channel's gain and the contrast, at random."""
+    gain = rng.uniform(0.6, 1.3) * rng.uniform(0.9, 1.1, 3)
+    table = (np.arange(256)[:, None] * gain[None]).clip(0, 255).astype(np.uint8)
+    return cv2.LUT(image, table[None])

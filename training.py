@@ -1,0 +1,308 @@
+"""The training loop: epochs, validation, checkpoints, the run directory. `main.py train` is the command."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import tempfile
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+import const
+import model as networks
+from metrics import Counts
+
+
+class TrainingError(Exception):
+    """A run that cannot go on; the message is one sentence for the user."""
+
+
+@dataclass
+class Config:
+    """All that determines a run; written to `config.json`."""
+
+    model: str = const.MODEL
+    recipe: str = "original"
+    size: int = const.IMG_SIZE
+    batch_size: int = const.BATCH_SIZE
+    epochs: int = const.EPOCHS
+    lr: float = const.LR
+    seed: int = const.SEED
+    pretrained: bool = True
+    limit: int | None = None
+    # The robust recipe alone:
+    repeat: int = 1  # times an epoch shows every face
+    weight_decay: float = 0.0
+    ema: float = 0.0  # decay of the averaged weights, 0 for none
+    phases: list[tuple[float, int]] = field(default_factory=list)  # (share of the epochs, picture size): small first
+    cover_p: float = 0.5
+    glasses_p: float = 0.2
+    init: str | None = None  # weights that the run starts from
+
+
+# --- Losses ---------------------------------------------------------------------------------------------------------
+def bce(logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    """The original's loss; both (B, 1, H, W)."""
+    return F.binary_cross_entropy_with_logits(logits, truth)
+
+
+def edge_bce_dice(logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    """BCE that counts pixels near the contour four times, plus Dice loss over the pictures that show a face.
+
+    Dice is taken picture by picture, so that a face of 15 pixels weighs as much as one of 150.
+    """
+    band = F.max_pool2d(truth, 5, 1, 2) + F.max_pool2d(-truth, 5, 1, 2)  # 1 within two pixels of the contour
+    weight = 1 + 3 * band
+    loss = (F.binary_cross_entropy_with_logits(logits, truth, reduction="none") * weight).sum() / weight.sum()
+    probability = logits.sigmoid().flatten(1)
+    t = truth.flatten(1)
+    shown = t.sum(1) > 0
+    if shown.any():
+        inter = (probability * t).sum(1)[shown]
+        total = (probability.sum(1) + t.sum(1))[shown]
+        loss = loss + (1 - (2 * inter + 1) / (total + 1)).mean()
+    return loss
+
+
+LOSSES = {"original": bce, "robust": edge_bce_dice}
+
+
+# --- Precision ------------------------------------------------------------------------------------------------------
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """bf16 where the card has it, else fp16 on CUDA, else None: full precision.
+
+    `is_bf16_supported` says yes on a T4 as well, where bf16 is emulated and slow, unless told not to count emulation.
+    """
+    if device.type != "cuda":
+        return None
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def moving_average(decay: float):
+    """An exponential moving average for AveragedModel that forgets the random start: the decay grows to its value as
+    (1 + n) / (10 + n) does with the steps."""
+
+    @torch.no_grad()
+    def update(averaged: list[torch.Tensor], current: list[torch.Tensor], steps) -> None:
+        d = min(decay, (1 + float(steps)) / (10 + float(steps)))
+        if averaged[0].is_floating_point():
+            torch._foreach_lerp_(averaged, current, 1 - d)
+        else:  # counters
+            for a, c in zip(averaged, current, strict=True):
+                a.copy_(c)
+
+    return update
+
+
+# --- The run --------------------------------------------------------------------------------------------------------
+class Trainer:
+    """Trains one network; keeps `config.json`, `history.csv`, `curves.png`, `model.best.pth`, `last.pth` in a folder.
+
+    Args:
+        net: the network; moved to `device`.
+        config: the run's settings.
+        run_dir: where the files go.
+        train_loader: called with the picture size, gives a loader whose sampler has `epoch`.
+        val_loader: the validation pictures, without augmentation.
+        device: where to compute.
+    """
+
+    def __init__(self, net: nn.Module, config: Config, run_dir: Path, *, train_loader, val_loader: DataLoader, device):
+        self.config, self.run_dir, self.device = config, Path(run_dir), torch.device(device)
+        self.net = net.to(self.device, memory_format=torch.channels_last)
+        self.make_train_loader, self.val_loader = train_loader, val_loader
+        self.loss = LOSSES[config.recipe]
+        self.train_loader = train_loader(self.size_at(0))
+        self.optimizer, self.scheduler = self._optimizer()
+        self.averaged = None
+        if config.ema:
+            self.averaged = AveragedModel(self.net, multi_avg_fn=moving_average(config.ema), use_buffers=True)
+        self.dtype = autocast_dtype(self.device)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+        self.epoch, self.best, self.history = 0, float("inf"), []
+
+    def size_at(self, epoch: int) -> int:
+        """The picture size of an epoch: `config.phases` lists (share of the epochs done, size)."""
+        size = self.config.size
+        for share, phase_size in self.config.phases:
+            if epoch >= share * self.config.epochs:
+                size = phase_size
+        return size
+
+    def _optimizer(self):
+        c = self.config
+        if c.recipe == "original":
+            optimizer = torch.optim.Adam(self.net.parameters(), lr=c.lr)
+            return optimizer, torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=const.PATIENCE)
+        matrices = [p for p in self.net.parameters() if p.ndim > 1]
+        vectors = [p for p in self.net.parameters() if p.ndim <= 1]  # batch-norm and biases are not decayed
+        groups = [{"params": matrices, "weight_decay": c.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW(groups, lr=c.lr)
+        steps = len(self.train_loader) * c.epochs
+        warm = 0.1 if c.init is None else 0.03
+        return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, c.lr, total_steps=steps, pct_start=warm)
+
+    # -- one run
+    def fit(self) -> list[dict]:
+        """Train to the configured number of epochs, from `self.epoch`; the history, one row an epoch."""
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        write_text(self.run_dir / "config.json", json.dumps(self._config_record(), indent=2) + "\n")
+        while self.epoch < self.config.epochs:
+            started = time.perf_counter()
+            loss = self.train_epoch()
+            counts = self.validate()
+            if not torch.isfinite(torch.tensor([loss, counts.bce])).all():
+                raise TrainingError(
+                    f"The loss became {loss} in epoch {self.epoch + 1}; resume with a smaller --lr, "
+                    f"the last good state is {self.run_dir / 'last.pth'}."
+                )
+            if self.config.recipe == "original":
+                self.scheduler.step(counts.bce)
+            self._record(loss, counts, time.perf_counter() - started)
+        return self.history
+
+    def train_epoch(self) -> float:
+        """One pass over the training loader; the mean loss."""
+        if self.size_at(self.epoch) != self.size_at(max(0, self.epoch - 1)):
+            self.train_loader = self.make_train_loader(self.size_at(self.epoch))
+        self.train_loader.sampler.epoch = self.epoch
+        torch.manual_seed(self.config.seed + self.epoch)  # dropout
+        self.net.train()
+        total = torch.zeros((), device=self.device)
+        bar = tqdm(self.train_loader, desc=f"epoch {self.epoch + 1}/{self.config.epochs}", leave=False, disable=None)
+        for image, truth in bar:
+            total += self.step(image, truth)
+        return (total / len(self.train_loader)).item()
+
+    def step(self, image: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+        """One optimiser step on image (B, 3, H, W) and truth (B, 1, H, W); the loss, detached."""
+        image = image.to(self.device, non_blocking=True, memory_format=torch.channels_last)
+        truth = truth.to(self.device, non_blocking=True)
+        with torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
+            logits = self.net(image)
+        loss = self.loss(logits.float(), truth)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.config.recipe != "original":
+            self.scheduler.step()
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.net)
+        return loss.detach()
+
+    @property
+    def judged(self) -> nn.Module:
+        """The network that is validated and kept: the averaged one where there is one."""
+        return self.net if self.averaged is None else self.averaged.module
+
+    @torch.inference_mode()
+    def validate(self) -> Counts:
+        """Pooled counts over the validation split at the loader's size, probability 0.5."""
+        net = self.judged.eval()
+        counts = Counts()
+        for image, truth in self.val_loader:
+            image = image.to(self.device, non_blocking=True, memory_format=torch.channels_last)
+            with torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
+                logits = net(image)
+            for x, y in zip(logits.float().cpu().numpy(), truth.numpy() > 0.5, strict=True):
+                counts.add(x[0] > 0, y[0], boundary=False).add_bce(x[0], y[0])
+        return counts
+
+    # -- its files
+    def _config_record(self) -> dict:
+        return {
+            **asdict(self.config),
+            "torch": torch.__version__,
+            "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type,
+            "cpu_threads": torch.get_num_threads(),
+            "train_pictures": len(self.train_loader.dataset),
+            "val_pictures": len(self.val_loader.dataset),
+        }
+
+    def _record(self, loss: float, counts: Counts, seconds: float) -> None:
+        row = {
+            "epoch": self.epoch + 1,
+            "loss": loss,
+            "val_loss": counts.bce,
+            "dice": counts.dice,
+            "iou": counts.iou,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "seconds": seconds,
+        }
+        self.history.append(row)
+        self.epoch += 1
+        if counts.bce < self.best:
+            self.best = counts.bce
+            networks.save_state(self.judged.state_dict(), self.run_dir / "model.best.pth", self.info())
+        networks.save_atomically(self.state(), self.run_dir / "last.pth")
+        write_history(self.run_dir / "history.csv", self.history)
+        from drawing import save_curves
+
+        save_curves(self.history, self.run_dir / "curves.png")
+        tqdm.write(
+            f"epoch {row['epoch']:3d}/{self.config.epochs}  loss {loss:.4f}  val loss {counts.bce:.4f}  "
+            f"Dice {counts.dice:.4f}  IoU {counts.iou:.4f}  lr {row['lr']:.1e}  {seconds:.0f} s"
+        )
+
+    def info(self) -> networks.Info:
+        return networks.Info(
+            self.config.model, self.config.size, 2 if self.config.recipe == "robust" else 1, self.config.recipe
+        )
+
+    def state(self) -> dict:
+        """Everything that a killed run needs to go on as if it had not been."""
+        return {
+            "config": asdict(self.config),
+            "epoch": self.epoch,
+            "best": self.best,
+            "history": self.history,
+            "model": self.net.state_dict(),
+            "averaged": None if self.averaged is None else self.averaged.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def resume(self, state: dict) -> None:
+        """Take up the state of `last.pth`. Random numbers need no keeping: order, augmentation and dropout are seeded
+        by (seed, epoch)."""
+        self.net.load_state_dict(state["model"])
+        if self.averaged is not None:
+            self.averaged.load_state_dict(state["averaged"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.epoch, self.best, self.history = state["epoch"], state["best"], state["history"]
+        self.train_loader = self.make_train_loader(self.size_at(self.epoch))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file to a temporary name, then move it into place."""
+    handle, temporary = tempfile.mkstemp(prefix=".tmp-", dir=Path(path).parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_history(path: Path, rows: list[dict]) -> None:
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, buffer.getvalue())
