@@ -250,6 +250,24 @@ class SceneComposer:
             alpha = cv2.GaussianBlur(alpha, (0, 0), 1.5)
         return paste(canvas, truth, face, matrix, alpha)
 
+    def photograph(
+        self, rng: np.random.Generator, people: list[int], size: tuple[int, int], share: tuple[float, float]
+    ) -> tuple[np.ndarray, np.ndarray, list[float]]:
+        """A test picture at (height, width): these people side by side, cut out, their faces `share` (from, to) of the
+        width; (image, truth, the shares drawn)."""
+        canvas = background(rng, self.photos.draw(rng), size)
+        truth = np.zeros(size, np.uint8)
+        shares = np.sort(np.exp(rng.uniform(*np.log(share), len(people)))).tolist()
+        columns = rng.permutation(len(people))
+        for who, part, column in zip(people, shares, columns, strict=True):
+            x = (column + rng.uniform(0.3, 0.7)) / len(people) * size[1]
+            y = rng.uniform(0.25, 0.7) * size[0]
+            face, alpha = with_body(self.faces[who])
+            alpha = cv2.GaussianBlur(alpha, (0, 0), 1.5)
+            matrix = similarity(part * size[1], rng.normal(0, 6), (x, y), flip=rng.random() < 0.5)
+            canvas, truth = paste(canvas, truth, face, matrix, alpha)
+        return canvas, truth, shares
+
     def empty(self, rng: np.random.Generator, index: int, size: int) -> tuple[np.ndarray, np.ndarray]:
         """No face: a photograph, a patch of hair or cloth, or people whose face is wholly hidden."""
         nothing = np.zeros((size, size), np.uint8)

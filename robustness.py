@@ -1,0 +1,244 @@
+"""How weights hold up: whole photographs, covers, bad light, no face at all; measured as `predict` works.
+
+    python data_preprocessing.py --persons
+    python robustness.py --weights bundled --backgrounds DIR
+
+Nothing measured here was trained on: the faces are the validation split's, and of the photographs without faces every
+fifth, in name order, is held out by the robust recipe. The drawn covers and changes have a fixed seed. Writes
+`robustness.json` and `robustness.md` to --out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+import const
+import covers
+import scenes
+from metrics import Counts
+
+SEED = 7
+SIZE = scenes.SIZE
+Sample = tuple[np.ndarray, np.ndarray]  # image uint8 (H, W, 3), truth uint8 (H, W)
+
+
+# --- Changes of a face: image, truth -> image, truth ----------------------------------------------------------------
+def grey(image, truth) -> Sample:
+    return np.repeat(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2), truth
+
+
+def dim(image, truth) -> Sample:
+    return (image * 0.25).astype(np.uint8), truth
+
+
+def overexposed(image, truth) -> Sample:
+    return np.clip(image * 1.9 + 20, 0, 255).astype(np.uint8), truth
+
+
+def low_contrast(image, truth) -> Sample:
+    return (image * 0.4 + 80).astype(np.uint8), truth
+
+
+def rolled(degrees: float) -> Callable[..., Sample]:
+    def change(image, truth) -> Sample:
+        matrix = cv2.getRotationMatrix2D((SIZE / 2, SIZE / 2), degrees, 1.0)
+        turned = cv2.warpAffine(image, matrix, (SIZE, SIZE), borderMode=cv2.BORDER_REFLECT_101)
+        return turned, cv2.warpAffine(truth, matrix, (SIZE, SIZE), flags=cv2.INTER_NEAREST)
+
+    return change
+
+
+def blurred(image, truth) -> Sample:
+    return cv2.GaussianBlur(image, (0, 0), 4), truth
+
+
+def jpeg(image, truth) -> Sample:
+    data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 20])[1]
+    return cv2.imdecode(data, cv2.IMREAD_COLOR), truth
+
+
+def noisy(image, truth) -> Sample:
+    noise = np.random.default_rng(SEED).normal(0, 20, image.shape)
+    return np.clip(image + noise, 0, 255).astype(np.uint8), truth
+
+
+def tiny(image, truth) -> Sample:
+    small = cv2.resize(image, (64, 64), interpolation=cv2.INTER_AREA)
+    return cv2.resize(small, (SIZE, SIZE), interpolation=cv2.INTER_CUBIC), truth
+
+
+CHANGES = {
+    "greyscale": grey,
+    "dim (a quarter of the light)": dim,
+    "overexposed": overexposed,
+    "low contrast": low_contrast,
+    "rolled by 45 degrees": rolled(45),
+    "rolled by -30 degrees": rolled(-30),
+    "blurred (sigma 4)": blurred,
+    "JPEG quality 20": jpeg,
+    "noise (sigma 20)": noisy,
+    "64 pixels, enlarged": tiny,
+}
+
+
+# --- Sets of samples ------------------------------------------------------------------------------------------------
+def faces_of(store: scenes.FaceStore) -> Iterator[Sample]:
+    for i in range(len(store)):
+        yield store[i].image, store[i].mask
+
+
+def covered_faces(composer: scenes.SceneComposer, kind: str) -> Iterator[Sample]:
+    """Every face once with a cover of this kind, textured from the held-out photographs."""
+    for i in range(len(composer.faces)):
+        rng = np.random.default_rng((SEED, i))
+        other = composer.faces[int(rng.integers(len(composer.faces)))]
+        face = composer.faces[i]
+        photo = composer.photos.draw(rng)
+        image, mask, _ = covers.draw_cover(
+            rng, face.image, face.mask, photo=photo, other=(other.image, other.mask), kind=kind
+        )
+        yield image, mask
+
+
+def photographs(
+    composer: scenes.SceneComposer, count: int, share: tuple[float, float], size=(480, 640)
+) -> Iterator[Sample]:
+    """Composed pictures with one to three of the people."""
+    for i in range(count):
+        rng = np.random.default_rng((SEED, i))
+        people = rng.choice(len(composer.faces), size=min(1 + i % 3, len(composer.faces)), replace=False).tolist()
+        image, truth, _ = composer.photograph(rng, people, size, share)
+        yield image, truth
+
+
+def skin_tone(image: np.ndarray, mask: np.ndarray) -> float:
+    """Individual typology angle of a face, degrees: above 41 light, below 10 dark (Chardon et al. 1991)."""
+    lab = cv2.cvtColor((image / 255).astype(np.float32), cv2.COLOR_RGB2LAB)[mask > 127]
+    lightness, _, yellow = np.median(lab, axis=0)
+    return float(np.degrees(np.arctan2(lightness - 50, yellow)))
+
+
+# --- Measuring ------------------------------------------------------------------------------------------------------
+def measure(segmenter, samples) -> tuple[Counts, list[float]]:
+    """Pooled counts over (image, truth), and the Dice of each picture."""
+    total, each = Counts(), []
+    for image, truth in samples:
+        logits = segmenter.logits([image])[0]
+        one = Counts().add(logits > 0, truth > 127).add_bce(logits, truth > 127)
+        each.append(one.dice)
+        total = total + one
+    return total, each
+
+
+def run(segmenter, data: Path, backgrounds: Path | None, *, scenes_count: int = 150, say=print) -> dict:
+    """All tables: {section: {row: {"dice", "iou", "boundary_iou", ...}}}."""
+    store = scenes.FaceStore([data / "images_val"], [data / "masks_val"], [data / "persons_val"])
+    held_out = scenes.find_backgrounds(backgrounds, held_out=True) if backgrounds else []
+    composer = scenes.SceneComposer(store, scenes.PhotoStore(held_out))
+    table: dict[str, dict[str, dict]] = {}
+
+    def row(section: str, name: str, samples) -> None:
+        counts, each = measure(segmenter, samples)
+        table.setdefault(section, {})[name] = {
+            **counts.summary(), "worst_tenth_dice": float(np.mean(sorted(each)[: max(1, len(each) // 10)])),
+            "painted": counts.painted, "pictures": len(each),
+        }  # fmt: skip
+        say(f"{section:12} {name:32} Dice {counts.dice:.4f}  IoU {counts.iou:.4f}  boundary {counts.boundary_iou:.4f}"
+            f"  painted {counts.painted:.4f}")  # fmt: skip
+
+    row("faces", "clean", faces_of(store))
+    tones = [skin_tone(image, mask) for image, mask in faces_of(store)]
+    order = np.argsort(tones)
+    for name, ids in zip(("darkest third", "middle third", "lightest third"), np.array_split(order, 3), strict=True):
+        row("skin tone", name, [(store[i].image, store[i].mask) for i in ids])
+    worn = [f for f in faces_of(store) if _wears_glasses(f[1])]
+    if worn:
+        row("covers", "real glasses", worn)
+    for kind in ("glasses", *covers.KINDS):
+        row("covers", f"drawn: {kind}", covered_faces(composer, kind))
+    for name, change in CHANGES.items():
+        row("changes", name, (change(*sample) for sample in faces_of(store)))
+    if any(store[i].person is not None for i in range(len(store))):
+        for low, high in ((0.06, 0.1), (0.1, 0.2), (0.2, 0.45), (0.06, 0.45)):
+            name = f"faces {low:.0%} to {high:.0%} of the width"
+            row("photographs", name, photographs(composer, scenes_count, (low, high)))
+    if held_out:
+        row("no face", "held-out photographs", [(p, np.zeros(p.shape[:2], np.uint8)) for p in map(_read, held_out)])
+    started = time.perf_counter()
+    for i in range(min(20, len(store))):
+        segmenter.logits([store[i].image])
+    table["speed"] = {"seconds for a 512x512 face": {"seconds": (time.perf_counter() - started) / min(20, len(store))}}
+    say(f"{table['speed']['seconds for a 512x512 face']['seconds']:.3f} s for a 512x512 face")
+    return table
+
+
+def _wears_glasses(mask: np.ndarray) -> bool:
+    """Whether the mask leaves out both eyes at their usual places, as it does where `eye_g` was annotated."""
+    return not any(mask[y - 6 : y + 7, x - 6 : x + 7].any() for x, y in covers.EYES)
+
+
+def _read(path: Path) -> np.ndarray:
+    return cv2.cvtColor(cv2.imread(str(path), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+
+
+def to_markdown(table: dict) -> str:
+    lines = [
+        "| | Dice | IoU | boundary IoU | Dice of the worst tenth | painted | pictures |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for section, rows in table.items():
+        if section == "speed":
+            continue
+        for name, v in rows.items():
+            lines.append(
+                f"| {section}: {name} | {v['dice']:.3f} | {v['iou']:.3f} | {v['boundary_iou']:.3f} | "
+                f"{v['worst_tenth_dice']:.3f} | {v['painted']:.2%} | {v['pictures']} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description="Measure weights on covers, changes, composed photographs and no face."
+    )
+    parser.add_argument("--weights", default="bundled", help="a file, 'bundled' or 'published'")
+    parser.add_argument("--data", type=Path, default=const.CELEB_DIR, help="prepared folders, with persons_val")
+    parser.add_argument("--backgrounds", type=Path, help="photographs without faces; every fifth is used")
+    parser.add_argument("--out", type=Path, default=const.RUNS_DIR / "robustness")
+    parser.add_argument("--scenes", type=int, default=150, help="composed photographs per row")
+    parser.add_argument("--looks", type=int, choices=(1, 2))
+    parser.add_argument("--flip", action="store_true")
+    parser.add_argument("--device", default="auto")
+    args = parser.parse_args(argv)
+    from data_preprocessing import DataError, is_prepared
+    from main import Runner, UserError
+    from model import ModelError
+    from training import write_text
+
+    try:
+        if not is_prepared(args.data):
+            raise UserError(f"{args.data} holds no prepared faces; run `python data_preprocessing.py --persons`.")
+        if args.backgrounds is not None and not args.backgrounds.is_dir():
+            raise UserError(f"There is no folder {args.backgrounds}.")
+        runner = Runner(args.device).load(args.weights, flip=args.flip, looks=args.looks)
+        table = run(runner.segmenter, args.data, args.backgrounds, scenes_count=args.scenes)
+        args.out.mkdir(parents=True, exist_ok=True)
+        write_text(args.out / "robustness.json", json.dumps({"weights": runner.weights_name, **table}, indent=2) + "\n")
+        write_text(args.out / "robustness.md", to_markdown(table))
+    except (UserError, DataError, ModelError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"robustness.json and robustness.md are in {args.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
