@@ -63,5 +63,7 @@ ROBUST = {
     "repeat": 2,
     "weight_decay": 0.02,
     "ema": 0.998,
-    "phases": [(0.0, 160), (0.667, 208), (0.883, 256)],
+    "phases": [(0.0, 160), (0.667, 208), (0.883, 256)],  # (share of the epochs done, picture size)
 }
+# A second round, from weights (--init) and with faces without masks (--unlabelled): larger pictures, smaller steps.
+ROBUST_SECOND = {**ROBUST, "epochs": 20, "lr": 1.2e-3, "repeat": 1, "phases": [(0.0, 208), (0.7, 256)]}

@@ -104,6 +104,18 @@ def photo_transform(*, seed: int | None = const.SEED):
     )
 
 
+def reseed(transform, seed: int) -> None:
+    """Seed a Compose, every transform within it with a number of its own.
+
+    `Compose.set_random_seed` hands the same seed to all of them, so that their first draws, which decide whether each
+    is applied, would be one number: no picture mirrored but those with a hole.
+    """
+    transform.set_random_seed(seed)
+    inner = [t for t in getattr(transform, "transforms", []) if hasattr(t, "set_random_seed")]
+    for one, its_seed in zip(inner, np.random.SeedSequence(seed).generate_state(len(inner)).tolist(), strict=True):
+        reseed(one, its_seed)
+
+
 def normalize(image: np.ndarray) -> np.ndarray:
     """uint8 (..., 3) RGB to float32, with the ImageNet mean and deviation."""
     scale = 1 / (255 * np.asarray(const.IMAGENET_STD, np.float32))
@@ -186,7 +198,7 @@ class Celeb(Dataset):
         mask = (mask > 127).astype(np.float32)
         if self.transform is None:
             return _to_tensor(image.astype(np.float32) / 255), _to_tensor(mask)
-        self.transform.set_random_seed(seed)
+        reseed(self.transform, seed)
         out = self.transform(image=image, mask=mask)
         return _to_tensor(out["image"]), _to_tensor(out["mask"])
 
@@ -229,7 +241,7 @@ class Scenes(Dataset):
         index, seed = _index_and_seed(key)
         rng = np.random.default_rng(seed)
         image, truth = self.composer.compose(rng, index % len(self.composer.faces), self.size)
-        self.photo.set_random_seed(seed)
+        reseed(self.photo, seed)
         image = self.photo(image=image)["image"]
         return _to_tensor(normalize(image)), _to_tensor(truth.astype(np.float32) / 255)
 
@@ -272,4 +284,5 @@ def make_loader(
         pin_memory=torch.cuda.is_available(),
         persistent_workers=workers > 0,
         worker_init_fn=_quiet_worker,
+        generator=torch.Generator().manual_seed(seed),  # else each start of workers draws from dropout's generator
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import io
 from pathlib import Path
 
 import cv2
@@ -27,10 +27,12 @@ def save_curves(history: list[dict], path: Path) -> None:
     for axis in (left, right):
         axis.grid(alpha=0.3)
         axis.legend()
-        axis.xaxis.get_major_locator().set_params(integer=True)
-    temporary = Path(path).with_name(f".tmp-{Path(path).name}")
-    figure.savefig(temporary, dpi=110, format="png")
-    os.replace(temporary, path)
+        axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+    from inference import write_bytes
+
+    file = io.BytesIO()
+    figure.savefig(file, dpi=110, format="png")
+    write_bytes(Path(path), file.getvalue())
 
 
 def parse_color(text: str) -> tuple[int, int, int]:
@@ -87,3 +89,116 @@ def worst_sheet(rows: list[tuple[str, np.ndarray, np.ndarray, np.ndarray]], path
     from inference import encode, write_bytes
 
     write_bytes(Path(path), encode(sheet, Path(path).suffix))
+
+
+def grid(rows: list[list[np.ndarray | None]], heads=(), names=(), title: str = "", side: float = 2.2):
+    """Pictures side by side in a matplotlib Figure, which a notebook shows.
+
+    Args:
+        rows: pictures uint8 (H, W, 3) or (H, W), or None for a place marked as empty; rows of one length.
+        heads, names: a word above each column, and beside each row.
+        side: of a picture, inches.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(side * len(rows[0]), side * len(rows) + 0.5), layout="constrained")
+    figure.suptitle(title)
+    axes = figure.subplots(len(rows), len(rows[0]), squeeze=False)
+    for axis, picture in zip(axes.flat, (picture for row in rows for picture in row), strict=True):
+        axis.set(xticks=[], yticks=[], frame_on=False, anchor="N")
+        if picture is None:
+            axis.text(0.5, 0.5, "none", ha="center", va="center", color="grey")
+        else:
+            axis.imshow(picture, cmap="gray", vmin=0, vmax=255)
+    for axis, head in zip(axes[0], heads):  # noqa: B905  there may be none
+        axis.set_title(head, fontsize=10)
+    for axis, name in zip(axes[:, 0], names):  # noqa: B905
+        axis.set_ylabel(name, fontsize=10)
+    return figure
+
+
+# --- What a mask is good for ----------------------------------------------------------------------------------------
+def cutout(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The face on transparency, its edge softened over about a pixel in 400: uint8 (H, W, 4), RGBA."""
+    sigma = max(0.7, max(mask.shape) / 800)
+    return np.dstack([picture, cv2.GaussianBlur(mask, (0, 0), sigma)])
+
+
+def side_by_side(picture: np.ndarray, painted: np.ndarray) -> np.ndarray:
+    """Two pictures of one size beside each other, uint8 (H, 2 W, 3)."""
+    return np.hstack([picture, painted])
+
+
+def hidden_region(mask: np.ndarray) -> np.ndarray:
+    """What has to vanish for a face not to be known: uint8 (H, W), 0/255.
+
+    The hull of all parts of one face, since eyes behind spectacles are not in the mask, with a margin.
+    """
+    h, w = mask.shape
+    scale = min(1.0, 512 / max(h, w))  # hulls need no more
+    small = cv2.resize(mask, (max(1, round(w * scale)), max(1, round(h * scale))), interpolation=cv2.INTER_AREA)
+    small = np.where(small > 60, 255, 0).astype(np.uint8)
+    region = np.zeros_like(small)
+    n, _, stats, _ = cv2.connectedComponentsWithStats(small)
+    from inference import merge_boxes
+
+    boxes = [tuple(map(float, (x, y, x + bw, y + bh))) for x, y, bw, bh, _ in stats[1:n]]
+    for x0, y0, x1, y1 in merge_boxes(boxes):
+        part = np.zeros_like(small)
+        part[int(y0) : int(y1), int(x0) : int(x1)] = small[int(y0) : int(y1), int(x0) : int(x1)]
+        points = cv2.findNonZero(part)
+        if points is None:
+            continue
+        margin = max(3, round(0.1 * max(x1 - x0, y1 - y0)))
+        cv2.fillConvexPoly(part, cv2.convexHull(points), 255)
+        region |= cv2.dilate(part, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * margin + 1, 2 * margin + 1)))
+    return np.where(cv2.resize(region, (w, h), interpolation=cv2.INTER_LINEAR) > 127, 255, 0).astype(np.uint8)
+
+
+def pixelate(picture: np.ndarray, mask: np.ndarray, blocks: int = 8) -> np.ndarray:
+    """Faces as squares, about `blocks` across each; uint8 (H, W, 3)."""
+    return _hide(picture, mask, blocks, cv2.INTER_NEAREST)
+
+
+def blur(picture: np.ndarray, mask: np.ndarray, blocks: int = 6) -> np.ndarray:
+    """Faces out of focus: averaged to about `blocks` spots across each, smoothly enlarged; uint8 (H, W, 3)."""
+    return _hide(picture, mask, blocks, cv2.INTER_CUBIC)
+
+
+def _hide(picture: np.ndarray, mask: np.ndarray, blocks: int, enlarge: int) -> np.ndarray:
+    region = hidden_region(mask)
+    out = picture.copy()
+    n, _, stats, _ = cv2.connectedComponentsWithStats(region)
+    for x, y, w, h, _ in stats[1:n]:
+        box = np.s_[y : y + h, x : x + w]
+        grid_size = (blocks, max(1, round(blocks * h / w))) if w <= h else (max(1, round(blocks * w / h)), blocks)
+        coarse = cv2.resize(picture[box], grid_size, interpolation=cv2.INTER_AREA)
+        cv2.copyTo(cv2.resize(coarse, (w, h), interpolation=enlarge), region[box], out[box])
+    return out
+
+
+def save_gif(frames, path: Path, *, fps: float = 10.0, width: int = 480) -> None:
+    """Frames uint8 (H, W, 3) as an endless GIF of at most `width` pixels, one palette for all of it."""
+    from PIL import Image
+
+    small = []
+    for frame in frames:
+        scale = min(1.0, width / frame.shape[1])
+        size = round(frame.shape[1] * scale), round(frame.shape[0] * scale)
+        small.append(Image.fromarray(cv2.resize(frame, size, interpolation=cv2.INTER_AREA)))
+    if not small:
+        raise ValueError("a GIF needs a frame")
+    size = small[0].size
+    small = [one if one.size == size else one.resize(size) for one in small]
+    tall = Image.new("RGB", (size[0], size[1] * min(8, len(small))))
+    for i in range(min(8, len(small))):
+        tall.paste(small[i * len(small) // min(8, len(small))], (0, i * size[1]))
+    palette = tall.quantize(128)
+    pages = [one.quantize(palette=palette, dither=Image.Dither.NONE) for one in small]
+    file = io.BytesIO()
+    pages[0].save(
+        file, "GIF", save_all=True, append_images=pages[1:], duration=round(1000 / fps), loop=0, optimize=True
+    )
+    from inference import write_bytes
+
+    write_bytes(Path(path), file.getvalue())

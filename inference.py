@@ -8,6 +8,7 @@ again, enlarged to fill its square, which is what makes faces of a few per cent 
 from __future__ import annotations
 
 import os
+import threading
 import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,7 @@ from model import Info
 
 SECOND_MARGIN = 1.6  # side of the second look's square, in lengths of the face found
 COARSE_THRESHOLD = 0.25  # probability from which the second look is worth taking
+LONGEST_SIDE = 65_500  # pixels; what a JPEG, and so an overlay, can hold
 BATCH_PIXELS = 24_000_000  # pictures are batched up to this many pixels, so that memory has a bound
 
 
@@ -46,10 +48,12 @@ def read_picture(path: Path) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore", UserWarning)  # damaged tags, of which the pixels know nothing
             with Image.open(path) as picture:
                 picture.load()
-                picture = ImageOps.exif_transpose(picture)
-                return _to_rgb(picture)
+                if max(picture.size) > LONGEST_SIDE:
+                    raise PictureError(f"{path} is longer than {LONGEST_SIDE} pixels; scale it down.")
+                return _to_rgb(ImageOps.exif_transpose(picture))
     except FileNotFoundError:
         raise PictureError(f"There is no file {path}.") from None
     except UnidentifiedImageError:
@@ -65,7 +69,7 @@ def _to_rgb(picture) -> np.ndarray:
     from PIL import Image
 
     if picture.mode.startswith("I") or picture.mode == "F":  # 16 or 32 bits of grey
-        grey = np.asarray(picture).astype(np.float64)
+        grey = np.nan_to_num(np.asarray(picture).astype(np.float64))
         top = (
             1.0
             if picture.mode == "F" and grey.max(initial=0) <= 1
@@ -162,11 +166,11 @@ class Segmenter:
         logit = float(np.log(COARSE_THRESHOLD / (1 - COARSE_THRESHOLD)))
         n, _, stats, _ = cv2.connectedComponentsWithStats((coarse > logit).astype(np.uint8))
         boxes = [tuple(map(float, (x, y, x + w, y + h))) for x, y, w, h, area in stats[1:n] if area >= 6]
-        scale = shape[0] / coarse.shape[0]
+        sy, sx = shape[0] / coarse.shape[0], shape[1] / coarse.shape[1]  # unequal for thin pictures
         squares = []
-        for x0, y0, x1, y1 in _merge(boxes):
-            side = max(x1 - x0, y1 - y0) * scale * SECOND_MARGIN
-            cx, cy = (x0 + x1) / 2 * scale, (y0 + y1) / 2 * scale
+        for x0, y0, x1, y1 in merge_boxes(boxes):
+            side = max((x1 - x0) * sx, (y1 - y0) * sy) * SECOND_MARGIN
+            cx, cy = (x0 + x1) / 2 * sx, (y0 + y1) / 2 * sy
             squares.append((round(cx - side / 2), round(cy - side / 2), max(8, round(side))))
         return squares
 
@@ -184,7 +188,7 @@ def _enlarge(logits: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     return cv2.resize(logits, shape[::-1], interpolation=cv2.INTER_LINEAR)
 
 
-def _merge(boxes: list[tuple]) -> list[tuple]:
+def merge_boxes(boxes: list[tuple]) -> list[tuple]:
     """Join boxes (x0, y0, x1, y1) that belong to one face, such as the parts above and below spectacles: those whose
     distance is less than a quarter of the larger one."""
     boxes, merged = sorted(boxes, key=lambda b: (b[0] - b[2]) * (b[3] - b[1])), True
@@ -270,7 +274,7 @@ def find_jobs(inputs: Iterable[Path], out: Path) -> list[Job]:
         else:
             found = [(given, Path(given.name))]
         for path, relative in found:
-            stem = relative.with_suffix("").as_posix()
+            stem = _shortened(relative.with_suffix("")).as_posix()
             name, n = stem, 1
             while name.casefold() in taken:
                 suffix = relative.suffix.lstrip(".")
@@ -279,6 +283,12 @@ def find_jobs(inputs: Iterable[Path], out: Path) -> list[Job]:
             taken.add(name.casefold())
             jobs.append(Job(path, name))
     return jobs
+
+
+def _shortened(path: Path) -> Path:
+    """The path with its last part cut so that `_overlay.jpg` fits behind it: file systems take 255 bytes."""
+    room = 255 - len("_overlay.jpg") - 12  # and a suffix or number, where names would be the same
+    return path.with_name(os.fsencode(path.name)[:room].decode("utf-8", "ignore")) if path.name else path
 
 
 def _walk(folder: Path, out: Path) -> Iterator[Path]:
@@ -306,7 +316,7 @@ def predict_files(
     """
     with ThreadPoolExecutor(readers) as reading, ThreadPoolExecutor(writers) as writing:
         todo = iter(jobs)
-        coming = [(job, reading.submit(read_picture, job.path)) for job in islice(todo, batch_size + readers)]
+        coming = [(job, reading.submit(read_picture, job.path)) for job in islice(todo, min(batch_size, 4) + readers)]
         going: list = []
         try:
             while coming:
@@ -346,7 +356,7 @@ def predict_files(
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file to a temporary name beside its target, then move it into place."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    temporary = path.with_name(f".tmp-{os.getpid()}-{threading.get_ident()}")  # short, however long the name is
     try:
         temporary.write_bytes(data)
         os.replace(temporary, path)

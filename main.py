@@ -48,7 +48,7 @@ class Runner:
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
         try:
             device = torch.device(self.device_name)
-            torch.empty(1, device=device)
+            torch.empty(1, device=device).cpu()
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"The device {self.device_name!r} cannot be used ({reason}); try --device cpu.") from None
@@ -104,7 +104,7 @@ class Runner:
         """Write NAME_mask.png and NAME_overlay.jpg for every picture of files and folders.
 
         Returns:
-            A sentence for each picture that could not be read.
+            A sentence for each picture that could not be read, and for each folder without pictures.
 
         Raises:
             UserError: no pictures, or results that cannot be written.
@@ -127,16 +127,18 @@ class Runner:
             write_bytes(out / f"{job.name}_mask.png", encode(mask, ".png"))
             write_bytes(out / f"{job.name}_overlay.jpg", encode(overlay(picture, mask, rgb, alpha), ".jpg"))
 
-        faults = []
+        faults = [f"{p} holds no pictures." for p in inputs if p.is_dir() and not find_jobs([p], out)]
+        unread = 0
         try:
             out.mkdir(parents=True, exist_ok=True)
             done = predict_files(self.segmenter, jobs, batch_size=batch_size, on_result=write)
             for _, fault in tqdm(done, total=len(jobs), unit="picture", disable=None, delay=2):
                 if fault:
                     faults.append(fault)
+                    unread += 1
         except OSError as error:
             raise UserError(f"The results cannot be written to {out} ({error.strerror or error}).") from error
-        self.say(f"{len(jobs) - len(faults)} of {len(jobs)} pictures done: masks and overlays are in {out}")
+        self.say(f"{len(jobs) - unread} of {len(jobs)} pictures done: masks and overlays are in {out}")
         return faults
 
     # -- train
@@ -148,12 +150,12 @@ class Runner:
         *,
         resume=False,
         workers=None,
-        backgrounds=None,
-        extra=None,
-        source=None,
+        stop_after=None,
+        on_epoch=None,
     ) -> list[dict]:
         """Train as `config` (training.Config) says on the prepared folders of `data`, which are made first where they
-        are missing and a source is found. Files go to `run_dir`; `resume` continues what is there.
+        are missing and a source is found. Files go to `run_dir`; `resume` continues what is there; `on_epoch` is called
+        with the history after every epoch.
 
         Returns:
             The history, one row an epoch.
@@ -172,11 +174,13 @@ class Runner:
         if not resume and (run_dir / "last.pth").exists():
             raise UserError(f"{run_dir} holds a run already; continue it with --resume, or give another --run-dir.")
         data = self.prepared(data)
-        train_loader = self._train_loader(config, data, workers, backgrounds, extra)
+        train_loader = self._train_loader(config, data, workers, run_dir)
         val_set = dataset.Celeb(
             data / "images_val", data / "masks_val", dataset.val_transform(config.size), limit=config.limit
         )
         val_loader = dataset.make_loader(val_set, config.batch_size, train=False, workers=_workers(workers))
+        if config.batch_size == 1 and (config.model == "deeplabv3" or config.size <= 32):
+            raise UserError("Batch normalisation needs more than one value a channel; give --batch-size 2 or more.")
         torch.manual_seed(config.seed)
         net = networks.build(config.model, pretrained=config.pretrained and state is None)
         if config.init and state is None:
@@ -192,9 +196,9 @@ class Runner:
             f"Training {config.model} ({config.recipe}) on {len(trainer.train_loader.dataset)} pictures an epoch, "
             f"validating on {len(val_set)}, on {self.device}; files in {run_dir}"
         )
-        return trainer.fit()
+        return trainer.fit(on_epoch, stop_after=stop_after)
 
-    def _train_loader(self, config, data: Path, workers, backgrounds, extra):
+    def _train_loader(self, config, data: Path, workers, run_dir: Path):
         """A function of the picture size that makes the training loader of a recipe."""
         import dataset
 
@@ -204,13 +208,13 @@ class Runner:
 
             def make(size):
                 celeb = dataset.Celeb(*pairs, dataset.train_transform(size, seed=config.seed), limit=config.limit)
-                if len(celeb) < config.batch_size:
-                    raise UserError(f"{len(celeb)} pictures are less than one batch; give a smaller --batch-size.")
+                _check_batch(len(celeb), config.batch_size)
                 return dataset.make_loader(celeb, config.batch_size, train=True, workers=workers, seed=config.seed)
 
             return make
         import scenes
 
+        backgrounds = config.backgrounds
         if backgrounds is None:
             self.say("No --backgrounds: faces are pasted on drawn colours, and no photograph without a face is seen.")
         elif not Path(backgrounds).is_dir():
@@ -218,11 +222,12 @@ class Runner:
         if not (data / "persons_train").is_dir():
             self.say(f"No {data / 'persons_train'}: nobody is cut out; make it with `data_preprocessing.py --persons`.")
         sets = [(data / "images_train", data / "masks_train", data / "persons_train")]
-        if extra is not None:
-            sets.append((Path(extra) / "images", Path(extra) / "masks", None))
+        if config.unlabelled is not None:  # the annotated faces twice, to keep their say
+            sets += [*sets, (Path(config.unlabelled), self._pseudo_label(config, run_dir / "pseudo"), None)]
         faces = scenes.FaceStore(*zip(*sets, strict=True), limit=config.limit)
         if not len(faces):
             raise UserError(f"{data / 'masks_train'} holds no masks; run `python data_preprocessing.py` again.")
+        _check_batch(len(faces) * config.repeat, config.batch_size)
         photos = scenes.PhotoStore(scenes.find_backgrounds(backgrounds) if backgrounds else [])
         composer = scenes.SceneComposer(faces, photos, cover_p=config.cover_p, glasses_p=config.glasses_p)
         return lambda size: dataset.make_loader(
@@ -232,6 +237,33 @@ class Runner:
             workers=workers,
             seed=config.seed,
         )
+
+    def _pseudo_label(self, config, masks: Path) -> Path:
+        """Masks of faces that have none, predicted with `config.init`, mirrored views averaged (a round of
+        self-training: Xie et al. 2020, https://arxiv.org/abs/1911.04252)."""
+        from tqdm.auto import tqdm
+
+        from inference import encode, find_jobs, predict_files, to_mask, write_bytes
+        from scenes import tidy
+
+        if config.init is None:
+            raise UserError("--unlabelled needs --init: the weights that predict the masks.")
+        jobs = find_jobs([config.unlabelled], masks)
+        if not jobs:
+            raise UserError(f"{config.unlabelled} holds no pictures.")
+        teacher = Runner(self.device_name, say=self.say).load(config.init, flip=True)
+
+        def write(job, _, logits):
+            write_bytes(masks / f"{job.name}_mask.png", encode(tidy(to_mask(logits, const.THRESHOLD)), ".png"))
+
+        todo = [job for job in jobs if not (masks / f"{job.name}_mask.png").exists()]
+        if todo:
+            self.say(f"Predicting the masks of {len(todo)} faces with {config.init}")
+        done = predict_files(teacher.segmenter, todo, batch_size=4, on_result=write)
+        for _, fault in tqdm(done, total=len(todo), unit="face", disable=None):
+            if fault:
+                raise UserError(fault)
+        return masks
 
     def _state_to_resume(self, run_dir: Path, config) -> dict:
         import pickle
@@ -243,12 +275,15 @@ class Runner:
             raise UserError(f"There is nothing to resume: {path} does not exist.")
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-            old = state["config"]
-        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, TypeError) as error:
+            old = dict(state["config"])
+        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"{path} is not the state of a run, or is damaged; start anew in another --run-dir."
             ) from error
-        for name in ("model", "recipe", "size", "batch_size", "seed", "limit"):
+        fixed = ["model", "recipe", "size", "batch_size", "seed", "limit"]
+        if config.recipe == "robust":  # its schedule is drawn over all of the run
+            fixed += ["epochs", "lr"]
+        for name in fixed:
             if old.get(name) != getattr(config, name):
                 raise UserError(f"The run in {run_dir} has {name} {old.get(name)}; resume it with the same.")
         return state
@@ -292,12 +327,16 @@ class Runner:
 
         data = self.prepared(data)
         pairs = dataset.Celeb(data / "images_val", data / "masks_val", limit=limit).pairs
+        out = Path(out)
+        out.mkdir(parents=True, exist_ok=True)
         logit = const.ORIGINAL_LOGIT_THRESHOLD
         counts = SplitCounts({"probability 0.5": 0.0, f"logit {logit}": logit})
 
         def look(pair):
             picture = dataset.read_rgb(pair[0])
             truth = cv2.imread(str(pair[1]), cv2.IMREAD_GRAYSCALE)
+            if truth is None:
+                raise dataset.DataError(f"{pair[1]} cannot be read as a picture; prepare the data set again.")
             logits = self.segmenter.logits([picture])[0]
             if logits.shape != truth.shape:
                 logits = cv2.resize(logits, truth.shape[::-1], interpolation=cv2.INTER_LINEAR)
@@ -316,7 +355,6 @@ class Runner:
             "device": str(self.device),
             "metrics": table,
         }
-        out.mkdir(parents=True, exist_ok=True)
         write_text(out / "metrics.json", json.dumps(record, indent=2) + "\n")
         worst = sorted(range(len(pairs)), key=lambda i: counts.per_picture[i][1].dice)[:10]
         rows = []
@@ -336,6 +374,11 @@ def format_table(table: dict[str, dict[str, float]]) -> str:
     lines += [f"{row:16}" + "".join(f"{v.get(n, float('nan')):14.4f}" if n in v else f"{'':14}" for n in names)
               for row, v in table.items()]  # fmt: skip
     return "\n".join(lines)
+
+
+def _check_batch(pictures: int, batch_size: int) -> None:
+    if pictures < batch_size:
+        raise UserError(f"{pictures} pictures are less than one batch of {batch_size}; give a smaller --batch-size.")
 
 
 def _workers(given: int | None) -> int:
@@ -413,12 +456,11 @@ def build_parser() -> argparse.ArgumentParser:
     p.set_defaults(run=_evaluate)
 
     p = commands.add_parser("train", help="train a network; defaults are the original's")
-    p.add_argument("--model", choices=("deeplabv3", "unet", "lite"), default=const.MODEL)
+    p.add_argument("--model", choices=("deeplabv3", "unet", "lite"), help=f"default {const.MODEL}")
     p.add_argument(
         "--recipe",
         choices=("original", "robust"),
-        default="original",
-        help="robust: faces of all sizes, other backgrounds, drawn covers; what the bundled weights are made with",
+        help="default original; robust, which made the bundled weights: faces of all sizes, other backgrounds, covers",
     )
     p.add_argument("--data", type=Path, default=const.CELEB_DIR, help="prepared folders; default: CelebAMask-HQ/")
     p.add_argument("--epochs", type=_count, help=f"default {const.EPOCHS}; robust {const.ROBUST['epochs']}")
@@ -427,14 +469,19 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--size", type=_size, help=f"picture size; default {const.IMG_SIZE}; robust {const.ROBUST['size']}")
     p.add_argument("--limit", type=_count, help="only the first N faces of each split")
     p.add_argument("--workers", type=_workers_type, help="loader processes; default: cores - 1, at most 4")
-    p.add_argument("--seed", type=_seed, default=const.SEED)
+    p.add_argument("--seed", type=_seed, help=f"default {const.SEED}")
     p.add_argument("--device", **device)
-    p.add_argument("--resume", action="store_true", help="continue the killed run in --run-dir")
+    p.add_argument(
+        "--resume", action="store_true", help="continue the killed run in --run-dir; what is not given stays as it was"
+    )
     p.add_argument("--no-pretrained", action="store_true", help="start from random weights")
     p.add_argument("--run-dir", type=Path, help="where the run's files go; default: runs/MODEL")
     p.add_argument("--backgrounds", type=Path, metavar="DIR", help="robust: photographs without faces")
-    p.add_argument("--extra", type=Path, metavar="DIR", help="robust: more faces, DIR/images and DIR/masks")
     p.add_argument("--init", metavar="F", help="robust: weights to start from")
+    p.add_argument(
+        "--unlabelled", type=Path, metavar="DIR", help="robust: more aligned faces, whose masks --init predicts"
+    )
+    p.add_argument("--stop-after", type=_count, metavar="N", help="stop after epoch N; --resume goes on")
     p.add_argument(
         "--cover-p", type=_number(float, 0, 1, "a number from 0 to 1"), help="robust: share of covered faces"
     )
@@ -466,31 +513,50 @@ def _train(args) -> int:
 
     robust_only = {
         "--backgrounds": args.backgrounds,
-        "--extra": args.extra,
+        "--unlabelled": args.unlabelled,
         "--init": args.init,
         "--cover-p": args.cover_p,
     }
     given = [name for name, value in robust_only.items() if value is not None]
-    if args.recipe == "original" and given:
+    if args.recipe != "robust" and given and not args.resume:
         raise UserError(f"{given[0]} belongs to --recipe robust.")
-    settings = dict(const.ROBUST) if args.recipe == "robust" else {}
-    if args.size is not None:
+    run_dir = args.run_dir or const.RUNS_DIR / (args.model or const.MODEL)
+    settings = _settings_of(run_dir) if args.resume else {}
+    if args.recipe == "robust":
+        settings = {**(const.ROBUST if args.init is None else const.ROBUST_SECOND), **settings}
+    if args.size is not None and not (args.resume and args.size == settings.get("size")):
         settings["phases"] = []  # one size throughout
-    for name in ("epochs", "batch_size", "lr", "size", "limit", "init", "cover_p"):
+    for name in ("model", "recipe", "epochs", "batch_size", "lr", "size", "limit", "seed", "init", "cover_p"):
         if getattr(args, name) is not None:
             settings[name] = getattr(args, name)
-    pretrained = not args.no_pretrained and args.model != "lite" and args.init is None
-    config = Config(model=args.model, recipe=args.recipe, seed=args.seed, pretrained=pretrained, **settings)
+    for name in ("backgrounds", "unlabelled"):
+        if getattr(args, name) is not None:
+            settings[name] = str(getattr(args, name).resolve())
+    if "pretrained" not in settings:
+        settings["pretrained"] = not args.no_pretrained and args.model != "lite" and args.init is None
+    config = Config(**settings)
     Runner(args.device).train(
         config,
         args.data,
-        args.run_dir or const.RUNS_DIR / args.model,
+        run_dir,
         resume=args.resume,
         workers=args.workers,
-        backgrounds=args.backgrounds,
-        extra=args.extra,
+        stop_after=args.stop_after,
     )
     return 0
+
+
+def _settings_of(run_dir: Path) -> dict:
+    """The settings of an earlier run from its config.json; none where that cannot be read."""
+    from dataclasses import fields
+
+    from training import Config
+
+    try:
+        record = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
+        return {f.name: record[f.name] for f in fields(Config) if f.name in record}
+    except (OSError, ValueError, TypeError):
+        return {}  # last.pth will say what is wrong
 
 
 def _report_faults(faults: list[str]) -> int:
@@ -519,6 +585,9 @@ def main(argv: list[str] | None = None) -> int:
             return 1
         if isinstance(error, OSError):
             print(f"error: {error.filename or 'writing'}: {error.strerror or error}.", file=sys.stderr)
+            return 1
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU
+            print("error: The memory does not suffice; give a smaller --batch-size or --size.", file=sys.stderr)
             return 1
         raise
 

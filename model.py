@@ -13,8 +13,10 @@ in the dictionary's own `_metadata`, so that strict loading, here or in the orig
 from __future__ import annotations
 
 import hashlib
+import inspect
 import os
 import pickle
+import shutil
 import tempfile
 import threading
 from collections import OrderedDict
@@ -199,10 +201,9 @@ def build(name: str, *, pretrained: bool = False) -> nn.Module:
 
 def identify(state: dict) -> Info | None:
     """What a state_dict holds: from its metadata, else from its key names; None for anything else."""
-    meta = getattr(state, "_metadata", None) or {}
-    known = {k: v for k, v in dict(meta.get(_META_KEY, {})).items() if k in Info.__dataclass_fields__}
-    if known.get("model") in NETWORKS:
-        return Info(**known)
+    meta = (getattr(state, "_metadata", None) or {}).get(_META_KEY)
+    if isinstance(meta, dict) and meta.get("model") in NETWORKS:
+        return Info(**{k: v for k, v in meta.items() if k in Info.__dataclass_fields__})
     for prefix, name in (("deep_lab_v3.", "deeplabv3"), ("encoder.layer4.", "unet"), ("stages.0.", "lite")):
         if any(key.startswith(prefix) for key in state):
             return Info.default(name)
@@ -253,6 +254,8 @@ def read_state(path: Path) -> tuple[dict, Info]:
                 f"{path} is a web page, not weights: the download was answered with an error page; fetch "
                 f"{drive_link(const.WEIGHTS_DRIVE_ID)} by hand."
             )
+        if not head.startswith((b"PK", b"\x80")):  # a zip archive, or a pickle as of old
+            raise ModelError(f"{path} is not a PyTorch checkpoint; give a file such as model.best.pth.")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ModelError(
@@ -264,7 +267,9 @@ def read_state(path: Path) -> tuple[dict, Info]:
         ) from error
     if isinstance(state, dict) and {"model", "epoch", "optimizer"} <= set(state):
         raise ModelError(f"{path} is the state of a training run; use the model.best.pth beside it.")
-    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items()
+    ):
         raise ModelError(f"{path} holds no state_dict of tensors.")
     info = identify(state)
     if info is None:
@@ -341,10 +346,13 @@ def fetch_published(target: Path | None = None, *, url: str | None = None, wait:
         raise ModelError(f"The published weights cannot be fetched: no network; with one, {by_hand}.")
     import gdown
 
-    temporary = target.with_name(f".tmp-{os.getpid()}-{target.name}")
+    folder = None  # of its own, since gdown leaves the parts of a broken transfer beside its output
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        got = gdown.download(url=url, output=str(temporary), quiet=False)
+        folder = tempfile.mkdtemp(prefix=".tmp-", dir=target.parent)
+        temporary = Path(folder, target.name)
+        patience = {"timeout": 30} if "timeout" in inspect.signature(gdown.download).parameters else {}  # not gdown 5
+        got = gdown.download(url=url, output=str(temporary), quiet=False, **patience)
         if got is None or not temporary.is_file():  # gdown 5
             raise ModelError(
                 f"The published weights cannot be fetched (Google Drive may have too many users now); {by_hand}."
@@ -363,7 +371,8 @@ def fetch_published(target: Path | None = None, *, url: str | None = None, wait:
             f"The published weights cannot be fetched (Google Drive's quota? {_first_line(error)}); {by_hand}."
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
     return target
 
 

@@ -43,27 +43,32 @@ class FaceStore:
     ):
         entries: list[tuple[Path, Path, Path | None]] = []
         for images, masks, persons in zip(image_dirs, mask_dirs, person_dirs, strict=True):
-            for mask in sorted(Path(masks).glob("*_skin.png"), key=lambda p: p.name.zfill(24)):
-                stem = mask.name.removesuffix("_skin.png")
+            found = [p for ending in ("*_skin.png", "*_mask.png") for p in Path(masks).rglob(ending)]
+            for mask in sorted(found, key=lambda p: p.name.zfill(24)):
+                stem = mask.name[: -len("_skin.png")]
+                folder = Path(images) / mask.parent.relative_to(masks)
                 person = Path(persons) / f"{stem}_person.png" if persons else None
-                entries.append((Path(images) / f"{stem}.jpg", mask, person if person and person.exists() else None))
+                image = next((p for s in const.IMAGE_SUFFIXES if (p := folder / f"{stem}{s}").exists()), None)
+                if image is None:
+                    continue  # a mask whose picture is gone
+                entries.append((image, mask, person if person and person.exists() else None))
         self.entries = entries[:limit]
-        self._kept: dict[int, Face] = {}
+        self._kept: dict[Path, Face] = {}  # by the mask's path: a face may be listed more than once
 
     def __len__(self) -> int:
         return len(self.entries)
 
     def __getitem__(self, index: int) -> Face:
-        if index not in self._kept:
-            image_path, mask_path, person_path = self.entries[index]
+        image_path, mask_path, person_path = self.entries[index]
+        if mask_path not in self._kept:
             image = cv2.cvtColor(cv2.imread(str(image_path), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
             if image.shape[:2] != (SIZE, SIZE):
                 shrink = image.shape[0] > SIZE
                 image = cv2.resize(image, (SIZE, SIZE), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_CUBIC)
             mask = _read_mask(mask_path)
             person = _read_mask(person_path) if person_path else None
-            self._kept[index] = Face(image, mask, person)
-        return self._kept[index]
+            self._kept[mask_path] = Face(image, mask, person)
+        return self._kept[mask_path]
 
 
 def _read_mask(path: Path) -> np.ndarray:
@@ -72,6 +77,19 @@ def _read_mask(path: Path) -> np.ndarray:
         mask = cv2.resize(mask, (SIZE, SIZE), interpolation=cv2.INTER_LINEAR)
         mask = np.where(mask > 127, 255, 0).astype(np.uint8)
     return mask
+
+
+def tidy(mask: np.ndarray, share: float = 0.02) -> np.ndarray:
+    """A predicted mask without specks and pinholes: parts, and holes, smaller than `share` of the largest part."""
+    n, labels, stats, _ = cv2.connectedComponentsWithStats(mask)
+    if n < 2:
+        return mask
+    least = share * stats[1:, cv2.CC_STAT_AREA].max()
+    kept = np.where(stats[:, cv2.CC_STAT_AREA] >= least, 255, 0).astype(np.uint8)
+    kept[0] = 0
+    mask = kept[labels]
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(255 - mask)
+    return np.where((labels > 0) & (stats[labels, cv2.CC_STAT_AREA] < least), 255, mask).astype(np.uint8)
 
 
 def find_backgrounds(folder: Path, *, held_out: bool = False) -> list[Path]:
@@ -229,6 +247,8 @@ class SceneComposer:
         """One to four people, faces from 5 to 50 % of the width, anywhere, over one another."""
         canvas = background(rng, self.photos.draw(rng), (size, size))
         truth = np.zeros((size, size), np.uint8)
+        if self.faces.entries[index][2] is None and rng.random() < 0.7:  # one who can be cut out, rather
+            index = int(rng.integers(len(self.faces)))
         people = [index, *rng.integers(len(self.faces), size=int(rng.choice([0, 1, 2, 3], p=[0.4, 0.3, 0.2, 0.1])))]
         widths = np.sort(size * np.exp(rng.uniform(np.log(0.05), np.log(0.5), len(people))))  # the near ones last
         for who, width in zip(people, widths, strict=True):

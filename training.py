@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
 import tempfile
 import time
@@ -48,6 +49,8 @@ class Config:
     cover_p: float = 0.5
     glasses_p: float = 0.2
     init: str | None = None  # weights that the run starts from
+    unlabelled: str | None = None  # a folder of more faces, whose masks `init` predicts
+    backgrounds: str | None = None  # a folder of photographs without faces
 
 
 # --- Losses ---------------------------------------------------------------------------------------------------------
@@ -153,22 +156,28 @@ class Trainer:
         return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, c.lr, total_steps=steps, pct_start=warm)
 
     # -- one run
-    def fit(self) -> list[dict]:
-        """Train to the configured number of epochs, from `self.epoch`; the history, one row an epoch."""
+    def fit(self, on_epoch=None, *, stop_after: int | None = None) -> list[dict]:
+        """Train from `self.epoch` to the last epoch, or to `stop_after`; the history, one row an epoch.
+
+        `on_epoch` is called with it after every epoch, the files being written.
+        """
         self.run_dir.mkdir(parents=True, exist_ok=True)
         write_text(self.run_dir / "config.json", json.dumps(self._config_record(), indent=2) + "\n")
-        while self.epoch < self.config.epochs:
+        if self.history:  # a run may be killed between last.pth and these
+            self._write_history()
+        while self.epoch < min(self.config.epochs, stop_after or self.config.epochs):
             started = time.perf_counter()
             loss = self.train_epoch()
             counts = self.validate()
-            if not torch.isfinite(torch.tensor([loss, counts.bce])).all():
-                raise TrainingError(
-                    f"The loss became {loss} in epoch {self.epoch + 1}; resume with a smaller --lr, "
-                    f"the last good state is {self.run_dir / 'last.pth'}."
-                )
+            if not (math.isfinite(loss) and math.isfinite(counts.bce)):
+                bad = next(x for x in (loss, counts.bce) if not math.isfinite(x))
+                how = "resume with" if self.epoch else "start again with"
+                raise TrainingError(f"The loss became {bad} in epoch {self.epoch + 1}; {how} a smaller --lr.")
             if self.config.recipe == "original":
                 self.scheduler.step(counts.bce)
             self._record(loss, counts, time.perf_counter() - started)
+            if on_epoch is not None:
+                on_epoch(self.history)
         return self.history
 
     def train_epoch(self) -> float:
@@ -246,14 +255,17 @@ class Trainer:
             self.best = counts.bce
             networks.save_state(self.judged.state_dict(), self.run_dir / "model.best.pth", self.info())
         networks.save_atomically(self.state(), self.run_dir / "last.pth")
-        write_history(self.run_dir / "history.csv", self.history)
-        from drawing import save_curves
-
-        save_curves(self.history, self.run_dir / "curves.png")
+        self._write_history()
         tqdm.write(
             f"epoch {row['epoch']:3d}/{self.config.epochs}  loss {loss:.4f}  val loss {counts.bce:.4f}  "
             f"Dice {counts.dice:.4f}  IoU {counts.iou:.4f}  lr {row['lr']:.1e}  {seconds:.0f} s"
         )
+
+    def _write_history(self) -> None:
+        from drawing import save_curves
+
+        write_history(self.run_dir / "history.csv", self.history)
+        save_curves(self.history, self.run_dir / "curves.png")
 
     def info(self) -> networks.Info:
         return networks.Info(
@@ -282,6 +294,9 @@ class Trainer:
             self.averaged.load_state_dict(state["averaged"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
+        if self.config.lr != state["config"]["lr"]:  # only the original's recipe may change its mind
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.config.lr
         self.scaler.load_state_dict(state["scaler"])
         self.epoch, self.best, self.history = state["epoch"], state["best"], state["history"]
         self.train_loader = self.make_train_loader(self.size_at(self.epoch))

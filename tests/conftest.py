@@ -40,3 +40,41 @@ def prepared(celeb_source, tmp_path_factory) -> Path:
     report = prepare(celeb_source, out, workers=2, persons=True, progress=False)
     assert not report.faults
     return out
+
+
+@pytest.fixture(scope="session")
+def lite_weights(prepared, tmp_path_factory) -> Path:
+    """Untrained weights of the small model at 64 pixels, one look, whose mask covers about half of a drawn face."""
+    import torch
+
+    import dataset
+    import model
+
+    torch.manual_seed(0)
+    net = model.build("lite").eval()
+    face = dataset.Celeb(prepared / "images_val", prepared / "masks_val", dataset.val_transform(64))[0][0]
+    with torch.inference_mode():
+        net.head.bias -= net(face[None]).median()
+    path = tmp_path_factory.mktemp("weights") / "lite.pth"
+    model.save_state(net.state_dict(), path, model.Info("lite", 64, 1, "untrained"))
+    return path
+
+
+def no_traceback(result: subprocess.CompletedProcess) -> subprocess.CompletedProcess:
+    assert "Traceback" not in result.stdout + result.stderr, result
+    return result
+
+
+def one_sentence(text: str, *words: str) -> str:
+    """An error as a person should see it: one line after "error: ", with these words in it."""
+    lines = [line for line in text.splitlines() if "error: " in line]
+    assert len(lines) == 1, text
+    assert "Traceback" not in text
+    for word in words:
+        assert str(word) in lines[0], (word, lines[0])
+    return lines[0]
+
+
+def leftovers(folder: Path) -> list[str]:
+    """Temporary files that should be gone."""
+    return [str(p) for p in folder.rglob("*") if p.name.startswith((".tmp", "tmp")) or p.suffix in (".part", ".tmp")]

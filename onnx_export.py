@@ -1,0 +1,100 @@
+"""A network as an ONNX file, compared with PyTorch on real pictures before it gets its name. `main.py export` runs it.
+
+onnx, onnxscript and onnxruntime are optional: `pip install -r requirements-dev.txt`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import warnings
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+import const
+from model import Info
+
+OPSET = 18
+TOLERANCE = 1e-3  # largest difference in probability that passes
+
+
+class ExportError(Exception):
+    """A file that could not be made or does not agree; the message is one sentence for the user."""
+
+
+class Probability(torch.nn.Module):
+    """image float32 (B, 3, S, S), RGB, 0-255 -> probability float32 (B, 1, S, S); normalisation inside."""
+
+    def __init__(self, net: torch.nn.Module):
+        super().__init__()
+        self.net = net
+        self.register_buffer("mean", torch.tensor(const.IMAGENET_MEAN).view(1, 3, 1, 1) * 255)
+        self.register_buffer("std", torch.tensor(const.IMAGENET_STD).view(1, 3, 1, 1) * 255)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.net((image - self.mean) / self.std).sigmoid()
+
+
+def export(net: torch.nn.Module, info: Info, target: Path, pictures: list[np.ndarray]) -> float:
+    """Write `target`, and return the largest difference in probability from PyTorch over `pictures`.
+
+    Args:
+        net: a network with its weights.
+        info: its picture size S.
+        target: the file; its batch size is free, opset `OPSET`.
+        pictures: uint8 (H, W, 3) RGB, at least one.
+
+    Raises:
+        ExportError: an optional package is missing, or the difference is above `TOLERANCE`.
+        OSError: the file cannot be written.
+    """
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ExportError(f"Export needs the package {error.name}: pip install onnx onnxscript onnxruntime.") from None
+    target = Path(target)
+    side = info.size
+    batch = np.stack([cv2.resize(p, (side, side), interpolation=cv2.INTER_AREA) for p in pictures])
+    images = torch.from_numpy(batch).permute(0, 3, 1, 2).float().contiguous()
+    module = Probability(net.cpu().to(memory_format=torch.contiguous_format)).eval()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".tmp-{os.getpid()}-{target.name}")
+    quiet = logging.getLogger("torch.onnx")
+    level = quiet.level
+    quiet.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                module,
+                (images[:1].repeat(2, 1, 1, 1),),  # two, since a batch of one would be taken for fixed
+                input_names=["image"],
+                output_names=["probability"],
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                opset_version=OPSET,
+                dynamo=True,
+                verbose=False,
+            )
+            program.save(str(temporary))
+        session = onnxruntime.InferenceSession(str(temporary), providers=["CPUExecutionProvider"])
+        worst = 0.0
+        with torch.inference_mode():
+            for one in images.split(4):
+                got = session.run(None, {"image": one.numpy()})[0]
+                worst = max(worst, float(np.abs(got - module(one).numpy()).max()))
+        if not worst <= TOLERANCE:
+            raise ExportError(
+                f"The exported network differs from PyTorch by {worst:.1e} in probability; nothing is kept."
+            )
+        os.replace(temporary, target)
+    finally:
+        quiet.setLevel(level)
+        temporary.unlink(missing_ok=True)
+    return worst

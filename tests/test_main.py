@@ -1,0 +1,536 @@
+"""The commands as they are typed: predict, evaluate, the main job, and every kind of bad input."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, leftovers, no_traceback, one_sentence, run
+from PIL import Image
+
+import const
+import dataset
+import inference
+import main
+import model
+from main import Runner
+
+MODULES = ["const", "data_preprocessing", "dataset", "drawing", "inference", "main", "metrics", "model", "training",
+           "scenes", "covers"]  # fmt: skip
+
+
+def python(code: str, *args, cwd=None, env=None, timeout=200) -> subprocess.CompletedProcess:
+    """Runs a few lines with the project on the import path."""
+    return subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}", *map(str, args)],
+        cwd=cwd, env={**os.environ, **(env or {})}, capture_output=True, text=True, timeout=timeout, check=False,
+    )  # fmt: skip
+
+
+def photo(seed: int = 0, h: int = 60, w: int = 80) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return cv2.resize(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8), (w, h), interpolation=cv2.INTER_CUBIC)
+
+
+def save(path: Path, seed: int = 0, **size) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(photo(seed, **size)).save(path)
+    return path
+
+
+def predict(weights, *args) -> int:
+    return main.main(["predict", *map(str, args), "--weights", str(weights), "--device", "cpu"])
+
+
+def files(folder: Path) -> set[str]:
+    return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def runner(lite_weights) -> Runner:
+    return Runner("cpu", say=lambda line: None).load(lite_weights)
+
+
+# --- Shape ----------------------------------------------------------------------------------------------------------
+def test_paths_are_rooted_at_the_file(tmp_path):
+    code = "import const, json; given = vars(const).items()\n"
+    code += "print(json.dumps({k: str(v) for k, v in given if k.endswith(('DIR', 'PATH'))}))"
+    paths = json.loads(python(code, cwd=tmp_path).stdout)
+    assert paths["DIR_PATH"] == str(ROOT)
+    assert {"CELEB_DIR", "TEST_DIR", "PREDICTIONS_DIR", "WEIGHTS_DIR", "RUNS_DIR", "MODEL_PATH"} <= set(paths)
+    assert all(p.startswith(str(ROOT)) for p in paths.values())
+
+
+def test_nothing_runs_on_import(tmp_path):
+    code = f"import os; before = set(os.listdir({str(ROOT)!r}))\n" + "\n".join(f"import {m}" for m in MODULES)
+    result = python(
+        code + "\nprint('matplotlib' in sys.modules, 'gdown' in sys.modules, 'albumentations' in sys.modules)"
+        f"\nprint(set(os.listdir({str(ROOT)!r})) - before - {{'__pycache__'}}, os.listdir('.'))",
+        cwd=tmp_path,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "False False False\nset() []\n"
+    assert result.stderr == ""
+
+
+def test_help_is_light():
+    code = "import main\ntry:\n    main.main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
+    check = "print(sorted({'torch', 'cv2', 'numpy', 'albumentations', 'PIL'} & set(sys.modules)), file=sys.stderr)"
+    for command in ("--help", "train --help", "predict --help", "evaluate --help"):
+        result = python(code + check, *command.split())
+        assert result.stderr.strip() == "[]"
+        assert "usage:" in result.stdout
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        help_text = run("main.py", "--help")
+        times.append(time.perf_counter() - started)
+    assert help_text.returncode == 0
+    assert min(times) < 0.5
+    assert "logit 0.1" in run("main.py", "predict", "--help").stdout.replace("\n", " ").replace("  ", " ")
+
+
+def test_defaults_are_the_originals():
+    args = main.build_parser().parse_args(["train"])
+    assert args.model is None  # not given: const.MODEL
+    assert (const.MODEL, const.IMG_SIZE, const.BATCH_SIZE, const.EPOCHS, const.LR, const.SEED) == (
+        "deeplabv3", 512, 4, 8, 1e-4, 42,
+    )  # fmt: skip
+    from training import Config
+
+    config = Config()
+    assert (config.model, config.size, config.batch_size, config.epochs, config.lr) == ("deeplabv3", 512, 4, 8, 1e-4)
+    assert config.pretrained
+    assert main.build_parser().parse_args(["predict", "x"]).threshold == 0.5
+
+
+# --- predict --------------------------------------------------------------------------------------------------------
+def test_the_command_end_to_end(lite_weights, tmp_path, runner):
+    """Files and folders, names that clash, odd names, broken files among good ones, from another directory."""
+    inside = tmp_path / "in"
+    save(inside / "cat.png", 1)
+    save(inside / "cat.jpg", 2)
+    save(inside / "sub" / "cat.png", 3, h=33, w=47)
+    save(inside / "Ünï cödé 写真.png", 4)
+    save(inside / f"{'long' * 60}.png", 5)
+    save(inside / "dot.in.name.webp", 6)
+    (inside / "text.jpg").write_text("hello")
+    (inside / "empty.jpg").write_bytes(b"")
+    cut = save(inside / "cut.jpg", 7)
+    cut.write_bytes(cut.read_bytes()[:-300])
+    turned = Image.fromarray(photo(8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned.save(inside / "turned.jpg", exif=exif)
+    result = no_traceback(
+        run("main.py", "predict", "in", "in/cat.png", "gone.jpg", "--weights", lite_weights, "--out", "out",
+            "--device", "cpu", "--batch-size", "3", cwd=tmp_path)
+    )  # fmt: skip
+    assert result.returncode == 1
+    faults = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(faults) == 4
+    for name in ("in/text.jpg", "in/empty.jpg", "in/cut.jpg", "gone.jpg"):
+        assert sum(name in line for line in faults) == 1
+    assert "8 of 12 pictures" in result.stdout
+    names = {"cat", "cat_png", "cat_2", "sub/cat", "Ünï cödé 写真", "dot.in.name", "turned", "long"}
+    made = files(tmp_path / "out")
+    masks = {name.removesuffix("_mask.png") for name in made if name.endswith("_mask.png")}
+    overlays = {name.removesuffix("_overlay.jpg") for name in made if name.endswith("_overlay.jpg")}
+    assert masks == overlays
+    assert len(masks) == 8
+    assert len(made) == 16
+    assert {"sub/cat", "Ünï cödé 写真", "dot.in.name", "turned", "cat"} <= masks
+    assert len([n for n in masks if n.startswith("cat")]) == 3
+    assert len(names) == 8
+    by_content = {}
+    for name in masks:
+        with Image.open(tmp_path / "out" / f"{name}_mask.png") as mask:
+            assert mask.mode == "L"
+            array = np.asarray(mask)
+            assert set(np.unique(array)) <= {0, 255}
+            by_content[name] = array
+        with Image.open(tmp_path / "out" / f"{name}_overlay.jpg") as painted:
+            assert painted.mode == "RGB"
+            assert painted.size == array.shape[::-1]
+    assert by_content["turned"].shape == (80, 60)  # as it is seen
+    assert by_content["sub/cat"].shape == (33, 47)
+    np.testing.assert_array_equal(by_content["dot.in.name"], runner.predict_image(inside / "dot.in.name.webp"))
+    assert not leftovers(tmp_path)
+
+
+def test_the_overlay_is_the_originals_colour(lite_weights, tmp_path):
+    save(tmp_path / "a.png", 3, h=90, w=120)
+    assert predict(lite_weights, tmp_path / "a.png", "--out", tmp_path / "out") == 0
+    mask = cv2.imread(str(tmp_path / "out" / "a_mask.png"), cv2.IMREAD_UNCHANGED)
+    assert 0.02 < (mask > 0).mean() < 0.98
+    picture = photo(3, 90, 120).astype(float)
+    want = np.where(mask[..., None] > 0, 0.7 * np.array([0x80, 0x00, 0xFF]) + 0.3 * picture, picture)
+    got = np.asarray(Image.open(tmp_path / "out" / "a_overlay.jpg")).astype(float)
+    inner = cv2.erode(mask, np.ones((9, 9))) > 0  # away from the contour, where JPEG bleeds
+    outer = cv2.dilate(mask, np.ones((9, 9))) == 0
+    for region in (inner, outer):
+        assert region.any()
+        assert np.abs(got - want)[region].mean() < 6
+    from drawing import overlay
+
+    exact = overlay(photo(3, 90, 120), mask, (0x80, 0, 0xFF), 0.7)
+    np.testing.assert_allclose(exact, want, atol=0.51)
+
+
+def test_results_into_the_searched_folder(lite_weights, tmp_path):
+    save(tmp_path / "a.png")
+    save(tmp_path / "sub" / "b.jpg", 1)
+    for _ in range(2):
+        assert predict(lite_weights, tmp_path, "--out", tmp_path) == 0
+        assert files(tmp_path) == {"a.png", "a_mask.png", "a_overlay.jpg",
+                                   "sub/b.jpg", "sub/b_mask.png", "sub/b_overlay.jpg"}  # fmt: skip
+    np.testing.assert_array_equal(cv2.imread(str(tmp_path / "a.png"))[..., ::-1], photo())  # the input as it was
+
+
+def test_batches_change_nothing(lite_weights, tmp_path):
+    for i, (h, w) in enumerate([(60, 80), (60, 80), (80, 60), (64, 64), (60, 80), (50, 90)]):
+        save(tmp_path / "in" / f"{i}.png", i, h=h, w=w)
+    made = {}
+    for size in (1, 3, 50):
+        out = tmp_path / f"out{size}"
+        assert predict(lite_weights, tmp_path / "in", "--out", out, "--batch-size", size) == 0
+        made[size] = [cv2.imread(str(p), cv2.IMREAD_UNCHANGED) for p in sorted(out.glob("*_mask.png"))]
+        assert len(made[size]) == 6
+    for size in (3, 50):
+        for a, b in zip(made[1], made[size], strict=True):
+            assert a.shape == b.shape
+            assert (a != b).mean() < 0.002
+
+
+def test_thresholds(lite_weights, tmp_path, runner):
+    save(tmp_path / "a.png", 2)
+    shares = []
+    for threshold in (0.05, 0.5, 0.95):
+        assert predict(lite_weights, tmp_path / "a.png", "--out", tmp_path / "out", "--threshold", threshold) == 0
+        mask = cv2.imread(str(tmp_path / "out" / "a_mask.png"), cv2.IMREAD_UNCHANGED)
+        logits = runner.segmenter.logits([photo(2)])[0]
+        assert ((mask > 0) == (1 / (1 + np.exp(-logits)) > threshold)).mean() > 0.999
+        shares.append((mask > 0).mean())
+    assert shares[0] >= shares[1] >= shares[2]
+    assert shares[0] > shares[2]
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--threshold", "0"), ("--threshold", "1"), ("--threshold", "-1"), ("--threshold", "abc"),
+        ("--threshold", "nan"), ("--threshold", "50"), ("--batch-size", "0"), ("--batch-size", "-2"),
+        ("--batch-size", "1.5"), ("--looks", "3"),
+    ],
+)  # fmt: skip
+def test_values_out_of_range(option, value, tmp_path, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main.main(["predict", str(tmp_path), f"{option}={value}"])
+    assert caught.value.code == 2
+    one_sentence(capsys.readouterr().err, option, value)
+
+
+@pytest.mark.parametrize("option", [["--epochs", "0"], ["--lr", "0"], ["--lr", "x"], ["--size", "8"],
+                                    ["--workers", "-1"], ["--seed", "-1"], ["--limit", "0"], ["--model", "x"],
+                                    ["--batch-size", "0"]])  # fmt: skip
+def test_training_values_out_of_range(option, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main.main(["train", *option])
+    assert caught.value.code == 2
+    one_sentence(capsys.readouterr().err, option[0])
+
+
+@pytest.mark.parametrize("device", ["nonsense", "cuda:99", "meta", "", "xpu"])
+def test_a_device_that_is_not_here(device, lite_weights, tmp_path, capsys):
+    save(tmp_path / "a.png")
+    code = main.main(["predict", str(tmp_path), "--out", str(tmp_path / "out"), "--weights", str(lite_weights),
+                      "--device", device])  # fmt: skip
+    assert code == 1
+    one_sentence(capsys.readouterr().err, repr(device), "--device cpu")
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_and_empty_inputs(lite_weights, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    out = tmp_path / "out"
+    assert predict(lite_weights, tmp_path / "empty", "--out", out) == 1
+    one_sentence(capsys.readouterr().err, tmp_path / "empty", "no pictures")
+    assert not out.exists()
+    assert predict(lite_weights, tmp_path / "gone.jpg", "--out", out) == 1
+    one_sentence(capsys.readouterr().err, tmp_path / "gone.jpg")
+    save(tmp_path / "a.png")
+    assert predict(lite_weights, tmp_path / "a.png", tmp_path / "empty", "--out", out) == 1
+    one_sentence(capsys.readouterr().err, tmp_path / "empty")
+    assert files(out) == {"a_mask.png", "a_overlay.jpg"}
+
+
+def test_a_picture_too_long_for_its_overlay_costs_no_other(lite_weights, tmp_path, capsys):
+    save(tmp_path / "in" / "a.png")
+    Image.new("RGB", (66000, 2)).save(tmp_path / "in" / "long.png")
+    assert predict(lite_weights, tmp_path / "in", "--out", tmp_path / "out") == 1
+    one_sentence(capsys.readouterr().err, "long.png")
+    assert files(tmp_path / "out") == {"a_mask.png", "a_overlay.jpg"}
+
+
+def test_outputs_that_cannot_be_written(lite_weights, tmp_path, capsys, monkeypatch):
+    save(tmp_path / "in" / "a.png")
+    (tmp_path / "file").write_text("precious")
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        assert predict(lite_weights, tmp_path / "in", "--out", out) == 1
+        one_sentence(capsys.readouterr().err, out, "cannot be written")
+    assert (tmp_path / "file").read_text() == "precious"
+
+    def full(path, data):
+        with path.open("wb") as file:
+            file.write(data[: len(data) // 2])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    assert predict(lite_weights, tmp_path / "in", "--out", tmp_path / "out") == 1
+    one_sentence(capsys.readouterr().err, tmp_path / "out", "No space left on device")
+    assert not files(tmp_path / "out")
+    monkeypatch.undo()
+
+    def refuse(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    assert predict(lite_weights, tmp_path / "in", "--out", tmp_path / "new") == 1
+    one_sentence(capsys.readouterr().err, tmp_path / "new", "Permission denied")
+
+
+def test_a_disk_that_is_really_full(lite_weights, tmp_path):
+    """A limit on the size of files stands for the full disk: the write itself fails, half way."""
+    for i in range(3):
+        save(tmp_path / "in" / f"{i}.png", i, h=300, w=300)
+    code = (
+        "import resource, signal\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))\nimport main\nsys.exit(main.main(sys.argv[1:]))"
+    )
+    result = python(code, "predict", tmp_path / "in", "--out", tmp_path / "out", "--weights", lite_weights)
+    assert result.returncode == 1
+    one_sentence(result.stderr, tmp_path / "out", "cannot be written")
+    assert not leftovers(tmp_path / "out")
+    for name in files(tmp_path / "out"):
+        cv2.imread(str(tmp_path / "out" / name)).shape  # noqa: B018  what has its name is whole
+
+
+@pytest.mark.parametrize("kind", ["missing", "page", "text", "empty", "cut", "evil", "folder", "other"])
+def test_bad_weights(kind, lite_weights, tmp_path, capsys):
+    from test_model import Evil
+
+    save(tmp_path / "in" / "a.png")
+    path = tmp_path / f"{kind}.pth"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "evil":
+        torch.save({"a": Evil(tmp_path / "executed")}, path)
+    elif kind == "other":
+        torch.save(torch.nn.Linear(2, 2).state_dict(), path)
+    elif kind != "missing":
+        path.write_bytes({"page": b"<!doctype html>", "text": b"hello", "empty": b"",
+                          "cut": lite_weights.read_bytes()[:9000]}[kind])  # fmt: skip
+    assert predict(path, tmp_path / "in", "--out", tmp_path / "out") == 1
+    one_sentence(capsys.readouterr().err, path)
+    assert main.main(["evaluate", "--weights", str(path), "--data", str(tmp_path)]) == 1
+    one_sentence(capsys.readouterr().err, path)
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "executed").exists()
+
+
+def test_the_model_is_known_from_the_file(tmp_path, capsys):
+    save(tmp_path / "a.png")
+    torch.manual_seed(0)
+    torch.save(model.build("unet").state_dict(), tmp_path / "unet.pth")  # no metadata, no --model
+    net, info = model.load(tmp_path / "unet.pth")
+    assert info.model == "unet"
+    runner = Runner("cpu", say=lambda line: None)
+    runner.segmenter = inference.Segmenter(net, model.Info("unet", 64))
+    assert runner.predict([tmp_path / "a.png"], tmp_path / "out") == []
+    assert files(tmp_path / "out") == {"a_mask.png", "a_overlay.jpg"}
+
+
+def test_24_megapixels_in_bounded_memory(lite_weights, tmp_path):
+    if not Path("/proc/self/status").exists():
+        pytest.skip("the peak is read from /proc")
+    state, _ = model.read_state(lite_weights)
+    for looks in (1, 2):
+        model.save_state(state, tmp_path / f"{looks}.pth", model.Info("lite", 256, looks))
+    save(tmp_path / "in" / "a.jpg", 1, h=4000, w=6000)
+    shutil.copy(tmp_path / "in" / "a.jpg", tmp_path / "in" / "b.jpg")
+    code = (
+        "import main\ncode = main.main(sys.argv[1:])\n"
+        "peak = next(line for line in open('/proc/self/status') if line.startswith('VmHWM'))\n"
+        "print('peak', peak.split()[1])\nsys.exit(code)"
+    )
+    result = python(code, "predict", tmp_path / "in", "--out", tmp_path / "out", "--weights", tmp_path / "2.pth",
+                    "--device", "cpu")  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout.split("peak ")[1]) < 2 * 2**20  # KiB
+    assert cv2.imread(str(tmp_path / "out" / "b_mask.png"), cv2.IMREAD_UNCHANGED).shape == (4000, 6000)
+
+
+# --- From Python ----------------------------------------------------------------------------------------------------
+def test_predict_image(runner, tmp_path):
+    path = save(tmp_path / "a.png", 5)
+    mask = runner.predict_image(path)
+    assert mask.dtype == np.uint8
+    assert mask.shape == (60, 80)
+    assert set(np.unique(mask)) <= {0, 255}
+    np.testing.assert_array_equal(mask, runner.predict_image(str(path)))
+    np.testing.assert_array_equal(mask, runner.predict_image(photo(5)))
+    grey = photo(5)[..., 0]
+    np.testing.assert_array_equal(runner.predict_image(grey), runner.predict_image(np.dstack([grey] * 3)))
+    low, high = (runner.predict_image(path, t).mean() for t in (0.1, 0.9))
+    assert low >= mask.mean() >= high
+    view = np.asfortranarray(photo(5))[::-1]  # not contiguous, as slices and cameras give them
+    np.testing.assert_array_equal(runner.predict_image(view), runner.predict_image(view.copy()))
+
+
+@pytest.mark.parametrize("bad", [np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros(5, np.uint8),
+                                 np.zeros((0, 4, 3), np.uint8), [[1, 2], [3, 4]]])  # fmt: skip
+def test_arrays_that_are_no_pictures(bad, runner):
+    with pytest.raises(ValueError, match="expected uint8"):
+        runner.predict_image(bad)
+
+
+def test_files_that_are_no_pictures(runner, tmp_path):
+    (tmp_path / "a.jpg").write_text("hello")
+    for path in (tmp_path / "a.jpg", tmp_path / "gone.jpg", tmp_path):
+        with pytest.raises(inference.PictureError):
+            runner.predict_image(path)
+
+
+# --- evaluate -------------------------------------------------------------------------------------------------------
+def test_evaluate_gives_figures_that_masks_bear_out(prepared, lite_weights, tmp_path, runner):
+    result = no_traceback(
+        run("main.py", "evaluate", "--weights", lite_weights, "--data", prepared, "--out", "report", cwd=tmp_path)
+    )
+    assert result.returncode == 0, result.stderr
+    record = json.loads((tmp_path / "report" / "metrics.json").read_text())
+    assert record["pictures"] == 6
+    assert record["model"] == "lite"
+    assert list(record["metrics"]) == ["probability 0.5", "logit 0.1"]
+    faces = dataset.Celeb(prepared / "images_val", prepared / "masks_val")
+    sums = {name: np.zeros(4) for name in record["metrics"]}
+    bce, pixels = 0.0, 0
+    for image, mask in faces.pairs:
+        truth = cv2.imread(str(mask), cv2.IMREAD_GRAYSCALE) > 127
+        logits = runner.segmenter.logits([inference.read_picture(image)])[0]
+        logits = cv2.resize(logits, (512, 512), interpolation=cv2.INTER_LINEAR)
+        for name, threshold in (("probability 0.5", 0.0), ("logit 0.1", 0.1)):
+            face = logits > threshold
+            sums[name] += (face & truth).sum(), (face & ~truth).sum(), (~face & truth).sum(), 0
+        bce += torch.nn.functional.binary_cross_entropy_with_logits(
+            torch.from_numpy(logits), torch.from_numpy(truth).float(), reduction="sum"
+        ).item()
+        pixels += truth.size
+    for name, (tp, fp, fn, _) in sums.items():
+        row = record["metrics"][name]
+        assert row["dice"] == pytest.approx(2 * tp / (2 * tp + fp + fn), abs=2e-4)
+        assert row["iou"] == pytest.approx(tp / (tp + fp + fn), abs=2e-4)
+        assert row["precision"] == pytest.approx(tp / (tp + fp), abs=2e-4)
+        assert row["recall"] == pytest.approx(tp / (tp + fn), abs=2e-4)
+        assert 0 <= row["boundary_iou"] < 1
+        assert f"{row['dice']:.4f}" in result.stdout
+    assert record["metrics"]["probability 0.5"]["bce"] == pytest.approx(bce / pixels, rel=1e-3)
+    assert record["metrics"]["probability 0.5"] != record["metrics"]["logit 0.1"]
+    with Image.open(tmp_path / "report" / "worst.jpg") as sheet:
+        assert sheet.size == (5 * 224, 2 * 244)  # six faces, five in a row
+        sheet.load()
+    assert not leftovers(tmp_path)
+
+
+def test_evaluate_names_what_is_broken(prepared, lite_weights, tmp_path, capsys):
+    data = Path(shutil.copytree(prepared, tmp_path / "data"))
+
+    def evaluate():
+        return main.main(["evaluate", "--weights", str(lite_weights), "--data", str(data), "--limit", "2",
+                          "--out", str(tmp_path / "out"), "--device", "cpu"])  # fmt: skip
+
+    assert evaluate() == 0
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["pictures"] == 2
+    capsys.readouterr()
+    (data / "masks_val" / "24001_skin.png").write_bytes(b"broken")
+    assert evaluate() == 1
+    one_sentence(capsys.readouterr().err, "24001_skin.png")
+    (data / "masks_val" / "24001_skin.png").unlink()
+    assert evaluate() == 1
+    one_sentence(capsys.readouterr().err, "24001.jpg", "no partner")
+
+
+# --- The main job ---------------------------------------------------------------------------------------------------
+MAIN_JOB = """
+import time, const
+from pathlib import Path
+root = Path(sys.argv[1])
+const.MODEL_PATH, const.CACHE_DIR = root / "model.best.pth", root / ".cache"
+const.TEST_DIR, const.PREDICTIONS_DIR = Path(sys.argv[2]), root / "predictions"
+if len(sys.argv) > 4:
+    const.BUNDLED_WEIGHTS, const.BUNDLED_SHA256 = Path(sys.argv[3]), sys.argv[4]
+import main, model
+find, started = model.find_weights, []
+def timed(*args, **kwargs):
+    began = time.perf_counter()
+    path = find(*args, **kwargs)
+    print("seconds", time.perf_counter() - began)
+    return path
+model.find_weights = timed
+sys.exit(main.main([]))
+"""
+OFFLINE = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), "http://127.0.0.1:9")
+
+
+def test_the_main_job_without_a_network(lite_weights, tmp_path):
+    save(tmp_path / "photos" / "a.png", 1)
+    save(tmp_path / "photos" / "b.jpg", 2)
+    digest = hashlib.sha256(lite_weights.read_bytes()).hexdigest()
+    arguments = tmp_path, tmp_path / "photos", lite_weights, digest
+    result = no_traceback(python(MAIN_JOB, *arguments, cwd="/", env=OFFLINE))
+    assert result.returncode == 0, result.stderr
+    assert "published weights cannot be fetched" in result.stdout
+    assert "bundled" in result.stdout
+    assert float(result.stdout.split("seconds ")[1].split()[0]) < 10
+    assert files(tmp_path / "predictions") == {"a_mask.png", "a_overlay.jpg", "b_mask.png", "b_overlay.jpg"}
+    shutil.copy(lite_weights, tmp_path / "model.best.pth")
+    result = python(MAIN_JOB, *arguments, env=OFFLINE)
+    assert result.returncode == 0
+    assert f"Weights: {tmp_path / 'model.best.pth'}" in result.stdout
+    assert "published" not in result.stdout
+    (tmp_path / "model.best.pth").write_bytes(b"<html>")
+    result = python(MAIN_JOB, *arguments, env=OFFLINE)
+    assert result.returncode == 1
+    one_sentence(result.stderr, "model.best.pth", "web page")
+
+
+def test_the_main_job_on_the_sample_photographs(tmp_path):
+    result = no_traceback(python(MAIN_JOB, tmp_path, ROOT / "test_path", env=OFFLINE))
+    assert result.returncode == 0, result.stderr
+    samples = [p for p in (ROOT / "test_path").iterdir() if p.suffix in const.IMAGE_SUFFIXES]
+    assert len(samples) >= 3
+    for sample in samples:
+        mask = cv2.imread(str(tmp_path / "predictions" / f"{sample.stem}_mask.png"), cv2.IMREAD_UNCHANGED)
+        assert mask.shape == inference.read_picture(sample).shape[:2]
+        assert 0.005 < (mask > 0).mean() < 0.7, sample.name
+
+
+def test_any_command_from_any_directory(prepared, lite_weights, tmp_path):
+    save(tmp_path / "here" / "a.png")
+    result = no_traceback(
+        run("main.py", "predict", "a.png", "--weights", lite_weights, "--out", "o", cwd=tmp_path / "here")
+    )
+    assert result.returncode == 0, result.stderr
+    assert files(tmp_path / "here") == {"a.png", "o/a_mask.png", "o/a_overlay.jpg"}
+    bad = no_traceback(run("main.py", "predict", "none.png", "--weights", "no.pth", cwd=tmp_path))
+    assert bad.returncode == 1
+    one_sentence(bad.stderr, "no.pth")
+    nonsense = no_traceback(run("main.py", "frobnicate"))
+    assert nonsense.returncode == 2

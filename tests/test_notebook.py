@@ -1,0 +1,254 @@
+"""The notebook: what is committed of it, and what it makes when it is run from top to bottom.
+
+The runs (three, each with a kernel of its own, 12 + 6 drawn faces of 64 pixels, one epoch) are told by
+FACE_SEG_BUDGET=tiny to be short, work on copies of the project, and have no network.
+"""
+
+import base64
+import csv
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import nbformat
+import numpy as np
+import pytest
+from conftest import ROOT
+from nbclient import NotebookClient
+
+NOTEBOOK = ROOT / "notebooks" / "face_segmentation.ipynb"
+NOWHERE = "http://127.0.0.1:9"  # a proxy that is not there: no network
+EPOCHS = "epochs=1,"  # of the tiny budget, as the notebook writes it
+
+
+@pytest.fixture
+def notebook():
+    return nbformat.read(NOTEBOOK, as_version=4)
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def repository(notebook) -> str:
+    return re.search(r'^REPOSITORY = "([^"]+)"', code_cells(notebook)[0].source, re.MULTILINE)[1]
+
+
+# --- As it is committed ----------------------------------------------------------------------------------------------
+def test_no_outputs_and_no_widget_state_are_committed(notebook):
+    nbformat.validate(notebook)
+    assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
+    assert NOTEBOOK.stat().st_size < 60_000
+    assert "widgets" not in notebook.metadata
+    assert notebook.metadata.kernelspec.name == "python3"
+    for cell in code_cells(notebook):
+        assert cell.outputs == []
+        assert cell.execution_count is None
+
+
+def test_every_cell_compiles_and_says_in_a_sentence_what_it_shows(notebook):
+    from IPython.core.inputtransformer2 import TransformerManager
+
+    assert len(code_cells(notebook)) > 10
+    for before, cell in zip(notebook.cells, notebook.cells[1:], strict=False):
+        if cell.cell_type == "code":
+            compile(TransformerManager().transform_cell(cell.source), cell.id, "exec")
+            assert before.cell_type == "markdown"
+            assert re.search(r"This (cell|figure|sheet) ", before.source.split("\n\n")[-1]), cell.id
+
+
+def test_badges_open_the_notebook_of_the_repository(notebook):
+    page = repository(notebook).removesuffix(".git") + "/blob/main/notebooks/face_segmentation.ipynb"
+    colab = page.replace("https://github.com/", "https://colab.research.google.com/github/")
+    kaggle = "https://kaggle.com/kernels/welcome?src=" + page
+    for text in (notebook.cells[0].source, (ROOT / "README.md").read_text(encoding="utf-8")):
+        assert f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({colab})" in text
+        assert f"[![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)]({kaggle})" in text
+
+
+# --- Run -------------------------------------------------------------------------------------------------------------
+def copy_project(target: Path) -> Path:
+    """What a clone holds and the notebook needs."""
+    target.mkdir(parents=True)
+    for path in ROOT.glob("*.py"):
+        shutil.copy(path, target)
+    for folder in ("test_path", "weights"):
+        shutil.copytree(ROOT / folder, target / folder)
+    return target
+
+
+def environment(**more) -> dict:
+    keep = {name: value for name, value in os.environ.items() if not name.startswith(("FACE_SEG_", "KAGGLE_"))}
+    proxies = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"), NOWHERE)
+    quiet = {"PIP_NO_INDEX": "1", "PYTHONDONTWRITEBYTECODE": "1", "NO_PROXY": "", "no_proxy": ""}
+    return {**keep, **proxies, **quiet, **{name: str(value) for name, value in more.items()}}
+
+
+@pytest.fixture
+def execute(notebook, tmp_path_factory, monkeypatch):
+    """Runs all cells with a folder as the current one, looks at the figures, and returns what the cells printed."""
+    jupyter = tmp_path_factory.mktemp("jupyter")
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(jupyter))
+    monkeypatch.setenv("IPYTHONDIR", str(jupyter))
+
+    def run(folder: Path, *, replace=(), **env):
+        done = nbformat.from_dict(json.loads(json.dumps(notebook)))
+        for old, new in replace:
+            assert sum(cell.source.count(old) for cell in done.cells) == 1
+            for cell in done.cells:
+                cell.source = cell.source.replace(old, new)
+        client = NotebookClient(done, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(folder)}})
+        client.execute(env=environment(FACE_SEG_BUDGET="tiny", **env))
+        printed, shown = "", {}
+        for cell in code_cells(done):
+            for output in cell.outputs:
+                printed += output.get("text", "")
+                for kind in ("image/png", "image/jpeg"):
+                    if kind in output.get("data", {}):
+                        data = np.frombuffer(base64.b64decode(output.data[kind]), np.uint8)
+                        shown.setdefault(cell.id, []).append(cv2.imdecode(data, cv2.IMREAD_COLOR))
+        assert "IProgress" not in printed
+        check_figures(done, shown)
+        return printed
+
+    return run
+
+
+def check_figures(notebook, shown: dict[str, list[np.ndarray]]) -> None:
+    """Every cell that draws shows one picture, large enough to be seen and not blank; `shown` has them by cell id."""
+    draws = re.compile(r"^(display\()?grid\(|plt\.show|Image\(", re.MULTILINE)
+    drawing = [cell.id for cell in code_cells(notebook) if draws.search(cell.source)]
+    assert len(drawing) == 8
+    assert sorted(shown) == sorted(drawing)
+    for pictures in shown.values():
+        assert len(pictures) == 1
+        assert min(pictures[0].shape[:2]) > 200
+        assert pictures[0].std() > 10
+
+
+def check_files(work: Path, data: Path, epochs: int) -> Path:
+    """The files of all sections; returns the run's folder."""
+    import model
+
+    for kind in ("images", "masks"):
+        for split, number in (("train", 12), ("val", 6)):
+            assert len(list((data / f"{kind}_{split}").iterdir())) == number
+    for path in (data / "masks_train").iterdir():
+        assert set(np.unique(cv2.imread(str(path), cv2.IMREAD_GRAYSCALE))) == {0, 255}
+    (run,) = (work / "runs").iterdir()
+    assert {"config.json", "history.csv", "curves.png", "model.best.pth", "last.pth"} <= {p.name for p in run.iterdir()}
+    rows = list(csv.DictReader((run / "history.csv").read_text().splitlines()))
+    assert [int(row["epoch"]) for row in rows] == list(range(1, epochs + 1))
+    assert model.load(run / "model.best.pth")[1].size == 64
+    metrics = json.loads((run / "evaluation" / "metrics.json").read_text())
+    assert metrics["pictures"] == 6
+    for table in metrics["metrics"].values():
+        assert all(0 <= table[name] <= 1 for name in ("dice", "iou", "precision", "recall", "boundary_iou"))
+    assert cv2.imread(str(run / "evaluation" / "worst.jpg")) is not None
+    for photo in (p for p in (ROOT / "test_path").iterdir() if p.suffix != ".md"):
+        size = cv2.imread(str(photo)).shape
+        for name in ("this_run", "bundled"):
+            out = work / "predictions" / name
+            mask = cv2.imread(str(out / f"{photo.stem}_mask.png"), cv2.IMREAD_UNCHANGED)
+            assert mask.shape == size[:2]
+            assert set(np.unique(mask)) <= {0, 255}
+            assert cv2.imread(str(out / f"{photo.stem}_overlay.jpg")).shape == size
+        assert 0.005 < (mask > 0).mean() < 0.6  # the bundled network finds a face
+    return run
+
+
+def snapshot(folder: Path) -> dict:
+    """{path: (time, contents)} of all files."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {p: (p.stat().st_mtime_ns, hashlib.sha256(p.read_bytes()).hexdigest()) for p in files}
+
+
+def made_in_checkout() -> list:
+    """What the scripts would leave in the checkout itself."""
+    return [p for name in ("runs", "predictions", "data", "CelebAMask-HQ") for p in (ROOT / name).glob("**/*")]
+
+
+def test_runs_from_another_folder_and_goes_on_when_run_again(execute, tmp_path):
+    elsewhere, clone, before = tmp_path / "elsewhere", copy_project(tmp_path / "clone"), made_in_checkout()
+    elsewhere.mkdir()
+    printed = execute(elsewhere, FACE_SEG_HOME=clone)
+    assert f"the code is in {clone.resolve()}" in printed
+    assert "DRAWN faces, not photographs" in printed
+    run = check_files(clone, clone / "data" / "drawn-12", epochs=1)
+    first = (run / "history.csv").read_text()
+
+    printed = execute(elsewhere, replace=[(EPOCHS, "epochs=2,")], FACE_SEG_HOME=clone)
+    assert "after epoch 1" in printed
+    assert "Nothing to do" in printed
+    check_files(clone, clone / "data" / "drawn-12", epochs=2)
+    assert (run / "history.csv").read_text().startswith(first)
+    assert list(elsewhere.iterdir()) == []
+    assert made_in_checkout() == before
+
+
+@pytest.fixture
+def mount(celeb_source, tmp_path):
+    """A folder as /kaggle/input is with the data set attached, read-only."""
+    folder = tmp_path / "input"
+    shutil.copytree(celeb_source, folder / "celebamaskhq")
+    below = [folder, *folder.rglob("*")]
+    for path in below:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    yield folder
+    for path in below:
+        path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+def test_on_kaggle_it_reads_the_input_and_writes_to_the_working_folder(execute, notebook, mount, tmp_path):
+    origin = copy_project(tmp_path / "origin" / "face-segmentation.git")
+    git = ["git", "-C", str(origin), "-c", "user.name=test", "-c", "user.email=test@example.org"]
+    for command in (["init", "--quiet", "--initial-branch", "main"], ["add", "."], ["commit", "--quiet", "-m", "all"]):
+        subprocess.run([*git, *command], check=True)
+    working = tmp_path / "working"
+    working.mkdir()
+    outside = [mount, tmp_path / "origin"]
+    before, checkout = [snapshot(folder) for folder in outside], made_in_checkout()
+    printed = execute(
+        working,
+        replace=[(f'"{repository(notebook)}"', f'"{origin.as_uri()}"')],  # as in a fork
+        KAGGLE_KERNEL_RUN_TYPE="Batch",
+        KAGGLE_INPUT=mount,
+        KAGGLE_WORKING=working,
+    )
+    assert f"the code is in {(working / 'face-segmentation').resolve()}" in printed
+    assert f"CelebAMask-HQ: {mount / 'celebamaskhq' / 'CelebAMask-HQ'}" in printed
+    assert "DRAWN" not in printed
+    check_files(working, working / "CelebAMask-HQ", epochs=1)
+    assert [snapshot(folder) for folder in outside] == before
+    assert sorted(tmp_path.iterdir()) == sorted([*outside, working])
+    assert made_in_checkout() == checkout
+
+
+# --- Its first cell alone --------------------------------------------------------------------------------------------
+def first_cell(notebook, folder: Path) -> subprocess.CompletedProcess:
+    source = code_cells(notebook)[0].source
+    command = [sys.executable, "-c", source]
+    return subprocess.run(
+        command, cwd=folder, env=environment(), capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+def test_the_clone_is_found_from_a_folder_within_it(notebook, tmp_path):
+    clone = copy_project(tmp_path / "clone")
+    (clone / "notebooks").mkdir()
+    done = first_cell(notebook, clone / "notebooks")
+    assert done.returncode == 0, done.stderr
+    assert f"the code is in {clone.resolve()}" in done.stdout
+
+
+def test_without_a_clone_and_a_network_it_says_what_to_do(notebook, tmp_path):
+    done = first_cell(notebook, tmp_path)
+    assert done.returncode != 0
+    assert "cannot be cloned: switch the network on, or start inside a clone" in done.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,435 @@
+"""`main.py train` on drawn faces: what it writes, what survives a kill, and what it refuses."""
+
+import csv
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, leftovers, one_sentence
+from PIL import Image
+from test_model import Original
+from torch import nn
+
+import const
+import data_preprocessing
+import dataset
+import main
+import model
+import training
+from metrics import Counts
+from training import Config, Trainer
+
+TINY = ["--model", "lite", "--size", "64", "--batch-size", "4", "--device", "cpu"]
+
+
+def train(prepared, run_dir, *options) -> int:
+    return main.main(["train", "--data", str(prepared), "--run-dir", str(run_dir), *TINY, *map(str, options)])
+
+
+def history(run_dir: Path) -> list[dict]:
+    with open(run_dir / "history.csv", newline="", encoding="utf-8") as file:
+        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+def numbers(run_dir: Path) -> np.ndarray:
+    return np.array([[v for k, v in row.items() if k != "seconds"] for row in history(run_dir)])
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    np.testing.assert_allclose(numbers(a), numbers(b), rtol=1e-6, atol=1e-9)
+    one, two = (torch.load(d / "last.pth", weights_only=True) for d in (a, b))
+    for part in ("model", "averaged"):
+        if one[part] is not None:
+            assert one[part].keys() == two[part].keys()
+            for key, value in one[part].items():
+                torch.testing.assert_close(two[part][key], value, rtol=1e-6, atol=1e-7, msg=key)
+    best, other = (model.load(d / "model.best.pth")[0].state_dict() for d in (a, b))
+    for key, value in best.items():
+        torch.testing.assert_close(other[key], value, rtol=1e-6, atol=1e-7, msg=key)
+    assert one["scheduler"] == two["scheduler"]
+
+
+# --- What a run leaves ----------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def finished(prepared, tmp_path_factory):
+    """(run folder, what was printed) of the real command, three epochs, from another working directory."""
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    command = [sys.executable, ROOT / "main.py", "train", "--data", prepared, "--run-dir", "run", *TINY]
+    result = subprocess.run(
+        [*map(str, command), "--epochs", "3", "--workers", "0", "--seed", "7"],
+        cwd=elsewhere, capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "Traceback" not in result.stderr
+    return elsewhere / "run", result.stdout
+
+
+def test_the_files_of_a_run(finished):
+    run_dir, _ = finished
+    names = {"config.json", "history.csv", "curves.png", "model.best.pth", "last.pth"}
+    assert {p.name for p in run_dir.iterdir()} == names
+    config = json.loads((run_dir / "config.json").read_text())
+    for key, value in {"model": "lite", "recipe": "original", "size": 64, "batch_size": 4, "epochs": 3, "lr": const.LR,
+                       "seed": 7, "train_pictures": 12, "val_pictures": 6, "device": "cpu"}.items():  # fmt: skip
+        assert config[key] == value
+    assert config["torch"] == torch.__version__
+    rows = history(run_dir)
+    assert list(rows[0]) == ["epoch", "loss", "val_loss", "dice", "iou", "lr", "seconds"]
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    for row in rows:
+        assert all(math.isfinite(v) for v in row.values())
+        assert 0 <= row["iou"] <= row["dice"] <= 1
+        assert row["iou"] == pytest.approx(row["dice"] / (2 - row["dice"]), abs=1e-9)  # of the same counts
+    with Image.open(run_dir / "curves.png") as curves:
+        curves.load()
+        assert curves.format == "PNG"
+        assert curves.width > 600
+        assert len(curves.convert("L").getcolors(256)) > 20
+    state = torch.load(run_dir / "model.best.pth", weights_only=True)
+    assert all(isinstance(v, torch.Tensor) for v in state.values())
+    net, info = model.load(run_dir / "model.best.pth")
+    assert (info.model, info.size, info.looks) == ("lite", 64, 1)
+    assert set(net.state_dict()) == set(state)
+
+
+def test_one_line_an_epoch(finished):
+    lines = [line for line in finished[1].splitlines() if line.startswith("epoch")]
+    assert len(lines) == 3
+    for line, row in zip(lines, history(finished[0]), strict=True):
+        for word in (f"loss {row['loss']:.4f}", f"val loss {row['val_loss']:.4f}", f"Dice {row['dice']:.4f}",
+                     f"IoU {row['iou']:.4f}", "lr 1.0e-04", " s"):  # fmt: skip
+            assert word in line
+
+
+def test_the_kept_checkpoint_is_the_best(finished, prepared):
+    run_dir, _ = finished
+    best = min(row["val_loss"] for row in history(run_dir))
+    net, _ = model.load(run_dir / "model.best.pth")
+    faces = dataset.Celeb(prepared / "images_val", prepared / "masks_val", dataset.val_transform(64))
+    total = 0.0
+    with torch.inference_mode():
+        for image, mask in faces:
+            total += nn.functional.binary_cross_entropy_with_logits(net(image[None]), mask[None]).item() / len(faces)
+    assert total == pytest.approx(best, rel=1e-4)
+
+
+def test_a_second_run_is_refused_and_a_finished_one_resumes_to_nothing(finished, prepared, capsys, tmp_path):
+    run_dir = shutil.copytree(finished[0], tmp_path / "run")
+    before = (run_dir / "last.pth").read_bytes()
+    assert train(prepared, run_dir, "--epochs", 3) == 1
+    one_sentence(capsys.readouterr().err, run_dir, "--resume", "--run-dir")
+    for name in ("history.csv", "curves.png"):  # killed just before they were written
+        (run_dir / name).unlink()
+    assert train(prepared, run_dir, "--resume") == 0  # epochs and seed stay as they were
+    assert "after epoch 3" in capsys.readouterr().out
+    assert (run_dir / "last.pth").read_bytes() == before
+    assert (run_dir / "curves.png").exists()
+    assert len(history(run_dir)) == 3
+    assert json.loads((run_dir / "config.json").read_text())["seed"] == 7
+
+
+def test_what_cannot_be_resumed(finished, prepared, capsys, tmp_path):
+    assert train(prepared, tmp_path / "none", "--resume") == 1
+    one_sentence(capsys.readouterr().err, tmp_path / "none", "nothing to resume")
+    assert not (tmp_path / "none").exists()
+    run_dir = shutil.copytree(finished[0], tmp_path / "run")
+    for option, value in (("--batch-size", 3), ("--size", 96), ("--model", "unet"), ("--seed", 8)):
+        assert train(prepared, run_dir, "--resume", option, value) == 1
+        one_sentence(capsys.readouterr().err, run_dir, option.lstrip("-").replace("-", "_"))
+    for data in (b"", b"hello", (run_dir / "last.pth").read_bytes()[:5000]):
+        (run_dir / "last.pth").write_bytes(data)
+        assert train(prepared, run_dir, "--resume") == 1
+        one_sentence(capsys.readouterr().err, run_dir / "last.pth")
+    shutil.copy(run_dir / "model.best.pth", run_dir / "last.pth")
+    assert train(prepared, run_dir, "--resume") == 1
+    one_sentence(capsys.readouterr().err, run_dir / "last.pth", "not the state of a run")
+
+
+# --- Killed and resumed ---------------------------------------------------------------------------------------------
+RECIPES = {
+    "original": ["--lr", "0.01", "--epochs", "8"],
+    "robust": ["--recipe", "robust", "--lr", "0.003", "--epochs", "5", "--limit", "6"],
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_killed_run_resumes_to_the_same_numbers(recipe, prepared, tmp_path, capsys):
+    options = RECIPES[recipe]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert train(prepared, whole, "--workers", 0, *options) == 0
+    command = [sys.executable, ROOT / "main.py", "train", "--data", prepared, "--run-dir", killed, *TINY, *options]
+    process = subprocess.Popen(
+        [*map(str, command), "--workers", "1"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 200
+    while process.poll() is None and time.monotonic() < deadline:
+        if (killed / "history.csv").exists() and len((killed / "history.csv").read_text().splitlines()) >= 3:
+            os.kill(process.pid, signal.SIGKILL)
+            break
+        time.sleep(0.005)
+    assert process.wait(60) == -signal.SIGKILL
+    done = torch.load(killed / "last.pth", weights_only=True)["epoch"]
+    assert 2 <= done < int(options[options.index("--epochs") + 1])
+    model.load(killed / "model.best.pth")  # nothing half-written under its name
+    capsys.readouterr()
+    assert train(prepared, killed, "--workers", 0, "--resume", *options) == 0
+    assert f"after epoch {done}" in capsys.readouterr().out
+    assert_same_run(whole, killed)
+    if recipe == "robust":
+        state = torch.load(whole / "last.pth", weights_only=True)
+        key = "stem.0.weight"
+        assert not torch.equal(state["averaged"]["module." + key], state["model"][key])
+        kept, info = model.load(whole / "model.best.pth")
+        assert info.looks == 2
+        if min(history(whole), key=lambda row: row["val_loss"])["epoch"] == 5:
+            assert torch.equal(kept.state_dict()[key], state["averaged"]["module." + key])
+        rates = [row["lr"] for row in history(whole)]
+        assert rates[-1] < 1e-4 < max(rates) <= 0.003  # one cycle: up, and down to nearly nothing
+        assert train(prepared, killed, "--resume", "--epochs", 9) == 1  # its schedule is drawn over the whole run
+        one_sentence(capsys.readouterr().err, "epochs 5")
+
+
+class Dropping(nn.Module):
+    """A small network with dropout, which takes random numbers in every step."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 6, 3, 2, 1), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(0.5))
+        self.head = nn.Conv2d(6, 1, 1)
+
+    def forward(self, x):
+        return nn.functional.interpolate(self.head(self.body(x)), size=x.shape[-2:])
+
+
+def trainer(prepared, run_dir, config: Config, *, workers=0, net=None) -> Trainer:
+    def loader(size, split="train", train=True):
+        transform = dataset.train_transform(size) if train else dataset.val_transform(size)
+        faces = dataset.Celeb(prepared / f"images_{split}", prepared / f"masks_{split}", transform)
+        return dataset.make_loader(faces, config.batch_size, train=train, workers=workers)
+
+    torch.manual_seed(config.seed)
+    return Trainer(
+        net or Dropping(), config, run_dir, train_loader=loader, val_loader=loader(32, "val", False), device="cpu"
+    )
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_resuming_with_dropout_phases_and_other_workers(workers, prepared, tmp_path, monkeypatch):
+    """Workers live through the epochs of a run, and start anew when it is resumed: dropout must not notice."""
+    config = Config("lite", size=32, epochs=4, lr=0.01, phases=[(0.0, 32), (0.5, 48)], ema=0.9)
+    trainer(prepared, tmp_path / "whole", config, workers=1).fit()
+
+    class Killed(Exception):
+        pass
+
+    def stop(rows):
+        if len(rows) == 3:
+            raise Killed
+
+    part = trainer(prepared, tmp_path / "part", config, workers=0)
+    write = part._record
+
+    def record(*args):
+        write(*args)
+        stop(part.history)
+
+    monkeypatch.setattr(part, "_record", record)
+    with pytest.raises(Killed):
+        part.fit()
+    again = trainer(prepared, tmp_path / "part", config, workers=workers)
+    again.resume(torch.load(tmp_path / "part" / "last.pth", weights_only=True))
+    assert len(again.fit()) == 4
+    np.testing.assert_allclose(numbers(tmp_path / "part"), numbers(tmp_path / "whole"), rtol=1e-6)
+    one, two = (torch.load(tmp_path / d / "last.pth", weights_only=True) for d in ("whole", "part"))
+    for key, value in one["model"].items():
+        torch.testing.assert_close(two["model"][key], value, rtol=1e-6, atol=1e-7)
+
+
+# --- The loop -------------------------------------------------------------------------------------------------------
+def test_the_rate_falls_on_a_plateau_and_the_best_is_kept(prepared, tmp_path, monkeypatch):
+    losses = iter([0.5, 0.4, 0.6, 0.6, 0.6, 0.6])
+    run = trainer(prepared, tmp_path, Config("lite", size=32, epochs=6, lr=0.01))
+    kept = []
+    monkeypatch.setattr(run, "validate", lambda: Counts(tp=1, bce_sum=next(losses), bce_pixels=1))
+    save = model.save_state
+    monkeypatch.setattr(model, "save_state", lambda *args, **kwargs: (kept.append(run.epoch), save(*args, **kwargs)))
+    rates = [row["lr"] for row in run.fit()]
+    assert rates == pytest.approx([0.01, 0.01, 0.01, 1e-3, 1e-3, 1e-4])  # two epochs without a better one, each time
+    assert kept == [1, 2]
+    assert run.best == 0.4
+
+
+def test_the_loss_falls_on_four_faces(prepared, tmp_path):
+    assert train(prepared, tmp_path, "--limit", 4, "--epochs", 25, "--lr", 0.005, "--workers", 0) == 0
+    rows = history(tmp_path)
+    first, last = (np.mean([row["loss"] for row in part]) for part in (rows[:3], rows[-3:]))
+    assert last < 0.6 * first
+
+
+def test_a_changed_rate_is_taken_up(prepared, tmp_path):
+    assert train(prepared, tmp_path, "--epochs", 1, "--lr", 0.01, "--limit", 4, "--workers", 0) == 0
+    assert train(prepared, tmp_path, "--epochs", 2, "--lr", 0.001, "--resume", "--workers", 0) == 0
+    assert [row["lr"] for row in history(tmp_path)] == [0.01, 0.001]
+    assert json.loads((tmp_path / "config.json").read_text())["limit"] == 4
+
+
+def test_a_loss_that_is_no_number(prepared, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(training.LOSSES, "original", lambda logits, truth: logits.sum() * float("nan"))
+    assert train(prepared, tmp_path, "--epochs", 2, "--limit", 4, "--workers", 0) == 1
+    one_sentence(capsys.readouterr().err, "nan", "epoch 1", "smaller --lr")
+    assert not (tmp_path / "model.best.pth").exists()
+    assert not (tmp_path / "last.pth").exists()
+
+
+def test_an_absurd_rate_ends_in_numbers_or_a_sentence(prepared, tmp_path, capsys):
+    code = train(prepared, tmp_path, "--epochs", 2, "--limit", 8, "--lr", 1000, "--workers", 0)
+    if code:
+        one_sentence(capsys.readouterr().err, "smaller --lr")
+    else:
+        assert np.isfinite(numbers(tmp_path)).all()
+
+
+def test_losses():
+    logits, truth = torch.randn(3, 1, 16, 16), torch.zeros(3, 1, 16, 16)
+    truth[0, :, 4:12, 4:12] = 1
+    want = nn.functional.binary_cross_entropy(logits.sigmoid(), truth)
+    torch.testing.assert_close(training.bce(logits, truth), want, rtol=1e-4, atol=1e-5)
+    right, wrong = (40 * sign * (truth - 0.5) for sign in (1, -1))
+    assert training.edge_bce_dice(right, truth) < 0.05
+    assert training.edge_bce_dice(wrong, truth) > 10
+    assert training.edge_bce_dice(right[1:], truth[1:]) < 1e-3  # no face in the batch: no Dice term
+    # Four times the weight within two pixels of the contour: 12x12 less 4x4 pixels, of 256 in each of three pictures.
+    band, even = 144 - 16, torch.zeros(3, 1, 16, 16)
+    even[0] = 1
+    one = training.edge_bce_dice(logits[:1], truth[:1])
+    pixel = nn.functional.binary_cross_entropy_with_logits(logits[:1], truth[:1], reduction="none")[0, 0]
+    weight = torch.ones(16, 16)
+    weight[2:14, 2:14] = 4
+    weight[6:10, 6:10] = 1
+    assert (weight == 4).sum() == band
+    p = logits[0].sigmoid()
+    dice = 1 - (2 * (p * truth[0]).sum() + 1) / (p.sum() + 64 + 1)
+    torch.testing.assert_close(one, (pixel * weight).sum() / weight.sum() + dice)
+
+
+def test_precision_without_a_gpu():
+    assert training.autocast_dtype(torch.device("cpu")) is None
+
+
+def test_sizes_grow_by_phases(prepared, tmp_path):
+    run = trainer(prepared, tmp_path, Config("lite", size=64, epochs=10, phases=[(0.0, 32), (0.5, 48), (0.9, 64)]))
+    assert [run.size_at(e) for e in range(10)] == [32] * 5 + [48] * 4 + [64]
+    run.config.phases = []
+    assert run.size_at(0) == 64
+
+
+# --- The original's model, once -------------------------------------------------------------------------------------
+def test_the_default_model_trains_into_the_originals_class(prepared, tmp_path):
+    options = ["--model", "deeplabv3", "--no-pretrained", "--size", "32", "--batch-size", "3", "--limit", "4"]
+    try:
+        assert (
+            train(prepared, tmp_path, *options, "--epochs", 1, "--workers", 0) == 0
+        )  # 4 pictures: a batch of 3, none of 1
+        assert json.loads((tmp_path / "config.json").read_text())["pretrained"] is False
+        state = torch.load(tmp_path / "model.best.pth", weights_only=True)
+        Original().load_state_dict(state, strict=True)
+        assert state["deep_lab_v3.aux_classifier.4.weight"].shape == (21, 256, 1, 1)
+    finally:
+        for name in ("last.pth", "model.best.pth"):  # 0.7 GB
+            (tmp_path / name).unlink(missing_ok=True)
+
+
+# --- What is refused ------------------------------------------------------------------------------------------------
+def test_batches_that_cannot_be(prepared, tmp_path, capsys):
+    for options, word in (
+        (["--batch-size", "13"], "12 pictures"),
+        (["--limit", "3"], "3 pictures"),
+        (["--recipe", "robust", "--limit", "1", "--batch-size", "16"], "2 pictures"),
+        (["--model", "deeplabv3", "--no-pretrained", "--batch-size", "1"], "--batch-size 2"),
+        (["--size", "32", "--batch-size", "1"], "--batch-size 2"),
+    ):
+        assert train(prepared, tmp_path / "run", "--workers", 0, *options) == 1
+        one_sentence(capsys.readouterr().err, word, "--batch-size")
+    assert not (tmp_path / "run").exists()
+
+
+def test_options_of_the_other_recipe(prepared, tmp_path, capsys):
+    assert train(prepared, tmp_path / "run", "--backgrounds", tmp_path) == 1
+    one_sentence(capsys.readouterr().err, "--backgrounds", "robust")
+    assert train(prepared, tmp_path / "run", "--recipe", "robust", "--backgrounds", tmp_path / "none") == 1
+    one_sentence(capsys.readouterr().err, tmp_path / "none")
+    assert train(prepared, tmp_path / "run", "--recipe", "robust", "--init", tmp_path / "none.pth") == 1
+    one_sentence(capsys.readouterr().err, tmp_path / "none.pth")
+
+
+def test_pretrained_weights_that_cannot_be_fetched(prepared, tmp_path, monkeypatch, capsys):
+    def refuse(*args, **kwargs):
+        raise OSError("Temporary failure in name resolution")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", refuse)
+    assert train(prepared, tmp_path / "run", "--model", "unet", "--workers", 0) == 1
+    one_sentence(capsys.readouterr().err, "--no-pretrained", "unet", "name resolution")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_cannot_be_one(prepared, tmp_path, capsys):
+    (tmp_path / "file").write_text("x")
+    assert train(prepared, tmp_path / "file" / "run", "--workers", 0) == 1
+    one_sentence(capsys.readouterr().err, tmp_path / "file")
+
+
+def test_a_full_disk(prepared, tmp_path, monkeypatch, capsys):
+    save = torch.save
+
+    def full(payload, file):
+        if not isinstance(payload, dict) or "optimizer" not in payload:
+            return save(payload, file)
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    assert train(prepared, tmp_path, "--epochs", 1, "--limit", 4, "--workers", 0) == 1
+    one_sentence(capsys.readouterr().err, "No space left on device")
+    assert not leftovers(tmp_path)
+    assert not (tmp_path / "last.pth").exists()
+
+
+def test_data_is_prepared_first(celeb_source, tmp_path, capsys):
+    celeb = Path(shutil.copytree(celeb_source, tmp_path / "source")) / "CelebAMask-HQ"
+    assert main.main(["train", "--data", str(celeb), "--run-dir", str(tmp_path / "run"), *TINY, "--epochs", "1",
+                      "--workers", "0"]) == 0  # fmt: skip
+    assert f"Preparing {celeb}" in capsys.readouterr().out
+    assert len(list((celeb / "masks_train").iterdir())) == 12
+    assert len(history(tmp_path / "run")) == 1
+
+
+def test_no_data_and_no_source(tmp_path, monkeypatch, capsys):
+    for name in ("CELEB_DIR", "DIR_PATH"):
+        monkeypatch.setattr(const, name, tmp_path / "nothing")
+    monkeypatch.setattr(data_preprocessing, "KAGGLE", (tmp_path / "no-kaggle",))
+    assert train(tmp_path / "nowhere", tmp_path / "run", "--workers", 0) == 1
+    one_sentence(capsys.readouterr().err, "--download")
+    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.skipif(not (ROOT.parent / "shared" / "data").exists(), reason="the real faces are not here")
+def test_real_faces_are_learnt_a_little(tmp_path):
+    archive = ROOT.parent / "shared" / "data" / "CelebAMask-HQ-mini.zip"
+    data_preprocessing.prepare(
+        data_preprocessing.find_source(archive), tmp_path / "data", ids_train=range(16000, 16048),
+        ids_val=range(24000, 24012), progress=False,
+    )  # fmt: skip
+    assert train(tmp_path / "data", tmp_path / "run", "--epochs", 8, "--lr", 0.003) == 0
+    rows = history(tmp_path / "run")
+    assert rows[-1]["loss"] < 0.8 * rows[0]["loss"]
+    assert max(row["dice"] for row in rows) > 0.7
