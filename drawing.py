@@ -177,6 +177,33 @@ def _hide(picture: np.ndarray, mask: np.ndarray, blocks: int, enlarge: int) -> n
     return out
 
 
+RESULTS = {  # what a picture's results are called, and the files they are
+    "mask": ".png",
+    "overlay": ".jpg",
+    "cutout": ".png",
+    "side-by-side": ".jpg",
+    "contour": ".jpg",
+    "blurred": ".jpg",
+    "pixelated": ".jpg",
+}
+
+
+def render(kind: str, picture: np.ndarray, mask: np.ndarray, color: tuple[int, int, int], alpha: float) -> np.ndarray:
+    """One of `RESULTS` of a picture uint8 (H, W, 3) and its mask uint8 (H, W)."""
+    if kind == "mask":
+        return mask
+    if kind == "cutout":
+        return cutout(picture, mask)
+    if kind == "contour":
+        return contour(picture, mask, color)
+    if kind == "blurred":
+        return blur(picture, mask)
+    if kind == "pixelated":
+        return pixelate(picture, mask)
+    painted = overlay(picture, mask, color, alpha)
+    return side_by_side(picture, painted) if kind == "side-by-side" else painted
+
+
 def save_gif(frames, path: Path, *, fps: float = 10.0, width: int = 480) -> None:
     """Frames uint8 (H, W, 3) as an endless GIF of at most `width` pixels, one palette for all of it."""
     from PIL import Image

@@ -7,6 +7,7 @@ again, enlarged to fill its square, which is what makes faces of a few per cent 
 
 from __future__ import annotations
 
+import io
 import os
 import threading
 import warnings
@@ -21,6 +22,7 @@ import numpy as np
 import torch
 
 import const
+from drawing import RESULTS
 from model import Info
 
 SECOND_MARGIN = 1.6  # side of the second look's square, in lengths of the face found
@@ -34,8 +36,8 @@ class PictureError(Exception):
 
 
 # --- Reading --------------------------------------------------------------------------------------------------------
-def read_picture(path: Path) -> np.ndarray:
-    """Any picture as it is seen: uint8 (H, W, 3) RGB, upright, transparency over white.
+def read_picture(path: Path | io.BytesIO, *, name: str | None = None) -> np.ndarray:
+    """Any picture as it is seen: uint8 (H, W, 3) RGB, upright, transparency over white. `name` is for messages.
 
     Greyscale, 16-bit, palette, CMYK, alpha and floating-point pictures are converted; of an animation the first frame
     is taken.
@@ -45,6 +47,7 @@ def read_picture(path: Path) -> np.ndarray:
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
+    shown = name or path
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -52,17 +55,17 @@ def read_picture(path: Path) -> np.ndarray:
             with Image.open(path) as picture:
                 picture.load()
                 if max(picture.size) > LONGEST_SIDE:
-                    raise PictureError(f"{path} is longer than {LONGEST_SIDE} pixels; scale it down.")
+                    raise PictureError(f"{shown} is longer than {LONGEST_SIDE} pixels; scale it down.")
                 return _to_rgb(ImageOps.exif_transpose(picture))
     except FileNotFoundError:
-        raise PictureError(f"There is no file {path}.") from None
+        raise PictureError(f"There is no file {shown}.") from None
     except UnidentifiedImageError:
-        return _read_with_opencv(path)
+        return _read_with_opencv(path, shown)
     except Image.DecompressionBombError:
-        raise PictureError(f"{path} has more pixels than can be read safely; scale it down.") from None
+        raise PictureError(f"{shown} has more pixels than can be read safely; scale it down.") from None
     except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise PictureError(f"{path} cannot be read as a picture ({reason}).") from None
+        raise PictureError(f"{shown} cannot be read as a picture ({reason}).") from None
 
 
 def _to_rgb(picture) -> np.ndarray:
@@ -87,15 +90,15 @@ def _to_rgb(picture) -> np.ndarray:
     return np.asarray(picture.convert("RGB"))
 
 
-def _read_with_opencv(path: Path) -> np.ndarray:
+def _read_with_opencv(path: Path | io.BytesIO, shown) -> np.ndarray:
     """What Pillow does not know, such as 16-bit colour TIFF."""
     try:
-        data = np.fromfile(path, np.uint8)
+        data = np.frombuffer(path.getvalue(), np.uint8) if isinstance(path, io.BytesIO) else np.fromfile(path, np.uint8)
     except OSError as error:
-        raise PictureError(f"{path} cannot be read ({error.strerror}).") from None
+        raise PictureError(f"{shown} cannot be read ({error.strerror}).") from None
     picture = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
     if picture is None:
-        raise PictureError(f"{path} is not a picture.")
+        raise PictureError(f"{shown} is not a picture.")
     return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
 
 
@@ -189,23 +192,37 @@ def _enlarge(logits: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 
 
 def merge_boxes(boxes: list[tuple]) -> list[tuple]:
-    """Join boxes (x0, y0, x1, y1) that belong to one face, such as the parts above and below spectacles: those whose
-    distance is less than a quarter of the larger one."""
-    boxes, merged = sorted(boxes, key=lambda b: (b[0] - b[2]) * (b[3] - b[1])), True
+    """Join boxes (x0, y0, x1, y1) that belong to one face, such as the parts above and below spectacles.
+
+    Two are joined whose distance is less than a quarter of the larger one, unless the result would be 1.7 times as
+    large as the largest part in it: faces side by side stay apart, and specks do not chain.
+    """
+    groups = sorted(((*b, _side(b)) for b in boxes), key=lambda g: -g[4])  # the last: the side of the largest part
+    merged = True
     while merged:
         merged = False
-        for i, a in enumerate(boxes):
-            for j in range(i + 1, len(boxes)):
-                b = boxes[j]
-                reach = 0.25 * max(a[2] - a[0], a[3] - a[1], b[2] - b[0], b[3] - b[1])
-                if a[0] - reach < b[2] and b[0] - reach < a[2] and a[1] - reach < b[3] and b[1] - reach < a[3]:
-                    boxes[i] = (min(a[0], b[0]), min(a[1], b[1]), max(a[2], b[2]), max(a[3], b[3]))
-                    del boxes[j]
+        for i, a in enumerate(groups):
+            for j in range(i + 1, len(groups)):
+                b = groups[j]
+                union = min(a[0], b[0]), min(a[1], b[1]), max(a[2], b[2]), max(a[3], b[3])
+                core = max(a[4], b[4])
+                near = (
+                    _side((max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])), gap=True) < 0.25 * core
+                )
+                if near and _side(union) <= 1.7 * core:
+                    groups[i] = (*union, core)
+                    del groups[j]
                     merged = True
                     break
             if merged:
                 break
-    return boxes
+    return [g[:4] for g in groups]
+
+
+def _side(box: tuple, *, gap: bool = False) -> float:
+    """The longer side of a box; with `gap`, how far apart two boxes are whose intersection this would be."""
+    w, h = box[2] - box[0], box[3] - box[1]
+    return max(-w, -h, 0.0) if gap else max(w, h)
 
 
 def _crop(picture: np.ndarray, box: tuple[int, int, int], size: int) -> np.ndarray:
@@ -261,16 +278,21 @@ class Job:
 
 
 def find_jobs(inputs: Iterable[Path], out: Path) -> list[Job]:
+    """`iter_jobs` as a list."""
+    return list(iter_jobs(inputs, out))
+
+
+def iter_jobs(inputs: Iterable[Path], out: Path) -> Iterator[Job]:
     """The pictures of files and folders (searched through, in name order), each with a name of its own.
 
     Results are named after the picture, below the same subfolders. Where two pictures would share a name, whatever the
     case of its letters, the later one gets its suffix appended (`cat_png`), then a number. Results of an earlier run
     into the searched folder itself are not taken for pictures.
     """
-    jobs, taken = [], set()
+    taken: set[str] = set()
     for given in map(Path, inputs):
         if given.is_dir():
-            found = [(p, p.relative_to(given)) for p in _walk(given, Path(out))]
+            found = ((p, p.relative_to(given)) for p in _walk(given, Path(out)))
         else:
             found = [(given, Path(given.name))]
         for path, relative in found:
@@ -281,30 +303,30 @@ def find_jobs(inputs: Iterable[Path], out: Path) -> list[Job]:
                 name = f"{stem}_{suffix}" if n == 1 and suffix else f"{stem}_{n + 1}"
                 n += 1
             taken.add(name.casefold())
-            jobs.append(Job(path, name))
-    return jobs
+            yield Job(path, name)
 
 
 def _shortened(path: Path) -> Path:
-    """The path with its last part cut so that `_overlay.jpg` fits behind it: file systems take 255 bytes."""
-    room = 255 - len("_overlay.jpg") - 12  # and a suffix or number, where names would be the same
+    """The path with its last part cut so that a result's ending fits behind it: file systems take 255 bytes."""
+    room = 255 - len("_side-by-side.jpg") - 12  # and a suffix or number, where names would be the same
     return path.with_name(os.fsencode(path.name)[:room].decode("utf-8", "ignore")) if path.name else path
 
 
 def _walk(folder: Path, out: Path) -> Iterator[Path]:
+    own_endings = tuple(f"_{kind}{suffix}" for kind, suffix in RESULTS.items())
     for root, folders, files in os.walk(folder):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         own = Path(root).resolve().is_relative_to(out.resolve())
         for name in sorted(files):
             if name.startswith(".") or Path(name).suffix.lower() not in const.IMAGE_SUFFIXES:
                 continue
-            if own and name.endswith(("_mask.png", "_overlay.jpg")):
+            if own and name.endswith(own_endings):
                 continue
             yield Path(root) / name
 
 
 def predict_files(
-    segmenter: Segmenter, jobs: list[Job], *, batch_size: int, on_result, readers: int = 2, writers: int = 2
+    segmenter: Segmenter, jobs: Iterable[Job], *, batch_size: int, on_result, readers: int = 2, writers: int = 2
 ) -> Iterator[tuple[Job, str | None]]:
     """Read, look and write at the same time; yields each job when it is done, with a sentence if it failed.
 
@@ -366,9 +388,9 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def encode(picture: np.ndarray, suffix: str) -> bytes:
-    """A mask uint8 (H, W) or picture uint8 (H, W, 3) RGB as the bytes of a file of this suffix."""
+    """A mask uint8 (H, W), picture (H, W, 3) RGB or (H, W, 4) RGBA as the bytes of a file of this suffix."""
     if picture.ndim == 3:
-        picture = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
+        picture = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR if picture.shape[2] == 3 else cv2.COLOR_RGBA2BGRA)
     options = [cv2.IMWRITE_JPEG_QUALITY, 92] if suffix == ".jpg" else [cv2.IMWRITE_PNG_COMPRESSION, 3]
     done, data = cv2.imencode(suffix, picture, options)
     if not done:

@@ -12,7 +12,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
+from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 import const
@@ -100,8 +103,16 @@ class Runner:
         batch_size: int = 4,
         color: str = const.OVERLAY_COLOR,
         alpha: float = const.OVERLAY_ALPHA,
+        save: Sequence[str] = ("mask", "overlay"),
+        skip_existing: bool = False,
+        shard: tuple[int, int] = (1, 1),
     ) -> list[str]:
-        """Write NAME_mask.png and NAME_overlay.jpg for every picture of files and folders.
+        """Write results, by default NAME_mask.png and NAME_overlay.jpg, for every picture of files and folders.
+
+        Args:
+            save: which of `drawing.RESULTS`.
+            skip_existing: leave out pictures whose results are all there.
+            shard: (i, n): the i-th of n parts of the pictures, for as many processes or machines.
 
         Returns:
             A sentence for each picture that could not be read, and for each folder without pictures.
@@ -111,12 +122,12 @@ class Runner:
         """
         from tqdm.auto import tqdm
 
-        from drawing import overlay, parse_color
-        from inference import encode, find_jobs, predict_files, to_mask, write_bytes
+        from drawing import RESULTS, parse_color, render
+        from inference import encode, iter_jobs, predict_files, to_mask, write_bytes
 
         inputs, out = [Path(p) for p in inputs], Path(out)
-        jobs = find_jobs(inputs, out)
-        if not jobs:
+        total = sum(1 for _ in iter_jobs(inputs, out))  # counted, not kept: a folder may hold a million
+        if not total:
             raise UserError(f"{', '.join(map(str, inputs))} holds no pictures ({' '.join(const.IMAGE_SUFFIXES)}).")
         rgb = parse_color(color)
         if self.segmenter is None:
@@ -124,22 +135,190 @@ class Runner:
 
         def write(job, picture, logits):
             mask = to_mask(logits, threshold)
-            write_bytes(out / f"{job.name}_mask.png", encode(mask, ".png"))
-            write_bytes(out / f"{job.name}_overlay.jpg", encode(overlay(picture, mask, rgb, alpha), ".jpg"))
+            for kind, target in targets(job).items():
+                write_bytes(target, encode(render(kind, picture, mask, rgb, alpha), target.suffix))
 
-        faults = [f"{p} holds no pictures." for p in inputs if p.is_dir() and not find_jobs([p], out)]
-        unread = 0
+        def targets(job) -> dict[str, Path]:
+            return {kind: out / f"{job.name}_{kind}{RESULTS[kind]}" for kind in save}
+
+        def mine():
+            nonlocal skipped
+            for job in islice(iter_jobs(inputs, out), shard[0] - 1, None, shard[1]):
+                if skip_existing and all(path.is_file() for path in targets(job).values()):
+                    skipped += 1
+                else:
+                    yield job
+
+        faults = [
+            f"{p} holds no pictures." for p in inputs if p.is_dir() and not any(True for _ in iter_jobs([p], out))
+        ]
+        mine_total, done, unread, skipped = len(range(shard[0] - 1, total, shard[1])), 0, 0, 0
         try:
             out.mkdir(parents=True, exist_ok=True)
-            done = predict_files(self.segmenter, jobs, batch_size=batch_size, on_result=write)
-            for _, fault in tqdm(done, total=len(jobs), unit="picture", disable=None, delay=2):
+            looked = predict_files(self.segmenter, mine(), batch_size=batch_size, on_result=write)
+            for _, fault in tqdm(looked, total=mine_total, unit="picture", disable=None, delay=2):
+                done += not fault
                 if fault:
                     faults.append(fault)
                     unread += 1
         except OSError as error:
             raise UserError(f"The results cannot be written to {out} ({error.strerror or error}).") from error
-        self.say(f"{len(jobs) - unread} of {len(jobs)} pictures done: masks and overlays are in {out}")
+        before = f", {skipped} were there already" if skipped else ""
+        self.say(f"{done} of {mine_total} pictures done{before}: {_listing(save)} are in {out}")
         return faults
+
+    def predict_video(
+        self,
+        path: Path,
+        out: Path = const.PREDICTIONS_DIR,
+        *,
+        threshold: float = const.THRESHOLD,
+        color: str = const.OVERLAY_COLOR,
+        alpha: float = const.OVERLAY_ALPHA,
+        save: Sequence[str] = ("overlay",),
+        every: int = 1,
+        start: float = 0.0,
+        end: float | None = None,
+        smooth: float = 0.0,
+    ) -> list[Path]:
+        """Write NAME_overlay.mp4, or whatever of `drawing.RESULTS` a film can hold, of a video; the files.
+
+        Args:
+            every: look at every Nth frame, and keep its mask until the next.
+            start, end: seconds.
+            smooth: share of the past in each frame's mask, from 0 to below 1.
+
+        Raises:
+            VideoError: no video, or results that cannot be written. UserError: a cut-out of a film.
+        """
+        import cv2
+
+        import video
+        from drawing import parse_color, render
+
+        if "cutout" in save:
+            raise UserError("A film holds no transparency, so no cut-outs; save something else of it.")
+        rgb = parse_color(color)
+        if self.segmenter is None:
+            self.load()
+
+        def drawer(kind):
+            def draw(frame, mask):
+                drawn = render(kind, frame, mask, rgb, alpha)
+                return cv2.cvtColor(drawn, cv2.COLOR_GRAY2RGB) if drawn.ndim == 2 else drawn
+
+            return draw
+
+        targets = {Path(out) / f"{Path(path).stem}_{kind}.mp4": drawer(kind) for kind in save}
+        video.predict_video(
+            self.segmenter,
+            Path(path),
+            targets,
+            threshold=threshold,
+            every=every,
+            start=start,
+            end=end,
+            keep=smooth,
+            say=self.say,
+        )
+        return list(targets)
+
+    def webcam(self, camera: int, out: Path, *, threshold, color, alpha, end=None, smooth=0.0) -> Path:
+        """Overlays of a camera, live in a window where OpenCV has one, and recorded to webcam_overlay.mp4; the file.
+        `q` in the window, Ctrl-C, or `end` seconds stop it.
+
+        Raises:
+            VideoError: no camera.
+        """
+        import video
+        from drawing import overlay, parse_color
+
+        rgb = parse_color(color)
+        target = Path(out) / "webcam_overlay.mp4"
+        video.record_camera(
+            self.segmenter,
+            camera,
+            target,
+            lambda frame, mask: overlay(frame, mask, rgb, alpha),
+            threshold=threshold,
+            seconds=end,
+            keep=smooth,
+            say=self.say,
+        )
+        return target
+
+    def gif(
+        self, target: Path, inputs, out: Path, *, threshold, color, alpha, every=1, start=0.0, end=None, smooth=0.0
+    ):
+        """A GIF of the overlays of videos, frame by frame at about ten a second, and of pictures, one a frame.
+
+        Raises:
+            UserError: nothing to show. VideoError, PictureError: an input that cannot be read.
+        """
+        import video
+        from drawing import overlay, parse_color, save_gif
+        from inference import iter_jobs, read_picture, to_mask
+
+        rgb = parse_color(color)
+        films = [p for p in inputs if p.suffix.lower() in video.SUFFIXES and not p.is_dir()]
+        fps = 10.0 if films else 1.0
+
+        def frames():
+            for film in films:
+                clip = video.probe(film)
+                shown = video.read_frames(str(film), start=start, end=end, fps=clip.fps)
+                step = max(1, round(clip.fps / fps))
+                looked = video.masked_frames(
+                    self.segmenter, islice(shown, 0, None, step), threshold=threshold, keep=smooth
+                )
+                for frame, mask in looked:
+                    yield overlay(frame, mask, rgb, alpha)
+            for job in iter_jobs([p for p in inputs if p not in films], out):
+                picture = read_picture(job.path)
+                yield overlay(picture, to_mask(self.segmenter.logits([picture])[0], threshold), rgb, alpha)
+
+        try:
+            save_gif(frames(), target, fps=fps)
+        except ValueError:
+            raise UserError("There is no frame for the GIF.") from None
+        self.say(f"GIF: {target} ({target.stat().st_size / 1e6:.1f} MB)")
+
+    def predict_stream(self, source, target, threshold: float = const.THRESHOLD) -> None:
+        """Read one picture from a binary stream, write its mask as PNG to another.
+
+        Raises:
+            PictureError: what came is no picture.
+        """
+        import io
+
+        from inference import encode, read_picture
+
+        picture = read_picture(io.BytesIO(source.read()), name="standard input")
+        target.write(encode(self.predict_image(picture, threshold), ".png"))
+        target.flush()
+
+    def export(self, out: Path) -> float:
+        """Write the loaded network as ONNX, compared with PyTorch on the sample photographs; the largest difference.
+
+        Raises:
+            ExportError: a package is missing, or the two disagree. UserError: no sample photographs.
+        """
+        from inference import find_jobs, read_picture
+        from onnx_export import OPSET, export
+
+        pictures = [read_picture(job.path) for job in find_jobs([const.TEST_DIR], out)]
+        if not pictures:
+            raise UserError(f"{const.TEST_DIR} holds no pictures to compare the export on.")
+        info = self.segmenter.info
+        worst = export(self.segmenter.net, info, out, pictures)
+        side = info.size
+        self.say(
+            f"{out}: {info.model}, opset {OPSET}, largest difference from PyTorch {worst:.1e} in probability on "
+            f"{len(pictures)} pictures.\n"
+            f"Input  image        float32 (batch, 3, {side}, {side}), RGB, 0 to 255; normalisation is inside\n"
+            f"Output probability  float32 (batch, 1, {side}, {side}); a pixel from 0.5 up is face"
+        )
+        return worst
 
     # -- train
     def train(
@@ -368,6 +547,11 @@ class Runner:
         return table
 
 
+def _listing(kinds: Sequence[str]) -> str:
+    names = [f"{kind}s" if kind in ("mask", "overlay", "cutout", "contour") else f"{kind} pictures" for kind in kinds]
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
 def format_table(table: dict[str, dict[str, float]]) -> str:
     names = list(next(iter(table.values())))
     lines = [f"{'':16}" + "".join(f"{n.replace('_', ' '):>14}" for n in names)]
@@ -383,8 +567,6 @@ def _check_batch(pictures: int, batch_size: int) -> None:
 
 def _workers(given: int | None) -> int:
     """Loader processes: as asked, else up to four, one core being left to the training itself."""
-    import os
-
     if given is not None:
         return given
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -415,20 +597,53 @@ _rate = _number(float, 1e-12, 1e3, "a number above 0")
 _probability = _number(float, 1e-6, 1 - 1e-6, "a probability between 0 and 1")
 
 
+_seconds = _number(float, 0, 1e9, "a number of seconds from 0 up")
+_KINDS = ("mask", "overlay", "cutout", "side-by-side", "contour", "blurred", "pixelated")
+
+
+def _kinds(text: str) -> list[str]:
+    kinds = list(dict.fromkeys(text.split(",")))
+    for kind in kinds:
+        if kind not in _KINDS:
+            raise argparse.ArgumentTypeError(f"{kind!r} is none of {', '.join(_KINDS)}")
+    return kinds
+
+
+def _color(text: str) -> str:
+    digits = text.removeprefix("#")
+    if len(digits) != 6 or any(c not in "0123456789abcdefABCDEF" for c in digits):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a colour such as #8000ff")
+    return text
+
+
+def _shard(text: str) -> tuple[int, int]:
+    part, _, parts = text.partition("/")
+    if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a part such as 3/16")
+    return int(part), int(parts)
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="Masks of the visible face, glasses and covers cut out. Without a command: masks for the sample "
         "photographs of test_path/, written to predictions/.",
     )
-    commands = parser.add_subparsers(dest="command", metavar="{train,evaluate,predict}")
+    commands = parser.add_subparsers(dest="command", metavar="{train,evaluate,predict,export}")
     weights_help = (
         "a weights file, 'bundled' (the small model) or 'published' (the original's, fetched from Google Drive); "
         f"default: {const.MODEL_PATH.name} beside main.py if there, else bundled"
     )
     device = {"default": "auto", "help": "cpu, cuda, cuda:1, mps ...; default: a GPU where there is one"}
 
-    p = commands.add_parser("predict", help="write masks and overlays of pictures")
-    p.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help="pictures, or folders of pictures")
+    p = commands.add_parser("predict", help="write masks and overlays of pictures, folders and videos")
+    p.add_argument(
+        "inputs",
+        nargs="*",
+        type=Path,
+        metavar="INPUT",
+        help="pictures, folders of pictures, videos; - reads one picture from standard input and writes its mask to "
+        "standard output",
+    )
     p.add_argument("--weights", metavar="F", help=weights_help)
     p.add_argument("--out", type=Path, default=const.PREDICTIONS_DIR, help="where results go; default: predictions/")
     p.add_argument(
@@ -443,7 +658,36 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--looks", type=int, choices=(1, 2), help="2: look again at each face found; default: by the weights"
     )
+    p.add_argument(
+        "--save", type=_kinds, metavar="A,B", help=f"which results, of {','.join(_KINDS)}; default mask,overlay"
+    )
+    p.add_argument("--blur", action="store_true", help="hide the faces: write NAME_blurred")
+    p.add_argument("--pixelate", action="store_true", help="hide the faces: write NAME_pixelated")
+    p.add_argument("--color", type=_color, default=const.OVERLAY_COLOR, help="of overlay and contour; default #8000ff")
+    p.add_argument(
+        "--alpha", type=_number(float, 0, 1, "a number from 0 to 1"), default=const.OVERLAY_ALPHA, help="default 0.7"
+    )
+    p.add_argument("--gif", type=Path, metavar="F", help="also a GIF of the overlays, of a video or of all pictures")
+    p.add_argument("--skip-existing", action="store_true", help="leave out pictures whose results are there")
+    p.add_argument("--shard", type=_shard, metavar="I/N", help="the I-th of N parts; torchrun's ranks by themselves")
+    film = p.add_argument_group("videos and cameras")
+    film.add_argument("--masks", action="store_true", help="also NAME_mask.mp4")
+    film.add_argument("--every", type=_count, default=1, metavar="N", help="look at every Nth frame only")
+    film.add_argument("--start", type=_seconds, default=0.0, metavar="S", help="seconds")
+    film.add_argument("--end", type=_seconds, metavar="S", help="seconds; for a camera, when to stop")
+    film.add_argument(
+        "--smooth",
+        type=_number(float, 0, 0.99, "a number from 0 to 0.99"),
+        default=0.0,
+        help="share of the past: 0 to 0.99",
+    )
+    film.add_argument("--webcam", type=_workers_type, metavar="N", help="a camera by number; q ends, --out records")
     p.set_defaults(run=_predict)
+
+    p = commands.add_parser("export", help="write a network as ONNX")
+    p.add_argument("--weights", metavar="F", help=weights_help)
+    p.add_argument("--out", type=Path, help="the file; default: NAME.onnx in predictions/")
+    p.set_defaults(run=_export)
 
     p = commands.add_parser("evaluate", help="measure weights on the validation faces")
     p.add_argument("--weights", metavar="F", required=True, help=weights_help)
@@ -490,9 +734,59 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _predict(args) -> int:
-    runner = Runner(args.device)
+    if "-" in map(str, args.inputs):
+        return _predict_stream(args)
+    if not args.inputs and args.webcam is None:
+        raise UserError("predict needs pictures, folders or videos, or --webcam N.")
+    from video import SUFFIXES, VideoError
+
+    hiding = ["blurred"] * args.blur + ["pixelated"] * args.pixelate
+    save = [*(args.save or ([] if hiding else ["mask", "overlay"])), *hiding]
+    film_save = [*(args.save or ([] if hiding else ["overlay"])), *hiding, *["mask"] * args.masks]
+    if set(film_save) != {"cutout"}:  # a film holds no transparency; asked for alone, that is said
+        film_save = [kind for kind in film_save if kind != "cutout"]
+    films = [p for p in args.inputs if p.suffix.lower() in SUFFIXES and not p.is_dir()]
+    pictures = [p for p in args.inputs if p not in films]
+    shard = args.shard or (int(os.environ.get("RANK", 0)) + 1, int(os.environ.get("WORLD_SIZE", 1)))
+    runner = Runner(args.device).load(args.weights, flip=args.flip, looks=args.looks)
+    look = {"threshold": args.threshold, "color": args.color, "alpha": args.alpha}
+    timing = {"every": args.every, "start": args.start, "end": args.end, "smooth": args.smooth}
+    faults, gif = [], []
+    if pictures:
+        faults += runner.predict(
+            pictures,
+            args.out,
+            **look,
+            batch_size=args.batch_size,
+            save=save,
+            skip_existing=args.skip_existing,
+            shard=shard,
+        )
+    for film in films[shard[0] - 1 :: shard[1]]:
+        try:
+            gif += runner.predict_video(film, args.out, **look, **timing, save=dict.fromkeys(film_save))
+        except VideoError as error:
+            faults.append(str(error))
+    if args.webcam is not None:
+        runner.webcam(args.webcam, args.out, **look, end=args.end, smooth=args.smooth)
+    if args.gif is not None:
+        runner.gif(args.gif, args.inputs, args.out, **look, **timing)
+    return _report_faults(faults)
+
+
+def _predict_stream(args) -> int:
+    if len(args.inputs) > 1:
+        raise UserError("- stands alone: one picture from standard input.")
+    runner = Runner(args.device, say=lambda *words: print(*words, file=sys.stderr))
     runner.load(args.weights, flip=args.flip, looks=args.looks)
-    return _report_faults(runner.predict(args.inputs, args.out, threshold=args.threshold, batch_size=args.batch_size))
+    runner.predict_stream(sys.stdin.buffer, sys.stdout.buffer, args.threshold)
+    return 0
+
+
+def _export(args) -> int:
+    runner = Runner("cpu").load(args.weights)
+    runner.export(args.out or const.PREDICTIONS_DIR / f"{Path(runner.weights_name).stem}.onnx")
+    return 0
 
 
 def _main_job(args) -> int:
@@ -568,7 +862,7 @@ def _report_faults(faults: list[str]) -> int:
 def _known_errors() -> tuple[type[Exception], ...]:
     """The one-sentence errors of the modules that have been imported."""
     places = (("data_preprocessing", "DataError"), ("model", "ModelError"), ("training", "TrainingError"),
-              ("inference", "PictureError"))  # fmt: skip
+              ("inference", "PictureError"), ("video", "VideoError"), ("onnx_export", "ExportError"))  # fmt: skip
     return (UserError, *(getattr(sys.modules[m], e) for m, e in places if m in sys.modules))
 
 

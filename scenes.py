@@ -163,15 +163,25 @@ def paste(canvas, truth, layer, matrix, alpha) -> tuple[np.ndarray, np.ndarray]:
     return canvas, np.where(opacity > 127, mask, truth)
 
 
-def with_body(face: Face) -> tuple[Face, np.ndarray]:
+def with_body(face: Face, cloth: np.ndarray | None = None) -> tuple[Face, np.ndarray]:
     """The cut-out prolonged downwards by its last rows, so that it does not float as a bust: (face, opacity), both with
-    512 more rows."""
+    512 more rows. `cloth` uint8 (512, 512, 3) fills them."""
 
     def pad(a, mode="edge"):
         return np.pad(a, [(0, SIZE)] + [(0, 0)] * (a.ndim - 1), mode)
 
-    tall = Face(pad(face.image), pad(face.mask, "constant"), None)
-    return tall, pad(face.person)
+    image = pad(face.image)
+    if cloth is not None:
+        blend = np.clip(np.arange(SIZE, dtype=np.float32) / 40, 0, 1)[:, None].repeat(SIZE, 1)
+        image[SIZE:] = covers.blend(cloth, image[SIZE:], blend)
+    return Face(image, pad(face.mask, "constant"), None), pad(face.person)
+
+
+def tinted(rng: np.random.Generator, photo: np.ndarray, color: np.ndarray) -> np.ndarray:
+    """A photograph in the shades of one colour, float (3,): in a skin's, folds and fur look like skin and are none."""
+    grey = cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    light = 1 + rng.uniform(0.3, 1.0) * (grey / max(grey.mean(), 1) - 1)
+    return (light[..., None] * color.astype(np.float32)).clip(0, 255).astype(np.uint8)
 
 
 # --- Scenes ---------------------------------------------------------------------------------------------------------
@@ -181,6 +191,14 @@ class SceneComposer:
     def __init__(self, faces: FaceStore, photos: PhotoStore, *, cover_p: float = 0.5, glasses_p: float = 0.2):
         self.faces, self.photos = faces, photos
         self.cover_p, self.glasses_p = cover_p, glasses_p
+
+    def photo(self, rng: np.random.Generator) -> np.ndarray:
+        """A photograph without faces; one in five in the shades of somebody's skin, which alone makes no face."""
+        photo = self.photos.draw(rng)
+        if rng.random() < 0.2:
+            face = self.faces[int(rng.integers(len(self.faces)))]
+            photo = tinted(rng, photo, covers.skin_color(rng, face.image, face.mask))
+        return photo
 
     def compose(self, rng: np.random.Generator, index: int, size: int) -> tuple[np.ndarray, np.ndarray]:
         kind = rng.random()
@@ -210,9 +228,9 @@ class SceneComposer:
     def _texture(self, rng: np.random.Generator) -> np.ndarray:
         """A photograph, or the part of another person's picture that shows no face (hair, cloth, background)."""
         if rng.random() < 0.6:
-            return self.photos.draw(rng)
+            return self.photo(rng)
         patch = self.faceless_patch(rng)
-        return patch if patch is not None else self.photos.draw(rng)
+        return patch if patch is not None else self.photo(rng)
 
     def faceless_patch(self, rng: np.random.Generator) -> np.ndarray | None:
         face = self.faces[int(rng.integers(len(self.faces)))]
@@ -240,12 +258,12 @@ class SceneComposer:
             canvas = np.empty((size, size, 3), np.uint8)
             canvas[:] = rng.uniform(0, 255, 3) if rng.random() < 0.5 else rng.choice([0, 255, 128])
         else:
-            canvas = background(rng, self.photos.draw(rng), (size, size))
+            canvas = background(rng, self.photo(rng), (size, size))
         return paste(canvas, np.zeros((size, size), np.uint8), face, matrix, alpha)
 
     def scene(self, rng: np.random.Generator, index: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-        """One to four people, faces from 5 to 50 % of the width, anywhere, over one another."""
-        canvas = background(rng, self.photos.draw(rng), (size, size))
+        """One to four people, faces from 5 to 50 % of the width, anywhere, over one another; here and there a hand."""
+        canvas = background(rng, self.photo(rng), (size, size))
         truth = np.zeros((size, size), np.uint8)
         if self.faces.entries[index][2] is None and rng.random() < 0.7:  # one who can be cut out, rather
             index = int(rng.integers(len(self.faces)))
@@ -253,7 +271,18 @@ class SceneComposer:
         widths = np.sort(size * np.exp(rng.uniform(np.log(0.05), np.log(0.5), len(people))))  # the near ones last
         for who, width in zip(people, widths, strict=True):
             canvas, truth = self.add_person(rng, canvas, truth, int(who), width)
+        if rng.random() < 0.3:
+            canvas, truth = self.add_hand(rng, canvas, truth, int(people[-1]), widths[-1] * rng.uniform(0.7, 1.3))
         return canvas, truth
+
+    def add_hand(self, rng, canvas, truth, index: int, width: float) -> tuple[np.ndarray, np.ndarray]:
+        """A drawn hand of this person's skin anywhere in the picture, as large as a face `width` pixels wide asks."""
+        face = self.faces[index]
+        picture, alpha = covers.hand(rng, covers.skin_color(rng, face.image, face.mask))
+        h, w = truth.shape
+        matrix = similarity(width, rng.uniform(0, 360), rng.uniform(0.05, 0.95, 2) * (w, h))
+        hand = Face(picture, np.zeros((SIZE, SIZE), np.uint8), None)
+        return paste(canvas, truth, hand, matrix, (alpha * 255).astype(np.uint8))
 
     def add_person(self, rng, canvas, truth, index: int, width: float) -> tuple[np.ndarray, np.ndarray]:
         h, w = truth.shape
@@ -262,7 +291,8 @@ class SceneComposer:
         if rng.random() < 0.7:
             face = Face(_relight(rng, face.image), face.mask, face.person)
         if cut and rng.random() < 0.6:
-            face, alpha = with_body(Face(face.image, face.mask, alpha))
+            cloth = covers.photo_patch(rng, self._texture(rng)) if rng.random() < 0.6 else None
+            face, alpha = with_body(Face(face.image, face.mask, alpha), cloth)
         degrees = rng.normal(0, 8) if rng.random() < 0.8 else rng.uniform(-60, 60)
         centre = rng.uniform(-0.02, 1.02, 2) * (w, h)
         matrix = similarity(width, degrees, centre, flip=rng.random() < 0.5)
@@ -292,7 +322,7 @@ class SceneComposer:
         """No face: a photograph, a patch of hair or cloth, or people whose face is wholly hidden."""
         nothing = np.zeros((size, size), np.uint8)
         kind = rng.random()
-        canvas = background(rng, self.photos.draw(rng), (size, size))
+        canvas = background(rng, self.photo(rng), (size, size))
         if kind < 0.62:
             if rng.random() < 0.25:
                 canvas = np.ascontiguousarray(np.rot90(canvas, int(rng.integers(1, 4))))
@@ -302,12 +332,8 @@ class SceneComposer:
             if patch is not None:
                 canvas = cv2.resize(patch, (size, size), interpolation=cv2.INTER_LINEAR)
             return canvas, nothing
-        if kind < 0.85:  # a hand or another shape, alone
-            face = self.faces[index]
-            picture, alpha = covers.hand(rng, covers.skin_color(rng, face.image, face.mask))
-            matrix = similarity(size * rng.uniform(0.2, 0.9), rng.uniform(0, 360), rng.uniform(0.2, 0.8, 2) * size)
-            hand = Face(picture, np.zeros((SIZE, SIZE), np.uint8), None)
-            return paste(canvas, nothing, hand, matrix, (alpha * 255).astype(np.uint8))
+        if kind < 0.85:
+            return self.add_hand(rng, canvas, nothing, index, size * rng.uniform(0.2, 0.9))
         face = self.faces[index]  # hair, ears, neck, clothes: no face
         hidden = cv2.dilate(face.mask, np.ones((15, 15), np.uint8))
         hidden = cv2.GaussianBlur(cv2.morphologyEx(hidden, cv2.MORPH_CLOSE, np.ones((61, 61), np.uint8)), (0, 0), 3)

@@ -55,12 +55,13 @@ def probe(path: Path) -> Clip:
 def _open(source):
     """cv2.VideoCapture without its complaints on standard error."""
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-    level = cv2.setLogLevel(0) if hasattr(cv2, "setLogLevel") else None
+    log = cv2.utils.logging
+    level = log.getLogLevel()
+    log.setLogLevel(log.LOG_LEVEL_SILENT)
     try:
         return cv2.VideoCapture(source)
     finally:
-        if level is not None:
-            cv2.setLogLevel(level)
+        log.setLogLevel(level)
 
 
 def read_frames(source, *, start: float = 0.0, end: float | None = None, fps: float = 25.0) -> Iterator[np.ndarray]:
@@ -183,6 +184,44 @@ def masked_frames(
             logits = segmenter.logits([frame])[0]
             mask = to_mask(smoother(logits, frame) if smoother else logits, threshold)
         yield frame, mask
+
+
+def record_camera(
+    segmenter, camera: int, target: Path, draw, *, threshold: float, seconds: float | None, keep: float, say=print
+) -> int:
+    """Show `draw(frame, mask)` of a camera live, where OpenCV has windows, and record it; the number of frames.
+
+    Raises:
+        VideoError: there is no such camera, or it gives no picture.
+    """
+    probed = _open(camera)
+    there = probed.isOpened() and probed.read()[0]
+    fps = probed.get(cv2.CAP_PROP_FPS)
+    probed.release()
+    if not there:
+        raise VideoError(f"Camera {camera} gives no picture; is it connected, and not in use?")
+    window, written, began = True, 0, time.perf_counter()
+    looked = masked_frames(segmenter, read_frames(camera), threshold=threshold, keep=keep)
+    with Writer(target, fps if 0 < fps <= 1000 else 25.0) as writer:
+        try:
+            for frame, mask in looked:
+                drawn = draw(frame, mask)
+                writer.write(drawn)
+                written += 1
+                if window:
+                    try:
+                        cv2.imshow("face segmentation, q ends", cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))
+                        if cv2.waitKey(1) & 0xFF == ord("q"):
+                            break
+                    except cv2.error:
+                        window = False
+                        say(f"This OpenCV has no windows; recording to {target} until Ctrl-C.")
+                if seconds is not None and time.perf_counter() - began >= seconds:
+                    break
+        except KeyboardInterrupt:
+            pass  # the usual end: what was recorded is kept
+    say(f"{written} frames recorded: {target}")
+    return written
 
 
 def predict_video(

@@ -1,0 +1,65 @@
+"""A sheet of paper slides over a bespectacled face, and the mask avoids both: the picture that opens the README.
+
+python make_gif.py                               docs/paper.gif from test_path/bryan.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import const
+
+FRAMES, FPS, SIDE = 48, 12, 345
+
+
+def paper_slides(photo, seed: int = 3) -> Iterator:
+    """Frames uint8 (SIDE, SIDE, 3): a written sheet comes in from the left, crosses the picture, and leaves."""
+    import cv2
+    import numpy as np
+
+    import covers
+
+    photo = cv2.resize(photo, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
+    sheet = covers.paper(np.random.default_rng(seed))
+    h, w = sheet.shape[:2]
+    scale = 0.5 * SIDE / w
+    for i in range(FRAMES):
+        t = i / (FRAMES - 1)
+        x, y = SIDE * (-0.35 + 1.7 * t), SIDE * (0.5 - 0.08 * np.sin(2 * np.pi * t))
+        angle = np.radians(12 * np.sin(2 * np.pi * t))
+        linear = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        matrix = np.column_stack([linear, np.array([x, y]) - linear @ [w / 2, h / 2]])
+        alpha = cv2.warpAffine(np.full((h, w), 255, np.uint8), matrix, (SIDE, SIDE)).astype(np.float32) / 255
+        moved = cv2.warpAffine(sheet, matrix, (SIDE, SIDE), borderMode=cv2.BORDER_REPLICATE)
+        yield covers.blend(moved, photo, alpha)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="A GIF of a sheet of paper that slides over a face.")
+    parser.add_argument("--photo", type=Path, default=const.TEST_DIR / "bryan.png")
+    parser.add_argument("--out", type=Path, default=const.DIR_PATH / "docs" / "paper.gif")
+    parser.add_argument("--weights", default="bundled")
+    args = parser.parse_args(argv)
+    from drawing import overlay, parse_color, save_gif
+    from inference import PictureError, read_picture
+    from main import Runner
+    from model import ModelError
+
+    try:
+        runner = Runner().load(args.weights)
+        photo = read_picture(args.photo)
+    except (ModelError, PictureError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    color = parse_color(const.OVERLAY_COLOR)
+    frames = (overlay(f, runner.predict_image(f), color, const.OVERLAY_ALPHA) for f in paper_slides(photo))
+    save_gif(frames, args.out, fps=FPS)
+    print(f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,69 @@
+"""Overlays, cut-outs, outlines, hidden faces: the arithmetic and what is left to see."""
+
+import cv2
+import numpy as np
+import pytest
+
+import drawing
+
+
+@pytest.fixture
+def face():
+    """A textured picture and two masks in it, one with a gap where glasses are."""
+    rng = np.random.default_rng(0)
+    picture = rng.integers(0, 256, (120, 200, 3)).astype(np.uint8)
+    mask = np.zeros((120, 200), np.uint8)
+    cv2.ellipse(mask, (60, 60), (30, 40), 0, 0, 360, 255, -1)
+    mask[45:58, 25:95] = 0
+    cv2.circle(mask, (160, 40), 12, 255, -1)
+    return picture, mask
+
+
+def test_overlay_arithmetic(face):
+    picture, mask = face
+    out = drawing.overlay(picture, mask, (128, 0, 255), 0.7)
+    expected = np.round(picture * 0.3 + np.array([128, 0, 255]) * 0.7)
+    assert np.abs(out[mask > 0].astype(int) - expected[mask > 0]).max() <= 1
+    assert (out[mask == 0] == picture[mask == 0]).all()
+
+
+def test_cutout_has_a_soft_edge_and_keeps_the_colours(face):
+    picture, mask = face
+    out = drawing.cutout(picture, mask)
+    assert out.shape == (120, 200, 4)
+    assert (out[..., :3] == picture).all()
+    assert out[75, 60, 3] == 255
+    assert out[5, 5, 3] == 0
+    assert ((out[..., 3] > 20) & (out[..., 3] < 235)).any()
+
+
+def test_contour_and_side_by_side(face):
+    picture, mask = face
+    out = drawing.contour(picture, mask, (0, 255, 0), 1)
+    changed = (out != picture).any(axis=2)
+    near = cv2.dilate(mask, np.ones((7, 7))) > cv2.erode(mask, np.ones((7, 7)))
+    assert changed.sum() > 100
+    assert not (changed & ~near).any()
+    assert drawing.side_by_side(picture, out).shape == (120, 400, 3)
+
+
+@pytest.mark.parametrize("hide", [drawing.blur, drawing.pixelate])
+def test_hidden_faces_are_gone_with_their_eyes(face, hide):
+    picture, mask = face
+    out = hide(picture, mask)
+    assert (drawing.hidden_region(mask)[mask > 0] == 255).all()
+    assert drawing.hidden_region(mask)[51, 60] == 255  # between the glasses
+    detail = cv2.Laplacian(out[30:90, 40:80].astype(np.float32), cv2.CV_32F).std()
+    assert detail < 0.2 * cv2.Laplacian(picture[30:90, 40:80].astype(np.float32), cv2.CV_32F).std()
+    assert (out[110:] == picture[110:]).all()
+    assert (hide(picture, np.zeros_like(mask)) == picture).all()
+
+
+@pytest.mark.parametrize("text", ["", "#12345", "#gggggg", "purple", "#8000ff00"])
+def test_no_colour(text):
+    with pytest.raises(ValueError, match=r"is not a colour|non-hexadecimal"):
+        drawing.parse_color(text)
+
+
+def test_colour():
+    assert drawing.parse_color("#8000ff") == drawing.parse_color("8000FF") == (128, 0, 255)
