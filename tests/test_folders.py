@@ -1,0 +1,83 @@
+"""Folders of many pictures: parts for several processes, going on where one stopped, bounded memory."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import inference
+import main
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(11):
+        sub = tmp_path / "in" / ("a" if i % 2 else "b")
+        sub.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (40, 48, 3)).astype(np.uint8)).save(sub / f"{i}.png")
+    return tmp_path / "in"
+
+
+def names(out):
+    return sorted(p.relative_to(out).as_posix() for p in out.rglob("*.png"))
+
+
+def test_shards_cover_everything_once(folder, tmp_path, lite_weights, capsys, monkeypatch):
+    whole, parts = tmp_path / "whole", []
+    base = ["predict", str(folder), "--weights", str(lite_weights), "--save", "mask"]
+    assert main.main([*base, "--out", str(whole)]) == 0
+    for i in (1, 2, 3):
+        assert main.main([*base, "--out", str(tmp_path / f"part{i}"), "--shard", f"{i}/3"]) == 0
+        parts.append(names(tmp_path / f"part{i}"))
+    assert sorted(name for part in parts for name in part) == names(whole)
+    assert len(names(whole)) == 11
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    monkeypatch.setenv("RANK", "1")  # as torchrun sets them
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert main.main([*base, "--out", str(tmp_path / "rank1")]) == 0
+    assert names(tmp_path / "rank1") == parts[1]
+
+
+@pytest.mark.parametrize("text", ["0/3", "4/3", "1", "a/b", "1/0", "-1/3"])
+def test_no_shard(text, folder, lite_weights, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main.main(["predict", str(folder), "--weights", str(lite_weights), f"--shard={text}"])
+    assert stop.value.code == 2
+    assert "3/16" in capsys.readouterr().err
+
+
+def test_skip_existing_does_only_what_is_missing(folder, tmp_path, lite_weights, capsys):
+    out = tmp_path / "out"
+    base = ["predict", str(folder), "--weights", str(lite_weights), "--out", str(out)]
+    assert main.main(base) == 0
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("*.*")}
+    (out / "a" / "3_mask.png").unlink()
+    capsys.readouterr()
+    assert main.main([*base, "--skip-existing"]) == 0
+    assert "1 of 11 pictures done, 10 were there already" in capsys.readouterr().out
+    after = {p: p.stat().st_mtime_ns for p in out.rglob("*.*")}
+    assert after.keys() == before.keys()
+    assert {p.name for p in after if after[p] != before[p]} == {"3_mask.png", "3_overlay.jpg"}
+
+
+def test_few_pictures_are_in_memory_at_a_time(monkeypatch):
+    """However many there are, a handful are read ahead and a handful wait to be written."""
+    held = {"now": 0, "most": 0}
+
+    def read(path):
+        held["now"] += 1
+        held["most"] = max(held["most"], held["now"])
+        return np.zeros((8, 8, 3), np.uint8)
+
+    def written(job, picture, logits):
+        held["now"] -= 1
+
+    class Net:
+        def logits(self, pictures):
+            return [np.zeros((8, 8), np.float32) for _ in pictures]
+
+    monkeypatch.setattr(inference, "read_picture", read)
+    jobs = (inference.Job(f"{i}", f"{i}") for i in range(2000))
+    done = sum(1 for _ in inference.predict_files(Net(), jobs, batch_size=4, on_result=written))
+    assert done == 2000
+    assert held["most"] <= 20
