@@ -26,6 +26,7 @@ from functools import partial
 from pathlib import Path
 
 import const
+from files import TEMP, replacing
 
 ARCHIVE = "CelebAMask-HQ.zip"
 IMAGES = "CelebA-HQ-img"
@@ -40,7 +41,6 @@ MIN_PICTURE = 256  # pixels a side; the official pictures have 1024
 MAX_MEMBER = 64 << 20  # bytes; the largest official picture has under 1 MB, so more is a broken or hostile archive
 SEARCH_DEPTH = 5  # /kaggle/input/datasets/ipythonx/celebamaskhq/CelebAMask-HQ is 4 below /kaggle/input
 SEARCH_FOLDERS = 5000  # looked into at most, so that `--source /` ends
-TEMP = ".tmp-"  # begins the name of every file that is not finished
 
 _PICTURE = re.compile(r"([0-9]{1,9})\.jpg")
 _PART = re.compile(r"([0-9]{1,9})_([a-z_]+)\.png")
@@ -309,17 +309,6 @@ def _reading(name: str):
         raise _Fault(f"{name} cannot be read ({reason})") from error
 
 
-@contextmanager
-def _published(path: Path):
-    """A temporary file's path beside `path`; what was written there takes its name when the block ends well."""
-    temp = path.with_name(f"{TEMP}{os.getpid()}-{path.name}")
-    try:
-        yield temp
-        os.replace(temp, path)
-    finally:
-        temp.unlink(missing_ok=True)  # also there after a rename onto a link to the same file, which POSIX leaves be
-
-
 def _png_size(data: bytes) -> tuple[int, int]:
     """(width, height) of a PNG whose every chunk is whole. Decoders differ in what they make of a broken one."""
     if data[:8] != b"\x89PNG\r\n\x1a\n":
@@ -417,7 +406,7 @@ def _put_pair(source: Folder | Archive, out: Path, face: _Face) -> bool:
     image_path = out / f"images_{face.split}" / f"{face.id}.jpg"
     mask_path = out / f"masks_{face.split}" / f"{face.id}_{const.FACE_PART}.png"
     # Both are whole before either gets its name, the mask last: a picture without one is done again.
-    with _published(mask_path) as mask_temp, _published(image_path) as image_temp:
+    with replacing(mask_path) as mask_temp, replacing(image_path) as image_temp:
         _write_mask(mask, mask_temp)
         return _put_picture(source, image_path.name, face.picture, image_temp)
 
@@ -429,7 +418,7 @@ def _put_person(source: Folder | Archive, out: Path, face: _Face) -> None:
     if not face.parts:
         raise _Fault("no part masks in the source")
     silhouette = np.maximum.reduce([_read_part(source, face, part) for part in sorted(face.parts)])
-    with _published(out / f"persons_{face.split}" / f"{face.id}_person.png") as temp:
+    with replacing(out / f"persons_{face.split}" / f"{face.id}_person.png") as temp:
         _write_mask(build_mask(silhouette), temp)
 
 

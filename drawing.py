@@ -8,6 +8,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from files import write_bytes
+
 
 def save_curves(history: list[dict], path: Path) -> None:
     """Loss, and Dice and IoU, over the epochs, as a PNG."""
@@ -28,8 +30,6 @@ def save_curves(history: list[dict], path: Path) -> None:
         axis.grid(alpha=0.3)
         axis.legend()
         axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
-    from inference import write_bytes
-
     file = io.BytesIO()
     figure.savefig(file, dpi=110, format="png")
     write_bytes(Path(path), file.getvalue())
@@ -86,8 +86,6 @@ def worst_sheet(rows: list[tuple[str, np.ndarray, np.ndarray, np.ndarray]], path
     across = min(5, len(cells))
     cells += [np.full_like(cells[0], 255)] * (-len(cells) % across)
     sheet = np.vstack([np.hstack(cells[i : i + across]) for i in range(0, len(cells), across)])
-    from inference import encode, write_bytes
-
     write_bytes(Path(path), encode(sheet, Path(path).suffix))
 
 
@@ -226,6 +224,15 @@ def save_gif(frames, path: Path, *, fps: float = 10.0, width: int = 480) -> None
     pages[0].save(
         file, "GIF", save_all=True, append_images=pages[1:], duration=round(1000 / fps), loop=0, optimize=True
     )
-    from inference import write_bytes
-
     write_bytes(Path(path), file.getvalue())
+
+
+def encode(picture: np.ndarray, suffix: str) -> bytes:
+    """A mask uint8 (H, W), picture (H, W, 3) RGB or (H, W, 4) RGBA as the bytes of a file of this suffix."""
+    if picture.ndim == 3:
+        picture = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR if picture.shape[2] == 3 else cv2.COLOR_RGBA2BGRA)
+    options = [cv2.IMWRITE_JPEG_QUALITY, 92] if suffix == ".jpg" else [cv2.IMWRITE_PNG_COMPRESSION, 3]
+    done, data = cv2.imencode(suffix, picture, options)
+    if not done:
+        raise OSError(f"{suffix} encoding failed")
+    return data.tobytes()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import os
-import threading
 import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +24,8 @@ import const
 from drawing import RESULTS
 from model import Info
 
-SECOND_MARGIN = 1.6  # side of the second look's square, in lengths of the face found
+SECOND_MARGIN = 1.5  # side of the second look's square, in lengths of the face found
+NEAR = 2.5  # a second look that enlarges less than this sees no more than the first: the two are averaged
 COARSE_THRESHOLD = 0.25  # probability from which the second look is worth taking
 LONGEST_SIDE = 65_500  # pixels; what a JPEG, and so an overlay, can hold
 BATCH_PIXELS = 24_000_000  # pictures are batched up to this many pixels, so that memory has a bound
@@ -148,7 +148,9 @@ class Segmenter:
             return [_enlarge(c, p.shape[:2]) for c, p in zip(first, pictures, strict=True)]
         boxes = [self._faces(c, p.shape[:2]) for c, p in zip(first, pictures, strict=True)]
         crops = [_crop(p, b, self.info.size) for p, bs in zip(pictures, boxes, strict=True) for b in bs]
-        second = iter([x for i in range(0, len(crops), 8) for x in self._logits(crops[i : i + 8])])
+        # The second look is taken in the mirror: where the two are averaged, their errors are less alike.
+        crops = [np.ascontiguousarray(c[:, ::-1]) for c in crops]
+        second = iter([x[:, ::-1] for i in range(0, len(crops), 8) for x in self._logits(crops[i : i + 8])])
         return [
             _assemble(c, p.shape[:2], [(b, next(second)) for b in bs])
             for c, p, bs in zip(first, pictures, boxes, strict=True)
@@ -256,7 +258,12 @@ def _assemble(
         scale = logits.shape[0] / side
         matrix = np.float32([[scale, 0, (x0 - x + 0.5) * scale - 0.5], [0, scale, (y0 - y + 0.5) * scale - 0.5]])
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-        patch = cv2.warpAffine(logits, matrix, (x1 - x0, y1 - y0), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+        patch = cv2.warpAffine(
+            np.ascontiguousarray(logits), matrix, (x1 - x0, y1 - y0), flags=flags, borderMode=cv2.BORDER_REPLICATE
+        )
+        zoom = scale / (coarse.shape[0] / h)
+        if zoom < NEAR:
+            patch = (patch + _enlarge(coarse, shape)[y0:y1, x0:x1]) / 2
         if len(looks) == 1:
             total[y0:y1, x0:x1] = patch
             return total
@@ -373,26 +380,3 @@ def predict_files(
             reading.shutdown(cancel_futures=True)
             writing.shutdown(cancel_futures=True)
             raise
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file to a temporary name beside its target, then move it into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp-{os.getpid()}-{threading.get_ident()}")  # short, however long the name is
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def encode(picture: np.ndarray, suffix: str) -> bytes:
-    """A mask uint8 (H, W), picture (H, W, 3) RGB or (H, W, 4) RGBA as the bytes of a file of this suffix."""
-    if picture.ndim == 3:
-        picture = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR if picture.shape[2] == 3 else cv2.COLOR_RGBA2BGRA)
-    options = [cv2.IMWRITE_JPEG_QUALITY, 92] if suffix == ".jpg" else [cv2.IMWRITE_PNG_COMPRESSION, 3]
-    done, data = cv2.imencode(suffix, picture, options)
-    if not done:
-        raise OSError(f"{suffix} encoding failed")
-    return data.tobytes()

@@ -122,8 +122,9 @@ class Runner:
         """
         from tqdm.auto import tqdm
 
-        from drawing import RESULTS, parse_color, render
-        from inference import encode, iter_jobs, predict_files, to_mask, write_bytes
+        from drawing import RESULTS, encode, parse_color, render
+        from files import write_bytes
+        from inference import iter_jobs, predict_files, to_mask
 
         inputs, out = [Path(p) for p in inputs], Path(out)
         total = sum(1 for _ in iter_jobs(inputs, out))  # counted, not kept: a folder may hold a million
@@ -291,7 +292,8 @@ class Runner:
         """
         import io
 
-        from inference import encode, read_picture
+        from drawing import encode
+        from inference import read_picture
 
         picture = read_picture(io.BytesIO(source.read()), name="standard input")
         target.write(encode(self.predict_image(picture, threshold), ".png"))
@@ -422,7 +424,9 @@ class Runner:
         self-training: Xie et al. 2020, https://arxiv.org/abs/1911.04252)."""
         from tqdm.auto import tqdm
 
-        from inference import encode, find_jobs, predict_files, to_mask, write_bytes
+        from drawing import encode
+        from files import write_bytes
+        from inference import find_jobs, predict_files, to_mask
         from scenes import tidy
 
         if config.init is None:
@@ -501,8 +505,8 @@ class Runner:
 
         import dataset
         from drawing import worst_sheet
+        from files import write_text
         from metrics import SplitCounts
-        from training import write_text
 
         data = self.prepared(data)
         pairs = dataset.Celeb(data / "images_val", data / "masks_val", limit=limit).pairs

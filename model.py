@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import const
+from files import TEMP, replacing
 
 
 class ModelError(Exception):
@@ -221,18 +222,11 @@ def save_state(state: dict, path: Path, info: Info, *, half: bool = False) -> No
 
 
 def save_atomically(payload, path: Path) -> None:
-    """torch.save to a temporary file beside the target, then os.replace; an OSError leaves no half-written file."""
+    """torch.save, its folder made where it is missing; an OSError leaves no half-written file."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".tmp-{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save(payload, file)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        torch.save(payload, file)
 
 
 def read_state(path: Path) -> tuple[dict, Info]:
@@ -349,7 +343,7 @@ def fetch_published(target: Path | None = None, *, url: str | None = None, wait:
     folder = None  # of its own, since gdown leaves the parts of a broken transfer beside its output
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        folder = tempfile.mkdtemp(prefix=".tmp-", dir=target.parent)
+        folder = tempfile.mkdtemp(prefix=TEMP, dir=target.parent)
         temporary = Path(folder, target.name)
         patience = {"timeout": 30} if "timeout" in inspect.signature(gdown.download).parameters else {}  # not gdown 5
         got = gdown.download(url=url, output=str(temporary), quiet=False, **patience)

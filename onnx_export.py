@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import os
 import warnings
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 
 import const
+from files import replacing
 from model import Info
 
 OPSET = 18
@@ -65,10 +65,26 @@ def export(net: torch.nn.Module, info: Info, target: Path, pictures: list[np.nda
     images = torch.from_numpy(batch).permute(0, 3, 1, 2).float().contiguous()
     module = Probability(net.cpu().to(memory_format=torch.contiguous_format)).eval()
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".tmp-{os.getpid()}-{target.name}")
-    quiet = logging.getLogger("torch.onnx")
-    level = quiet.level
-    quiet.setLevel(logging.ERROR)
+    with replacing(target) as temporary:
+        _trace(module, images, temporary)
+        session = onnxruntime.InferenceSession(str(temporary), providers=["CPUExecutionProvider"])
+        worst = 0.0
+        with torch.inference_mode():
+            for some in images.split(4):
+                got = session.run(None, {"image": some.numpy()})[0]
+                worst = max(worst, float(np.abs(got - module(some).numpy()).max()))
+        if not worst <= TOLERANCE:
+            raise ExportError(
+                f"The exported network differs from PyTorch by {worst:.1e} in probability; it is not kept."
+            )
+    return worst
+
+
+def _trace(module: torch.nn.Module, images: torch.Tensor, target: Path) -> None:
+    """Export without the exporter's chatter."""
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
@@ -82,19 +98,6 @@ def export(net: torch.nn.Module, info: Info, target: Path, pictures: list[np.nda
                 dynamo=True,
                 verbose=False,
             )
-            program.save(str(temporary))
-        session = onnxruntime.InferenceSession(str(temporary), providers=["CPUExecutionProvider"])
-        worst = 0.0
-        with torch.inference_mode():
-            for one in images.split(4):
-                got = session.run(None, {"image": one.numpy()})[0]
-                worst = max(worst, float(np.abs(got - module(one).numpy()).max()))
-        if not worst <= TOLERANCE:
-            raise ExportError(
-                f"The exported network differs from PyTorch by {worst:.1e} in probability; nothing is kept."
-            )
-        os.replace(temporary, target)
+            program.save(str(target))
     finally:
-        quiet.setLevel(level)
-        temporary.unlink(missing_ok=True)
-    return worst
+        log.setLevel(level)

@@ -219,9 +219,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--device", default="auto")
     args = parser.parse_args(argv)
     from data_preprocessing import DataError, is_prepared
+    from files import write_text
     from main import Runner, UserError
     from model import ModelError
-    from training import write_text
 
     try:
         if not is_prepared(args.data):

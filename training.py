@@ -6,8 +6,6 @@ import csv
 import io
 import json
 import math
-import os
-import tempfile
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,6 +19,7 @@ from tqdm.auto import tqdm
 
 import const
 import model as networks
+from files import write_text
 from metrics import Counts
 
 
@@ -300,19 +299,6 @@ class Trainer:
         self.scaler.load_state_dict(state["scaler"])
         self.epoch, self.best, self.history = state["epoch"], state["best"], state["history"]
         self.train_loader = self.make_train_loader(self.size_at(self.epoch))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file to a temporary name, then move it into place."""
-    handle, temporary = tempfile.mkstemp(prefix=".tmp-", dir=Path(path).parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def write_history(path: Path, rows: list[dict]) -> None:

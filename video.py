@@ -11,11 +11,14 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
+
+from files import replacing
 
 SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 CUT = 40.0  # mean grey-level change, of 255, between two frames that is taken for a cut: smoothing starts anew
@@ -110,39 +113,30 @@ def _put(ahead: queue.Queue, item, stop: threading.Event) -> None:
             continue
 
 
-class Writer:
-    """An MP4 file that gets its name when it is whole: use as a context, then `write` frames uint8 (H, W, 3) RGB.
+@contextmanager
+def writing(path: Path, fps: float) -> Iterator[Callable[[np.ndarray], None]]:
+    """A function that adds a frame uint8 (H, W, 3) RGB to an MP4 file, which gets its name when it is whole.
 
     Raises:
-        VideoError: this OpenCV cannot write the format, or nothing arrived on the disk.
+        VideoError: this OpenCV cannot write the format, no frame came, or nothing arrived on the disk.
     """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        file = cv2.VideoWriter()
 
-    def __init__(self, path: Path, fps: float):
-        self.path, self.fps, self.file = Path(path), fps, None
-        self.temporary = self.path.with_name(f".tmp-{os.getpid()}-{self.path.name}")
-
-    def __enter__(self) -> Writer:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        return self
-
-    def write(self, frame: np.ndarray) -> None:
-        if self.file is None:
+        def write(frame: np.ndarray) -> None:
             h, w = frame.shape[:2]
-            self.file = cv2.VideoWriter(str(self.temporary), cv2.VideoWriter_fourcc(*"mp4v"), self.fps, (w, h))
-            if not self.file.isOpened():
-                raise VideoError(f"{self.path} cannot be written: no permission, or an OpenCV without MP4.")
-        self.file.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+            if not file.isOpened() and not file.open(str(temporary), cv2.VideoWriter_fourcc(*"mp4v"), fps, (w, h)):
+                raise VideoError(f"{path} cannot be written: no permission, or an OpenCV without MP4.")
+            file.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
 
-    def __exit__(self, kind, error, trace) -> None:
-        if self.file is not None:
-            self.file.release()
         try:
-            if kind is None and self.file is not None:
-                if not self.temporary.is_file() or not self.temporary.stat().st_size:
-                    raise VideoError(f"{self.path} could not be written; is the disk full?")
-                os.replace(self.temporary, self.path)
+            yield write
         finally:
-            self.temporary.unlink(missing_ok=True)
+            file.release()
+        if not temporary.is_file() or not temporary.stat().st_size:
+            raise VideoError(f"{path} could not be written: no frame came, or the disk is full.")
 
 
 class Smoother:
@@ -202,11 +196,11 @@ def record_camera(
         raise VideoError(f"Camera {camera} gives no picture; is it connected, and not in use?")
     window, written, began = True, 0, time.perf_counter()
     looked = masked_frames(segmenter, read_frames(camera), threshold=threshold, keep=keep)
-    with Writer(target, fps if 0 < fps <= 1000 else 25.0) as writer:
+    with writing(target, fps if 0 < fps <= 1000 else 25.0) as write:
         try:
             for frame, mask in looked:
                 drawn = draw(frame, mask)
-                writer.write(drawn)
+                write(drawn)
                 written += 1
                 if window:
                     try:
@@ -243,8 +237,6 @@ def predict_video(
     Raises:
         VideoError: no video, nothing between `start` and `end`, or results that cannot be written.
     """
-    from contextlib import ExitStack
-
     from tqdm.auto import tqdm
 
     clip = probe(path)
@@ -252,11 +244,11 @@ def predict_video(
     expected = clip.frames and max(0, min(clip.frames, round((end or 1e9) * clip.fps)) - round(start * clip.fps))
     began, written = time.perf_counter(), 0
     with ExitStack() as stack:
-        writers = {target: stack.enter_context(Writer(target, clip.fps)) for target in targets}
+        writers = {target: stack.enter_context(writing(target, clip.fps)) for target in targets}
         looked = masked_frames(segmenter, frames, threshold=threshold, every=every, keep=keep)
         for frame, mask in tqdm(looked, total=expected or None, unit="frame", disable=None):
             for target, draw in targets.items():
-                writers[target].write(draw(frame, mask))
+                writers[target](draw(frame, mask))
             written += 1
         if not written:
             raise VideoError(f"{path} has no frames between {start:g} s and {f'{end:g} s' if end else 'its end'}.")

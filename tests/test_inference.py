@@ -11,6 +11,8 @@ import torch
 from conftest import leftovers
 from PIL import Image, features
 
+import drawing
+import files
 import inference
 from inference import PictureError, Segmenter, find_jobs, read_picture
 from model import Info
@@ -362,13 +364,13 @@ def test_long_names_fit(tmp_path):
     jobs = find_jobs([tmp_path], tmp_path / "out")
     assert len({j.name for j in jobs}) == 4
     for job in jobs:
-        inference.write_bytes(tmp_path / "out" / f"{job.name}_overlay.jpg", b"x")
+        files.write_bytes(tmp_path / "out" / f"{job.name}_overlay.jpg", b"x")
     assert len(list((tmp_path / "out").iterdir())) == 4
 
 
 def test_writing_is_all_or_nothing(tmp_path, monkeypatch):
     target = tmp_path / "new" / "x.png"
-    inference.write_bytes(target, b"first")
+    files.write_bytes(target, b"first")
     assert target.read_bytes() == b"first"
 
     def fail(*args):
@@ -376,16 +378,16 @@ def test_writing_is_all_or_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="No space"):
-        inference.write_bytes(target, b"second")
+        files.write_bytes(target, b"second")
     assert target.read_bytes() == b"first"
     assert not leftovers(tmp_path)
 
 
 def test_encoding_keeps_colours_and_masks():
-    back = cv2.imdecode(np.frombuffer(inference.encode(scene(), ".png"), np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+    back = cv2.imdecode(np.frombuffer(drawing.encode(scene(), ".png"), np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
     np.testing.assert_array_equal(back, scene())
     mask = (np.random.default_rng(0).random((20, 30)) < 0.5).astype(np.uint8) * 255
-    with Image.open(io.BytesIO(inference.encode(mask, ".png"))) as image:
+    with Image.open(io.BytesIO(drawing.encode(mask, ".png"))) as image:
         assert image.mode in ("L", "1")
         np.testing.assert_array_equal(np.asarray(image.convert("L")), mask)
 

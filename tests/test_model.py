@@ -186,7 +186,7 @@ def bad_files(folder, weights) -> dict[str, object]:
     (folder / "folder.pth").mkdir()
     torch.save(Evil(folder / "executed"), folder / "evil.pth")
     torch.save({"lite": torch.zeros(1), "x": Evil(folder / "executed")}, folder / "evil2.pth")
-    (folder / "evil3.pth").write_bytes(pickle.dumps(Evil(folder / "executed")))
+    (folder / "evil3.pth").write_bytes(pickle.dumps(Evil(folder / "executed"), protocol=2))
     torch.save(nn.Linear(2, 2).state_dict(), folder / "linear.pth")
     torch.save({"state_dict": {"a": torch.zeros(1)}}, folder / "wrapped.pth")
     torch.save({0: torch.zeros(1)}, folder / "numbers.pth")
