@@ -48,7 +48,7 @@ class Runner:
         import torch
 
         if self.device_name == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            self.device_name = self._best_device()
         try:
             device = torch.device(self.device_name)
             torch.empty(1, device=device).cpu()
@@ -56,6 +56,19 @@ class Runner:
             reason = str(error).splitlines()[0]
             raise UserError(f"The device {self.device_name!r} cannot be used ({reason}); try --device cpu.") from None
         return device
+
+    def _best_device(self) -> str:
+        """A GPU where there is one that this PyTorch has kernels for (a P100 is found, but fails), else the CPU."""
+        import torch
+
+        if not torch.cuda.is_available():
+            return "cpu"
+        try:
+            (torch.ones(8, 8, device="cuda") @ torch.ones(8, 8, device="cuda")).cpu()
+            return "cuda"
+        except RuntimeError as error:
+            self.say(f"The GPU cannot be used ({str(error).splitlines()[0]}); going on with the CPU.")
+            return "cpu"
 
     def load(self, weights: str | Path | None = None, *, online: bool = False, flip=False, looks=None) -> Runner:
         """Get ready to predict with a weights file, "bundled", "published", or the first that there is.

@@ -477,6 +477,23 @@ def download(id, output, resume):
 """
 
 
+@pytest.fixture
+def fake_gdown(tmp_path, monkeypatch):
+    """Puts a module of this source in gdown's place; the real one is back afterwards."""
+
+    def ours():
+        return {name: module for name, module in sys.modules.items() if name.split(".")[0] == "gdown"}
+
+    real = ours()
+    for name in real:
+        del sys.modules[name]
+    monkeypatch.syspath_prepend(tmp_path)
+    yield (tmp_path / "gdown.py").write_text
+    for name in ours():
+        del sys.modules[name]
+    sys.modules.update(real)
+
+
 @pytest.mark.parametrize(
     ("new", "body", "words"),
     [
@@ -488,42 +505,32 @@ def download(id, output, resume):
         (True, 'raise ConnectionError("offline")', "offline"),
     ],
 )
-def test_a_failed_download_says_what_to_do(new, body, words, tmp_path, monkeypatch):
+def test_a_failed_download_says_what_to_do(new, body, words, tmp_path, fake_gdown):
     fake = GDOWN.format(
         base="DownloadError" if new else "Exception",
         extra="exceptions.DownloadError = DownloadError" if new else "",
         body=body,
     )
-    (tmp_path / "gdown.py").write_text(fake)
-    monkeypatch.syspath_prepend(tmp_path)
-    for name in [name for name in sys.modules if name.split(".")[0] == "gdown"]:
-        monkeypatch.delitem(sys.modules, name)
+    fake_gdown(fake)
     target = tmp_path / "data" / dp.ARCHIVE
     target.parent.mkdir()
     with pytest.raises(dp.DataError) as caught:
         dp.download(target)
-    monkeypatch.delitem(sys.modules, "gdown", raising=False)
-    monkeypatch.delitem(sys.modules, "gdown.exceptions", raising=False)
     for word in (words, "quota", dp.DRIVE_LINK, str(target)):
         assert word in str(caught.value)
     assert not list(target.parent.iterdir())
 
 
-def test_a_download_is_checked_and_named(celeb_source, tmp_path, monkeypatch):
+def test_a_download_is_checked_and_named(celeb_source, tmp_path, fake_gdown):
     archive = zipped(celeb_source, tmp_path / "served.zip")
     body = f"shutil.copy({str(archive)!r}, output); assert id == {const.CELEB_DRIVE_ID!r}; return output"
-    (tmp_path / "gdown.py").write_text(GDOWN.format(base="Exception", extra="", body=body))
-    monkeypatch.syspath_prepend(tmp_path)
-    for name in [name for name in sys.modules if name.split(".")[0] == "gdown"]:
-        monkeypatch.delitem(sys.modules, name)
+    fake_gdown(GDOWN.format(base="Exception", extra="", body=body))
     target = tmp_path / "data" / dp.ARCHIVE
     target.parent.mkdir()
     assert dp.download(target).path == target
     assert [p.name for p in target.parent.iterdir()] == [dp.ARCHIVE]
-    (tmp_path / "gdown.py").write_text("raise RuntimeError")
+    fake_gdown("raise RuntimeError")
     assert dp.download(target).path == target  # not fetched again
-    monkeypatch.delitem(sys.modules, "gdown", raising=False)
-    monkeypatch.delitem(sys.modules, "gdown.exceptions", raising=False)
 
 
 # --- The module, the drawn faces, the real ones --------------------------------------------------------------------
