@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from files import write_bytes
+from regions import merge_boxes
 
 
 def save_curves(history: list[dict], path: Path) -> None:
@@ -138,8 +139,6 @@ def hidden_region(mask: np.ndarray) -> np.ndarray:
     small = np.where(small > 60, 255, 0).astype(np.uint8)
     region = np.zeros_like(small)
     n, _, stats, _ = cv2.connectedComponentsWithStats(small)
-    from inference import merge_boxes
-
     boxes = [tuple(map(float, (x, y, x + bw, y + bh))) for x, y, bw, bh, _ in stats[1:n]]
     for x0, y0, x1, y1 in merge_boxes(boxes):
         part = np.zeros_like(small)

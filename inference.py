@@ -23,6 +23,7 @@ import torch
 import const
 from drawing import RESULTS
 from model import Info
+from regions import merge_boxes
 
 SECOND_MARGIN = 1.5  # side of the second look's square, in lengths of the face found
 NEAR = 2.5  # a second look that enlarges less than this sees no more than the first: the two are averaged
@@ -194,40 +195,6 @@ def to_mask(logits: np.ndarray, threshold: float) -> np.ndarray:
 
 def _enlarge(logits: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     return cv2.resize(logits, shape[::-1], interpolation=cv2.INTER_LINEAR)
-
-
-def merge_boxes(boxes: list[tuple]) -> list[tuple]:
-    """Join boxes (x0, y0, x1, y1) that belong to one face, such as the parts above and below spectacles.
-
-    Two are joined whose distance is less than a quarter of the larger one, unless the result would be 1.7 times as
-    large as the largest part in it: faces side by side stay apart, and specks do not chain.
-    """
-    groups = sorted(((*b, _side(b)) for b in boxes), key=lambda g: -g[4])  # the last: the side of the largest part
-    merged = True
-    while merged:
-        merged = False
-        for i, a in enumerate(groups):
-            for j in range(i + 1, len(groups)):
-                b = groups[j]
-                union = min(a[0], b[0]), min(a[1], b[1]), max(a[2], b[2]), max(a[3], b[3])
-                core = max(a[4], b[4])
-                near = (
-                    _side((max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])), gap=True) < 0.25 * core
-                )
-                if near and _side(union) <= 1.7 * core:
-                    groups[i] = (*union, core)
-                    del groups[j]
-                    merged = True
-                    break
-            if merged:
-                break
-    return [g[:4] for g in groups]
-
-
-def _side(box: tuple, *, gap: bool = False) -> float:
-    """The longer side of a box; with `gap`, how far apart two boxes are whose intersection this would be."""
-    w, h = box[2] - box[0], box[3] - box[1]
-    return max(-w, -h, 0.0) if gap else max(w, h)
 
 
 def _crop(picture: np.ndarray, box: tuple[int, int, int], size: int) -> np.ndarray:

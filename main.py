@@ -361,18 +361,25 @@ class Runner:
 
         import dataset
         import model as networks
-        from training import Trainer
+        import recipes
+        from training import Trainer, state_to_resume
 
         run_dir = Path(run_dir)
-        state = self._state_to_resume(run_dir, config) if resume else None
+        state = state_to_resume(run_dir, config) if resume else None
         if not resume and (run_dir / "last.pth").exists():
             raise UserError(f"{run_dir} holds a run already; continue it with --resume, or give another --run-dir.")
         data = self.prepared(data)
-        train_loader = self._train_loader(config, data, workers, run_dir)
+        workers, masks = recipes.usable_workers(workers), None
+        if config.unlabelled is not None:
+            if config.init is None:
+                raise UserError("--unlabelled needs --init: the weights that predict the masks.")
+            teacher = Runner(self.device_name, say=self.say).load(config.init, flip=True)
+            masks = recipes.pseudo_label(teacher.segmenter, Path(config.unlabelled), run_dir / "pseudo", say=self.say)
+        train_loader = recipes.train_loader(config, data, workers=workers, masks=masks, say=self.say)
         val_set = dataset.Celeb(
             data / "images_val", data / "masks_val", dataset.val_transform(config.size), limit=config.limit
         )
-        val_loader = dataset.make_loader(val_set, config.batch_size, train=False, workers=_workers(workers))
+        val_loader = dataset.make_loader(val_set, config.batch_size, train=False, workers=workers)
         if config.batch_size == 1 and (config.model == "deeplabv3" or config.size <= 32):
             raise UserError("Batch normalisation needs more than one value a channel; give --batch-size 2 or more.")
         torch.manual_seed(config.seed)
@@ -391,98 +398,6 @@ class Runner:
             f"validating on {len(val_set)}, on {self.device}; files in {run_dir}"
         )
         return trainer.fit(on_epoch, stop_after=stop_after)
-
-    def _train_loader(self, config, data: Path, workers, run_dir: Path):
-        """A function of the picture size that makes the training loader of a recipe."""
-        import dataset
-
-        workers = _workers(workers)
-        if config.recipe == "original":
-            pairs = data / "images_train", data / "masks_train"
-
-            def make(size):
-                celeb = dataset.Celeb(*pairs, dataset.train_transform(size, seed=config.seed), limit=config.limit)
-                _check_batch(len(celeb), config.batch_size)
-                return dataset.make_loader(celeb, config.batch_size, train=True, workers=workers, seed=config.seed)
-
-            return make
-        import scenes
-
-        backgrounds = config.backgrounds
-        if backgrounds is None:
-            self.say("No --backgrounds: faces are pasted on drawn colours, and no photograph without a face is seen.")
-        elif not Path(backgrounds).is_dir():
-            raise UserError(f"There is no folder {backgrounds}.")
-        if not (data / "persons_train").is_dir():
-            self.say(f"No {data / 'persons_train'}: nobody is cut out; make it with `data_preprocessing.py --persons`.")
-        sets = [(data / "images_train", data / "masks_train", data / "persons_train")]
-        if config.unlabelled is not None:  # the annotated faces twice, to keep their say
-            sets += [*sets, (Path(config.unlabelled), self._pseudo_label(config, run_dir / "pseudo"), None)]
-        faces = scenes.FaceStore(*zip(*sets, strict=True), limit=config.limit)
-        if not len(faces):
-            raise UserError(f"{data / 'masks_train'} holds no masks; run `python data_preprocessing.py` again.")
-        _check_batch(len(faces) * config.repeat, config.batch_size)
-        photos = scenes.PhotoStore(scenes.find_backgrounds(backgrounds) if backgrounds else [])
-        composer = scenes.SceneComposer(faces, photos, cover_p=config.cover_p, glasses_p=config.glasses_p)
-        return lambda size: dataset.make_loader(
-            dataset.Scenes(composer, size, repeat=config.repeat),
-            config.batch_size,
-            train=True,
-            workers=workers,
-            seed=config.seed,
-        )
-
-    def _pseudo_label(self, config, masks: Path) -> Path:
-        """Masks of faces that have none, predicted with `config.init`, mirrored views averaged (a round of
-        self-training: Xie et al. 2020, https://arxiv.org/abs/1911.04252)."""
-        from tqdm.auto import tqdm
-
-        from drawing import encode
-        from files import write_bytes
-        from inference import find_jobs, predict_files, to_mask
-        from scenes import tidy
-
-        if config.init is None:
-            raise UserError("--unlabelled needs --init: the weights that predict the masks.")
-        jobs = find_jobs([config.unlabelled], masks)
-        if not jobs:
-            raise UserError(f"{config.unlabelled} holds no pictures.")
-        teacher = Runner(self.device_name, say=self.say).load(config.init, flip=True)
-
-        def write(job, _, logits):
-            write_bytes(masks / f"{job.name}_mask.png", encode(tidy(to_mask(logits, const.THRESHOLD)), ".png"))
-
-        todo = [job for job in jobs if not (masks / f"{job.name}_mask.png").exists()]
-        if todo:
-            self.say(f"Predicting the masks of {len(todo)} faces with {config.init}")
-        done = predict_files(teacher.segmenter, todo, batch_size=4, on_result=write)
-        for _, fault in tqdm(done, total=len(todo), unit="face", disable=None):
-            if fault:
-                raise UserError(fault)
-        return masks
-
-    def _state_to_resume(self, run_dir: Path, config) -> dict:
-        import pickle
-
-        import torch
-
-        path = run_dir / "last.pth"
-        if not path.is_file():
-            raise UserError(f"There is nothing to resume: {path} does not exist.")
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            old = dict(state["config"])
-        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, TypeError, ValueError) as error:
-            raise UserError(
-                f"{path} is not the state of a run, or is damaged; start anew in another --run-dir."
-            ) from error
-        fixed = ["model", "recipe", "size", "batch_size", "seed", "limit"]
-        if config.recipe == "robust":  # its schedule is drawn over all of the run
-            fixed += ["epochs", "lr"]
-        for name in fixed:
-            if old.get(name) != getattr(config, name):
-                raise UserError(f"The run in {run_dir} has {name} {old.get(name)}; resume it with the same.")
-        return state
 
     def prepared(self, data: Path) -> Path:
         """The folder `data` once it holds the prepared sets; they are made from a source in the usual places if not.
@@ -575,19 +490,6 @@ def format_table(table: dict[str, dict[str, float]]) -> str:
     lines += [f"{row:16}" + "".join(f"{v.get(n, float('nan')):14.4f}" if n in v else f"{'':14}" for n in names)
               for row, v in table.items()]  # fmt: skip
     return "\n".join(lines)
-
-
-def _check_batch(pictures: int, batch_size: int) -> None:
-    if pictures < batch_size:
-        raise UserError(f"{pictures} pictures are less than one batch of {batch_size}; give a smaller --batch-size.")
-
-
-def _workers(given: int | None) -> int:
-    """Loader processes: as asked, else up to four, one core being left to the training itself."""
-    if given is not None:
-        return given
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(4, cores - 1)
 
 
 # --- The command line -----------------------------------------------------------------------------------------------
@@ -820,7 +722,7 @@ def _evaluate(args) -> int:
 
 
 def _train(args) -> int:
-    from training import Config
+    from training import Config, settings_of
 
     robust_only = {
         "--backgrounds": args.backgrounds,
@@ -832,7 +734,7 @@ def _train(args) -> int:
     if args.recipe != "robust" and given and not args.resume:
         raise UserError(f"{given[0]} belongs to --recipe robust.")
     run_dir = args.run_dir or const.RUNS_DIR / (args.model or const.MODEL)
-    settings = _settings_of(run_dir) if args.resume else {}
+    settings = settings_of(run_dir) if args.resume else {}
     if args.recipe == "robust":
         settings = {**(const.ROBUST if args.init is None else const.ROBUST_SECOND), **settings}
     if args.size is not None and not (args.resume and args.size == settings.get("size")):
@@ -855,19 +757,6 @@ def _train(args) -> int:
         stop_after=args.stop_after,
     )
     return 0
-
-
-def _settings_of(run_dir: Path) -> dict:
-    """The settings of an earlier run from its config.json; none where that cannot be read."""
-    from dataclasses import fields
-
-    from training import Config
-
-    try:
-        record = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
-        return {f.name: record[f.name] for f in fields(Config) if f.name in record}
-    except (OSError, ValueError, TypeError):
-        return {}  # last.pth will say what is wrong
 
 
 def _report_faults(faults: list[str]) -> int:

@@ -79,19 +79,6 @@ def _read_mask(path: Path) -> np.ndarray:
     return mask
 
 
-def tidy(mask: np.ndarray, share: float = 0.02) -> np.ndarray:
-    """A predicted mask without specks and pinholes: parts, and holes, smaller than `share` of the largest part."""
-    n, labels, stats, _ = cv2.connectedComponentsWithStats(mask)
-    if n < 2:
-        return mask
-    least = share * stats[1:, cv2.CC_STAT_AREA].max()
-    kept = np.where(stats[:, cv2.CC_STAT_AREA] >= least, 255, 0).astype(np.uint8)
-    kept[0] = 0
-    mask = kept[labels]
-    _, labels, stats, _ = cv2.connectedComponentsWithStats(255 - mask)
-    return np.where((labels > 0) & (stats[labels, cv2.CC_STAT_AREA] < least), 255, mask).astype(np.uint8)
-
-
 def find_backgrounds(folder: Path, *, held_out: bool = False) -> list[Path]:
     """Photographs without faces; every fifth, in name order, is held out of training for measuring."""
     paths = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in const.IMAGE_SUFFIXES)

@@ -6,8 +6,9 @@ import csv
 import io
 import json
 import math
+import pickle
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import torch
@@ -307,3 +308,38 @@ def write_history(path: Path, rows: list[dict]) -> None:
     writer.writeheader()
     writer.writerows(rows)
     write_text(path, buffer.getvalue())
+
+
+# --- Going on with an earlier run -----------------------------------------------------------------------------------
+def settings_of(run_dir: Path) -> dict:
+    """The settings of an earlier run from its config.json; none where that cannot be read."""
+    try:
+        record = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
+        return {f.name: record[f.name] for f in fields(Config) if f.name in record}
+    except (OSError, ValueError, TypeError):
+        return {}  # last.pth will say what is wrong
+
+
+def state_to_resume(run_dir: Path, config: Config) -> dict:
+    """The state that `last.pth` holds.
+
+    Raises:
+        TrainingError: there is none, it is damaged, or it is of a run with other settings.
+    """
+    path = run_dir / "last.pth"
+    if not path.is_file():
+        raise TrainingError(f"There is nothing to resume: {path} does not exist.")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        old = dict(state["config"])
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, TypeError, ValueError) as error:
+        raise TrainingError(
+            f"{path} is not the state of a run, or is damaged; start anew in another --run-dir."
+        ) from error
+    fixed = ["model", "recipe", "size", "batch_size", "seed", "limit"]
+    if config.recipe == "robust":  # its schedule is drawn over all of the run
+        fixed += ["epochs", "lr"]
+    for name in fixed:
+        if old.get(name) != getattr(config, name):
+            raise TrainingError(f"The run in {run_dir} has {name} {old.get(name)}; resume it with the same.")
+    return state

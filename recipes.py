@@ -1,0 +1,110 @@
+"""What a training run sees: the original's augmented faces, or the robust recipe's composed scenes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import const
+import dataset
+from training import Config, TrainingError
+
+
+def train_loader(config: Config, data: Path, *, workers: int, masks: Path | None = None, say=print) -> Callable:
+    """A function of the picture size that makes the training loader of `config.recipe`.
+
+    Args:
+        data: prepared folders.
+        workers: loader processes.
+        masks: predicted masks of the faces in `config.unlabelled`, see `pseudo_label`.
+
+    Raises:
+        TrainingError: too few pictures, or a folder that is missing. DataError: pictures without their masks.
+    """
+    if config.recipe == "original":
+        return _original(config, data, workers)
+    return _robust(config, data, workers, masks, say)
+
+
+def _original(config: Config, data: Path, workers: int) -> Callable:
+    def make(size: int):
+        transform = dataset.train_transform(size, seed=config.seed)
+        celeb = dataset.Celeb(data / "images_train", data / "masks_train", transform, limit=config.limit)
+        _check_batch(len(celeb), config.batch_size)
+        return dataset.make_loader(celeb, config.batch_size, train=True, workers=workers, seed=config.seed)
+
+    return make
+
+
+def _robust(config: Config, data: Path, workers: int, masks: Path | None, say) -> Callable:
+    import scenes
+
+    if config.backgrounds is None:
+        say("No --backgrounds: faces are pasted on drawn colours, and no photograph without a face is seen.")
+    elif not Path(config.backgrounds).is_dir():
+        raise TrainingError(f"There is no folder {config.backgrounds}.")
+    if not (data / "persons_train").is_dir():
+        say(f"No {data / 'persons_train'}: nobody is cut out; make it with `data_preprocessing.py --persons`.")
+    sets = [(data / "images_train", data / "masks_train", data / "persons_train")]
+    if masks is not None:  # the annotated faces twice, to keep their say
+        sets += [*sets, (Path(config.unlabelled), masks, None)]
+    faces = scenes.FaceStore(*zip(*sets, strict=True), limit=config.limit)
+    if not len(faces):
+        raise TrainingError(f"{data / 'masks_train'} holds no masks; run `python data_preprocessing.py` again.")
+    _check_batch(len(faces) * config.repeat, config.batch_size)
+    photos = scenes.PhotoStore(scenes.find_backgrounds(config.backgrounds) if config.backgrounds else [])
+    composer = scenes.SceneComposer(faces, photos, cover_p=config.cover_p, glasses_p=config.glasses_p)
+
+    def make(size: int):
+        composed = dataset.Scenes(composer, size, repeat=config.repeat)
+        return dataset.make_loader(composed, config.batch_size, train=True, workers=workers, seed=config.seed)
+
+    return make
+
+
+def pseudo_label(segmenter, unlabelled: Path, masks: Path, *, say=print) -> Path:
+    """Masks for aligned faces that have none, predicted and tidied; those already there are kept. Gives `masks`.
+
+    One round of self-training (Xie et al. 2020, https://arxiv.org/abs/1911.04252).
+
+    Raises:
+        TrainingError: no pictures, or one that cannot be read.
+    """
+    from tqdm.auto import tqdm
+
+    from drawing import encode
+    from files import write_bytes
+    from inference import find_jobs, predict_files, to_mask
+    from regions import tidy
+
+    jobs = find_jobs([unlabelled], masks)
+    if not jobs:
+        raise TrainingError(f"{unlabelled} holds no pictures.")
+
+    def write(job, _, logits):
+        write_bytes(masks / f"{job.name}_mask.png", encode(tidy(to_mask(logits, const.THRESHOLD)), ".png"))
+
+    todo = [job for job in jobs if not (masks / f"{job.name}_mask.png").exists()]
+    if todo:
+        say(f"Predicting the masks of {len(todo)} faces")
+    done = predict_files(segmenter, todo, batch_size=4, on_result=write)
+    for _, fault in tqdm(done, total=len(todo), unit="face", disable=None):
+        if fault:
+            raise TrainingError(fault)
+    return masks
+
+
+def _check_batch(pictures: int, batch_size: int) -> None:
+    if pictures < batch_size:
+        raise TrainingError(
+            f"{pictures} pictures are less than a batch of {batch_size}; give a smaller --batch-size."
+        )
+
+
+def usable_workers(given: int | None) -> int:
+    """Loader processes: as asked, else up to four, one core being left to the training itself."""
+    if given is not None:
+        return given
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(4, cores - 1)
