@@ -516,6 +516,7 @@ _rate = _number(float, 1e-12, 1e3, "a number above 0")
 _probability = _number(float, 1e-6, 1 - 1e-6, "a probability between 0 and 1")
 
 
+_share = _number(float, 0, 1, "a number from 0 to 1")
 _seconds = _number(float, 0, 1e9, "a number of seconds from 0 up")
 _KINDS = ("mask", "overlay", "cutout", "side-by-side", "contour", "blurred", "pixelated")
 
@@ -583,9 +584,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--blur", action="store_true", help="hide the faces: write NAME_blurred")
     p.add_argument("--pixelate", action="store_true", help="hide the faces: write NAME_pixelated")
     p.add_argument("--color", type=_color, default=const.OVERLAY_COLOR, help="of overlay and contour; default #8000ff")
-    p.add_argument(
-        "--alpha", type=_number(float, 0, 1, "a number from 0 to 1"), default=const.OVERLAY_ALPHA, help="default 0.7"
-    )
+    p.add_argument("--alpha", type=_share, default=const.OVERLAY_ALPHA, help="default 0.7")
     p.add_argument("--gif", type=Path, metavar="F", help="also a GIF of the overlays, of a video or of all pictures")
     p.add_argument("--skip-existing", action="store_true", help="leave out pictures whose results are there")
     p.add_argument("--shard", type=_shard, metavar="I/N", help="the I-th of N parts; torchrun's ranks by themselves")
@@ -645,9 +644,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--unlabelled", type=Path, metavar="DIR", help="robust: more aligned faces, whose masks --init predicts"
     )
     p.add_argument("--stop-after", type=_count, metavar="N", help="stop after epoch N; --resume goes on")
-    p.add_argument(
-        "--cover-p", type=_number(float, 0, 1, "a number from 0 to 1"), help="robust: share of covered faces"
-    )
+    p.add_argument("--close-ups", type=_share, metavar="P", help="robust: share of large faces; default 0.55")
+    p.add_argument("--cover-p", type=_share, help="robust: share of covered faces")
     p.set_defaults(run=_train)
     return parser
 
@@ -728,6 +726,7 @@ def _train(args) -> int:
         "--backgrounds": args.backgrounds,
         "--unlabelled": args.unlabelled,
         "--init": args.init,
+        "--close-ups": args.close_ups,
         "--cover-p": args.cover_p,
     }
     given = [name for name, value in robust_only.items() if value is not None]
@@ -739,7 +738,19 @@ def _train(args) -> int:
         settings = {**(const.ROBUST if args.init is None else const.ROBUST_SECOND), **settings}
     if args.size is not None and not (args.resume and args.size == settings.get("size")):
         settings["phases"] = []  # one size throughout
-    for name in ("model", "recipe", "epochs", "batch_size", "lr", "size", "limit", "seed", "init", "cover_p"):
+    for name in (
+        "model",
+        "recipe",
+        "epochs",
+        "batch_size",
+        "lr",
+        "size",
+        "limit",
+        "seed",
+        "init",
+        "close_ups",
+        "cover_p",
+    ):
         if getattr(args, name) is not None:
             settings[name] = getattr(args, name)
     for name in ("backgrounds", "unlabelled"):

@@ -54,7 +54,8 @@ def _robust(config: Config, data: Path, workers: int, masks: Path | None, say) -
         raise TrainingError(f"{data / 'masks_train'} holds no masks; run `python data_preprocessing.py` again.")
     _check_batch(len(faces) * config.repeat, config.batch_size)
     photos = scenes.PhotoStore(scenes.find_backgrounds(config.backgrounds) if config.backgrounds else [])
-    composer = scenes.SceneComposer(faces, photos, cover_p=config.cover_p, glasses_p=config.glasses_p)
+    shares = {"close_ups": config.close_ups, "cover_p": config.cover_p, "glasses_p": config.glasses_p}
+    composer = scenes.SceneComposer(faces, photos, **shares)
 
     def make(size: int):
         composed = dataset.Scenes(composer, size, repeat=config.repeat)
@@ -97,9 +98,7 @@ def pseudo_label(segmenter, unlabelled: Path, masks: Path, *, say=print) -> Path
 
 def _check_batch(pictures: int, batch_size: int) -> None:
     if pictures < batch_size:
-        raise TrainingError(
-            f"{pictures} pictures are less than a batch of {batch_size}; give a smaller --batch-size."
-        )
+        raise TrainingError(f"{pictures} pictures are less than a batch of {batch_size}; give a smaller --batch-size.")
 
 
 def usable_workers(given: int | None) -> int:

@@ -175,9 +175,9 @@ def tinted(rng: np.random.Generator, photo: np.ndarray, color: np.ndarray) -> np
 class SceneComposer:
     """Draws training pictures: `compose(rng, index, size)` -> (image uint8 (S, S, 3), truth uint8 (S, S) 0/255)."""
 
-    def __init__(self, faces: FaceStore, photos: PhotoStore, *, cover_p: float = 0.5, glasses_p: float = 0.2):
+    def __init__(self, faces: FaceStore, photos: PhotoStore, *, close_ups=0.55, cover_p=0.5, glasses_p=0.2):
         self.faces, self.photos = faces, photos
-        self.cover_p, self.glasses_p = cover_p, glasses_p
+        self.close_ups, self.cover_p, self.glasses_p = close_ups, cover_p, glasses_p
 
     def photo(self, rng: np.random.Generator) -> np.ndarray:
         """A photograph without faces; one in five in the shades of somebody's skin, which alone makes no face."""
@@ -189,9 +189,9 @@ class SceneComposer:
 
     def compose(self, rng: np.random.Generator, index: int, size: int) -> tuple[np.ndarray, np.ndarray]:
         kind = rng.random()
-        if kind < 0.55:
+        if kind < self.close_ups:
             return self.close_up(rng, index, size)
-        if kind < 0.87:
+        if kind < self.close_ups + 0.7 * (1 - self.close_ups):
             return self.scene(rng, index, size)
         return self.empty(rng, index, size)
 

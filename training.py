@@ -46,6 +46,7 @@ class Config:
     weight_decay: float = 0.0
     ema: float = 0.0  # decay of the averaged weights, 0 for none
     phases: list[tuple[float, int]] = field(default_factory=list)  # (share of the epochs, picture size): small first
+    close_ups: float = 0.55  # share of pictures with one large face; of the rest, 0.7 scenes, 0.3 without a face
     cover_p: float = 0.5
     glasses_p: float = 0.2
     init: str | None = None  # weights that the run starts from

@@ -1,0 +1,57 @@
+"""The robustness tables: the real command on drawn faces, and the changes that it measures."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import leftovers, no_traceback, one_sentence, run
+from PIL import Image
+
+import robustness
+
+
+def test_the_command_writes_every_section(prepared, lite_weights, tmp_path):
+    rng = np.random.default_rng(0)
+    (tmp_path / "photos").mkdir()
+    for i in range(6):  # every fifth is held out
+        Image.fromarray(rng.integers(0, 256, (90, 120, 3)).astype(np.uint8)).save(tmp_path / "photos" / f"{i}.png")
+    done = no_traceback(
+        run("robustness.py", "--weights", lite_weights, "--data", prepared, "--backgrounds", tmp_path / "photos",
+            "--out", tmp_path / "out", "--scenes", 3)
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    table = json.loads((tmp_path / "out" / "robustness.json").read_text())
+    assert {"faces", "skin tone", "covers", "changes", "photographs", "no face", "speed"} <= table.keys()
+    assert table["faces"]["clean"]["pictures"] == 6
+    assert table["no face"]["held-out photographs"]["pictures"] == 1
+    assert set(table["changes"]) == set(robustness.CHANGES)
+    assert all(0 <= row["dice"] <= 1 for name in ("covers", "changes", "photographs") for row in table[name].values())
+    assert "rolled by 45 degrees" in (tmp_path / "out" / "robustness.md").read_text()
+    assert not leftovers(tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", robustness.CHANGES)
+def test_a_change_keeps_the_shape_and_the_truth_binary(name):
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (512, 512, 3)).astype(np.uint8)
+    truth = np.zeros((512, 512), np.uint8)
+    truth[100:300, 150:350] = 255
+    before = image.copy()
+    changed, mask = robustness.CHANGES[name](image, truth)
+    assert changed.shape == image.shape
+    assert changed.dtype == np.uint8
+    assert (image == before).all()
+    assert (changed != image).any()
+    assert set(np.unique(mask)) == {0, 255}
+    assert abs(int((mask > 0).sum()) - 40000) < 400  # turned, at most
+
+
+def test_no_data_is_one_sentence(tmp_path, capsys):
+    assert robustness.main(["--data", str(tmp_path)]) == 1
+    one_sentence(capsys.readouterr().err, str(tmp_path), "data_preprocessing.py")
+
+
+def test_skin_tone_orders_light_and_dark():
+    mask = np.full((8, 8), 255, np.uint8)
+    light, dark = np.full((8, 8, 3), (240, 205, 180), np.uint8), np.full((8, 8, 3), (80, 50, 35), np.uint8)
+    assert robustness.skin_tone(light, mask) > 40 > 10 > robustness.skin_tone(dark, mask)
