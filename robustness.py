@@ -216,10 +216,9 @@ def to_markdown(table: dict) -> str:
             lines += ["", *(f"{name}: {seconds:.3f} s (median)" for name, seconds in rows.items())]
             continue
         for name, v in rows.items():
-            lines.append(
-                f"| {section}: {name} | {v['dice']:.3f} | {v['iou']:.3f} | {v['boundary_iou']:.3f} | "
-                f"{v['worst_tenth_dice']:.3f} | {v['painted']:.2%} | {v['pictures']} |"
-            )
+            keys = ("dice", "iou", "boundary_iou", "worst_tenth_dice")
+            ratios = " | ".join("" if section == "no face" else f"{v[key]:.3f}" for key in keys)  # none without a truth
+            lines.append(f"| {section}: {name} | {ratios} | {v['painted']:.2%} | {v['pictures']} |")
     return "\n".join(lines) + "\n"
 
 
