@@ -194,7 +194,7 @@ def test_a_killed_run_is_finished_by_the_next(celeb_source, tmp_path):
         os.link(part_path(celeb, 16000, "skin"), part_path(celeb, i, "skin"))
     command = [sys.executable, str(ROOT / SCRIPT), "--source", str(source), "--out", str(out), "--workers", "2"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None and len(list(out.glob("masks_train/*.png"))) < 20:
+    while process.poll() is None and len(list(out.glob("masks_train/[0-9]*.png"))) < 20:
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
