@@ -272,10 +272,12 @@ def _without_unsure(logits: np.ndarray) -> np.ndarray:
             faces.append((x0, y0, x1, y1))
         box = np.s_[int(y0) : int(y1), int(x0) : int(x1)]
         (kept if is_face else doubtful)[box] |= labels[box] > 0
-    doubtful = cv2.dilate(doubtful, np.ones((3, 3), np.uint8)) & (kept == 0)
-    if doubtful.any():
-        where = cv2.resize(doubtful, (w, h), interpolation=cv2.INTER_NEAREST) > 0
-        logits[where] = np.minimum(logits[where], -4)
+    wide = np.ones((3, 3), np.uint8)
+    doubtful = cv2.dilate(doubtful, wide) & (kept == 0)
+    where = cv2.resize(doubtful, (w, h), interpolation=cv2.INTER_NEAREST) > 0
+    # Specks too small for the small scale belong to no face either.
+    where |= (cv2.resize(cv2.dilate(kept, wide), (w, h), interpolation=cv2.INTER_NEAREST) == 0) & (logits > 0)
+    logits[where] = np.minimum(logits[where], -4)
     return logits
 
 
