@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import const
 import dataset
+from data_preprocessing import usable_cores
 from training import Config, TrainingError
 
 
@@ -105,5 +105,4 @@ def usable_workers(given: int | None) -> int:
     """Loader processes: as asked, else up to four, one core being left to the training itself."""
     if given is not None:
         return given
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(4, cores - 1)
+    return min(4, usable_cores() - 1)
