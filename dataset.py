@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -21,7 +22,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 import const
-from data_preprocessing import DataError
+from data_preprocessing import DataError, usable_cores
 
 
 # --- Transforms -----------------------------------------------------------------------------------------------------
@@ -32,30 +33,41 @@ def _albumentations():
     return albumentations
 
 
-def train_transform(size: int = const.IMG_SIZE, *, seed: int | None = const.SEED, dropout: bool = True):
+def train_transform(size: int = const.IMG_SIZE, *, seed: int | None = const.SEED, hole: str = "on"):
     """The original's augmentation, every argument that matters by its name of today (albumentations 2.0.8).
 
     Resize, ColorJitter (hue 0.2), HorizontalFlip, CoarseDropout (one hole of 0.2-0.7 of the height and 0.3-0.8 of the
-    width, grey 120 on the image and 0 on the mask, p 0.7), Normalize. `dropout=False` leaves the hole out.
+    width, grey 120 on the image and 0 on the mask, p 0.7), Normalize.
+
+    Args:
+        hole: "on"; "off" leaves CoarseDropout out; "lost" is what the original's code comes to under albumentations 2,
+            which warns of its arguments' names and falls back to its defaults: one or two small black holes, of which
+            the mask knows nothing.
 
     Raises:
         ValueError: for an argument that albumentations does not know, thanks to `strict=True`.
     """
     A = _albumentations()
-    hole = A.CoarseDropout(
-        num_holes_range=(1, 1),
-        hole_height_range=const.HOLE_HEIGHT,
-        hole_width_range=const.HOLE_WIDTH,
-        fill=const.HOLE_FILL,
-        fill_mask=0,
-        p=const.HOLE_P,
-    )
+    holes = {
+        "on": [
+            A.CoarseDropout(
+                num_holes_range=(1, 1),
+                hole_height_range=const.HOLE_HEIGHT,
+                hole_width_range=const.HOLE_WIDTH,
+                fill=const.HOLE_FILL,
+                fill_mask=0,
+                p=const.HOLE_P,
+            )
+        ],
+        "off": [],
+        "lost": [A.CoarseDropout(p=const.HOLE_P)],
+    }[hole]
     return A.Compose(
         [
             A.Resize(height=size, width=size),
             A.ColorJitter(brightness=(0.7, 1.3), contrast=(0.7, 1.3), saturation=(0.7, 1.3), hue=(-0.2, 0.2), p=0.5),
             A.HorizontalFlip(p=0.5),
-            *([hole] if dropout else []),
+            *holes,
             A.Normalize(mean=const.IMAGENET_MEAN, std=const.IMAGENET_STD, max_pixel_value=255.0),
         ],
         strict=True,
@@ -162,12 +174,16 @@ class Celeb(Dataset):
         transform: an albumentations Compose that gets image and mask; without it the picture is only scaled to [0, 1],
             and the mask is enlarged to the picture's size.
         limit: use the first `limit` pairs only.
+        cache: a size; pictures and masks are decoded once, scaled to size x size as the transform's first step would,
+            and kept in memory that all loader processes share (4 bytes a pixel).
 
     Raises:
         DataError: no pictures, or a picture without its mask, or a mask without its picture.
     """
 
-    def __init__(self, image_dir: Path, mask_dir: Path, transform=None, *, limit: int | None = None):
+    def __init__(
+        self, image_dir: Path, mask_dir: Path, transform=None, *, limit: int | None = None, cache: int | None = None
+    ):
         images = _pictures(image_dir)
         masks = {p.name: p for p in _pictures(mask_dir)}
         missing = [p.name for p in images if f"{p.stem}_skin.png" not in masks]
@@ -182,12 +198,13 @@ class Celeb(Dataset):
             raise DataError(f"{image_dir} holds no pictures; prepare the data with `python data_preprocessing.py`.")
         self.pairs = [(p, masks[f"{p.stem}_skin.png"]) for p in images][:limit]
         self.transform = transform
+        self._kept = self._filled(cache) if cache else None
 
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, key) -> tuple[torch.Tensor, torch.Tensor]:
-        index, seed = _index_and_seed(key)
+    def _read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Picture uint8 (H, W, 3) and mask uint8 (H, W), 0/1."""
         image_path, mask_path = self.pairs[index]
         image = read_rgb(image_path)
         mask = cv2.imread(str(mask_path), cv2.IMREAD_GRAYSCALE)
@@ -195,7 +212,30 @@ class Celeb(Dataset):
             raise DataError(f"{mask_path} cannot be read as a picture; prepare the data set again.")
         if mask.shape != image.shape[:2]:  # masks are 512x512, the official pictures 1024x1024
             mask = cv2.resize(mask, image.shape[1::-1], interpolation=cv2.INTER_NEAREST)
-        mask = (mask > 127).astype(np.float32)
+        return image, (mask > 127).astype(np.uint8)
+
+    def _filled(self, size: int) -> torch.Tensor:
+        """All pictures with their masks as a fourth channel, uint8 (N, size, size, 4), in shared memory."""
+        kept = torch.empty((len(self), size, size, 4), dtype=torch.uint8).share_memory_()
+        resize = val_transform(size).transforms[0]
+
+        def fill(index: int) -> None:
+            image, mask = self._read(index)
+            scaled = resize(image=image, mask=mask)
+            kept[index] = torch.from_numpy(np.dstack([scaled["image"], scaled["mask"]]))
+
+        with ThreadPoolExecutor(usable_cores()) as pool:  # decoding lets go of the interpreter
+            list(pool.map(fill, range(len(self))))
+        return kept
+
+    def __getitem__(self, key) -> tuple[torch.Tensor, torch.Tensor]:
+        index, seed = _index_and_seed(key)
+        if self._kept is None:
+            image, mask = self._read(index)
+        else:
+            both = self._kept[index].numpy()
+            image, mask = np.ascontiguousarray(both[..., :3]), np.ascontiguousarray(both[..., 3])
+        mask = mask.astype(np.float32)
         if self.transform is None:
             return _to_tensor(image.astype(np.float32) / 255), _to_tensor(mask)
         reseed(self.transform, seed)
@@ -248,19 +288,43 @@ class Scenes(Dataset):
 
 # --- Loading --------------------------------------------------------------------------------------------------------
 class EpochSampler(Sampler):
-    """Yields (index, seed) in an order and with seeds that depend on (seed, epoch) alone."""
+    """Yields (index, seed) in an order and with seeds that depend on (seed, epoch) alone.
 
-    def __init__(self, length: int, *, seed: int, shuffle: bool):
+    Of several processes each gets its part of every group, so that together they see what one process would have seen.
+
+    Args:
+        length: pictures there are.
+        size: pictures an epoch shows, in whole shuffled passes but for the last; `length` without it.
+        group: how many pictures of an epoch one process takes for a step; what is left over at the end of an epoch,
+            less than a step of all processes, is left out. 0: nothing is left out, every process takes its share.
+        rank, processes: which of how many.
+    """
+
+    def __init__(
+        self, length: int, *, seed: int, shuffle: bool, size: int | None = None, group: int = 1, rank=0, processes=1
+    ):
         self.length, self.seed, self.shuffle, self.epoch = length, seed, shuffle, 0
+        self.size = size or length
+        self.group, self.rank, self.processes = group, rank, processes
+
+    def _shown(self) -> np.ndarray:
+        """The places in the epoch's order that are this process's."""
+        if self.group == 0:
+            return np.arange(self.rank, self.size, self.processes)
+        steps = self.size // (self.group * self.processes)
+        return np.arange(steps * self.group * self.processes).reshape(steps, self.processes, -1)[:, self.rank].ravel()
 
     def __len__(self) -> int:
-        return self.length
+        return len(self._shown())
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         rng = np.random.default_rng((self.seed, self.epoch))
-        order = rng.permutation(self.length) if self.shuffle else np.arange(self.length)
-        seeds = rng.integers(2**31, size=self.length)
-        return iter(zip(order.tolist(), seeds.tolist(), strict=True))
+        passes = range(-(-self.size // self.length))
+        order = np.concatenate([rng.permutation(self.length) if self.shuffle else np.arange(self.length)
+                                for _ in passes])[: self.size]  # fmt: skip
+        seeds = rng.integers(2**31, size=self.size)
+        mine = self._shown()
+        return iter(zip(order[mine].tolist(), seeds[mine].tolist(), strict=True))
 
 
 def _quiet_worker(_: int) -> None:
@@ -268,17 +332,28 @@ def _quiet_worker(_: int) -> None:
 
 
 def make_loader(
-    dataset: Dataset, batch_size: int, *, train: bool, workers: int = 0, seed: int = const.SEED
+    dataset: Dataset,
+    batch_size: int,
+    *,
+    train: bool,
+    workers: int = 0,
+    seed: int = const.SEED,
+    size: int | None = None,
+    accumulate: int = 1,
+    rank: int = 0,
+    processes: int = 1,
 ) -> DataLoader:
     """A loader whose `sampler.epoch` is to be set before every epoch.
 
     A training loader shuffles and drops the last, smaller batch: batch normalisation after DeepLabV3's global pooling
-    fails on a batch of one.
+    fails on a batch of one. Its length is a multiple of `accumulate`, the batches that make a step. Of several
+    processes, each loads its share; see `EpochSampler`.
     """
+    share = {"group": batch_size * accumulate if train else 0, "rank": rank, "processes": processes}
     return DataLoader(
         dataset,
         batch_size,
-        sampler=EpochSampler(len(dataset), seed=seed, shuffle=train),
+        sampler=EpochSampler(len(dataset), seed=seed, shuffle=train, size=size, **share),
         num_workers=workers,
         drop_last=train,
         pin_memory=torch.cuda.is_available(),

@@ -49,6 +49,8 @@ class Runner:
 
         if self.device_name == "auto":
             self.device_name = self._best_device()
+        if self.device_name == "cuda" and "LOCAL_RANK" in os.environ:  # under torchrun, a GPU each
+            self.device_name = f"cuda:{int(os.environ['LOCAL_RANK']) % max(1, torch.cuda.device_count())}"
         try:
             device = torch.device(self.device_name)
             torch.empty(1, device=device).cpu()
@@ -178,7 +180,8 @@ class Runner:
         except OSError as error:
             raise UserError(f"The results cannot be written to {out} ({error.strerror or error}).") from error
         before = f", {skipped} were there already" if skipped else ""
-        self.say(f"{done} of {mine_total} pictures done{before}: {_listing(save)} are in {out}")
+        part = f" of part {shard[0]}/{shard[1]}" if shard[1] > 1 else ""
+        self.say(f"{done} of {mine_total} pictures{part} done{before}: {_listing(save)} are in {out}")
         return faults
 
     def predict_video(
@@ -346,10 +349,18 @@ class Runner:
         workers=None,
         stop_after=None,
         on_epoch=None,
+        cache=False,
+        compiled=False,
+        logs: Sequence[str] = (),
     ) -> list[dict]:
         """Train as `config` (training.Config) says on the prepared folders of `data`, which are made first where they
         are missing and a source is found. Files go to `run_dir`; `resume` continues what is there; `on_epoch` is called
-        with the history after every epoch.
+        with the history after every epoch. Under torchrun the processes share the work.
+
+        Args:
+            cache: keep the original recipe's pictures in memory, decoded.
+            compiled: let torch.compile fuse the network's layers.
+            logs: experiment logs to report to besides, of `experiment_logs.LOGS`.
 
         Returns:
             The history, one row an epoch.
@@ -357,29 +368,44 @@ class Runner:
         Raises:
             UserError, ModelError, DataError, TrainingError: one sentence each.
         """
+        import devices
+
+        run_dir = Path(run_dir)
+        with devices.joined(self.device):
+            return self._train(
+                config, Path(data), run_dir, resume, workers, stop_after, on_epoch, cache, compiled, logs
+            )
+
+    def _train(self, config, data, run_dir, resume, workers, stop_after, on_epoch, cache, compiled, logs):
         import torch
 
         import dataset
+        import devices
         import model as networks
         import recipes
         from training import Trainer, state_to_resume
 
-        run_dir = Path(run_dir)
         state = state_to_resume(run_dir, config) if resume else None
         if not resume and (run_dir / "last.pth").exists():
             raise UserError(f"{run_dir} holds a run already; continue it with --resume, or give another --run-dir.")
-        data = self.prepared(data)
+        with devices.first_alone():
+            self.prepared(data)
         workers, masks = recipes.usable_workers(workers), None
         if config.unlabelled is not None:
             if config.init is None:
                 raise UserError("--unlabelled needs --init: the weights that predict the masks.")
             teacher = Runner(self.device_name, say=self.say).load(config.init, flip=True)
             masks = recipes.pseudo_label(teacher.segmenter, Path(config.unlabelled), run_dir / "pseudo", say=self.say)
-        train_loader = recipes.train_loader(config, data, workers=workers, masks=masks, say=self.say)
+        train_loader = recipes.train_loader(config, data, workers=workers, masks=masks, cache=cache, say=self.say)
         val_set = dataset.Celeb(
-            data / "images_val", data / "masks_val", dataset.val_transform(config.size), limit=config.limit
+            data / "images_val",
+            data / "masks_val",
+            dataset.val_transform(config.size),
+            limit=config.limit,
+            cache=config.size if cache else None,
         )
-        val_loader = dataset.make_loader(val_set, config.batch_size, train=False, workers=workers)
+        share = {"rank": devices.rank(), "processes": devices.world_size()}
+        val_loader = dataset.make_loader(val_set, config.batch_size, train=False, workers=workers, **share)
         if config.batch_size == 1 and (config.model == "deeplabv3" or config.size <= 32):
             raise UserError("Batch normalisation needs more than one value a channel; give --batch-size 2 or more.")
         torch.manual_seed(config.seed)
@@ -389,15 +415,39 @@ class Runner:
             if info.model != config.model:
                 raise UserError(f"{config.init} holds the network {info.model}, not {config.model}.")
             net.load_state_dict(init.state_dict())
-        trainer = Trainer(net, config, run_dir, train_loader=train_loader, val_loader=val_loader, device=self.device)
+        loggers = []
+        if logs and devices.rank() == 0:
+            import experiment_logs
+
+            loggers = [experiment_logs.LOGS[name](config, run_dir) for name in logs]
+        trainer = Trainer(
+            net,
+            config,
+            run_dir,
+            train_loader=train_loader,
+            val_loader=val_loader,
+            device=self.device,
+            compiled=compiled,
+            loggers=loggers,
+        )
         if state is not None:
             trainer.resume(state)
             self.say(f"Resuming {run_dir} after epoch {trainer.epoch}")
+        shared = f", {devices.world_size()} processes" if devices.world_size() > 1 else ""
         self.say(
-            f"Training {config.model} ({config.recipe}) on {len(trainer.train_loader.dataset)} pictures an epoch, "
-            f"validating on {len(val_set)}, on {self.device}; files in {run_dir}"
+            f"Training {config.model} ({config.recipe}) on {trainer.train_loader.sampler.size} pictures an epoch, "
+            f"validating on {len(val_set)}, on {self.device}{shared} in {trainer.precision}; files in {run_dir}"
         )
-        return trainer.fit(on_epoch, stop_after=stop_after)
+        if trainer.effective_batch != config.batch_size:
+            self.say(
+                f"A step sees {trainer.effective_batch} pictures: {config.batch_size} at a time x {config.accumulate} "
+                f"accumulated x {devices.world_size()} processes; the learning rate is {config.lr}, as given."
+            )
+        try:
+            return trainer.fit(on_epoch, stop_after=stop_after)
+        finally:
+            for log in loggers:
+                log.close()
 
     def prepared(self, data: Path) -> Path:
         """The folder `data` once it holds the prepared sets; they are made from a source in the usual places if not.
@@ -427,19 +477,26 @@ class Runner:
         Returns:
             {threshold name: {"dice", "iou", "precision", "recall", "boundary_iou", ...}}.
         """
+        import devices
+
+        with devices.joined(self.device):
+            return self._evaluate(data, out, limit)
+
+    def _evaluate(self, data: Path, out: Path, limit: int | None) -> dict:
         import cv2
         import numpy as np
         from tqdm.auto import tqdm
 
         import dataset
+        import devices
         from drawing import worst_sheet
         from files import write_text
-        from metrics import SplitCounts
+        from metrics import Counts, SplitCounts
 
-        data = self.prepared(data)
+        with devices.first_alone():
+            data = self.prepared(data)
         pairs = dataset.Celeb(data / "images_val", data / "masks_val", limit=limit).pairs
         out = Path(out)
-        out.mkdir(parents=True, exist_ok=True)
         logit = const.ORIGINAL_LOGIT_THRESHOLD
         counts = SplitCounts({"probability 0.5": 0.0, f"logit {logit}": logit})
 
@@ -453,10 +510,18 @@ class Runner:
                 logits = cv2.resize(logits, truth.shape[::-1], interpolation=cv2.INTER_LINEAR)
             return picture, truth, logits
 
-        for pair in tqdm(pairs, unit="picture", disable=None):
+        rank, processes = devices.rank(), devices.world_size()
+        for pair in tqdm(pairs[rank::processes], unit="picture", disable=True if rank else None):
             _, truth, logits = look(pair)
             counts.add(pair[0].name, logits, truth > 127)
-        table = {name: pooled.summary() for name, pooled in counts.pooled.items()}
+        # All processes' counts; a process with no picture of its own has none to add.
+        shared = {name: counts.pooled.get(name, Counts()).summed(self.device) for name in counts.thresholds}
+        table = {name: pooled.summary() for name, pooled in shared.items()}
+        parts = devices.gathered(counts.per_picture)
+        if rank:
+            return table
+        per_picture = [parts[i % processes][i // processes] for i in range(len(pairs))]
+        out.mkdir(parents=True, exist_ok=True)
         record = {
             "weights": self.weights_name,
             "model": self.segmenter.info.model,
@@ -464,14 +529,15 @@ class Runner:
             "data": str(data),
             "pictures": len(pairs),
             "device": str(self.device),
+            "processes": processes,
             "metrics": table,
         }
         write_text(out / "metrics.json", json.dumps(record, indent=2) + "\n")
-        worst = sorted(range(len(pairs)), key=lambda i: counts.per_picture[i][1].dice)[:10]
+        worst = sorted(range(len(pairs)), key=lambda i: per_picture[i][1].dice)[:10]
         rows = []
         for i in worst:
             picture, truth, logits = look(pairs[i])
-            title = f"{pairs[i][0].name}  Dice {counts.per_picture[i][1].dice:.3f}"
+            title = f"{pairs[i][0].name}  Dice {per_picture[i][1].dice:.3f}"
             rows.append((title, picture, np.where(logits > 0, 255, 0).astype(np.uint8), truth))
         worst_sheet(rows, out / "worst.jpg")
         self.say(format_table(table))
@@ -631,6 +697,10 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--size", type=_size, help=f"picture size; default {const.IMG_SIZE}; robust {const.ROBUST['size']}")
     p.add_argument("--limit", type=_count, help="only the first N faces of each split")
     p.add_argument("--workers", type=_workers_type, help="loader processes; default: cores - 1, at most 4")
+    p.add_argument("--accumulate", type=_count, metavar="N", help="batches that make one step; default 1")
+    p.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), help="default auto: the fastest here")
+    p.add_argument("--compile", action="store_true", help="torch.compile: a slow start, then faster steps")
+    p.add_argument("--cache", action="store_true", help="keep decoded pictures in memory: 4 bytes a pixel")
     p.add_argument("--seed", type=_seed, help=f"default {const.SEED}")
     p.add_argument("--device", **device)
     p.add_argument(
@@ -646,6 +716,8 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--stop-after", type=_count, metavar="N", help="stop after epoch N; --resume goes on")
     p.add_argument("--close-ups", type=_share, metavar="P", help="robust: share of large faces; default 0.55")
     p.add_argument("--cover-p", type=_share, help="robust: share of covered faces")
+    p.add_argument("--clearml", action="store_true", help="also report to ClearML, as the original did")
+    p.add_argument("--tensorboard", action="store_true", help="also write logs for TensorBoard")
     p.set_defaults(run=_train)
     return parser
 
@@ -712,8 +784,13 @@ def _main_job(args) -> int:
     return _report_faults(runner.predict([const.TEST_DIR], const.PREDICTIONS_DIR))
 
 
+def _runner(device: str) -> Runner:
+    """A Runner that speaks in the first process of a torchrun job alone."""
+    return Runner(device, say=print if int(os.environ.get("RANK", 0)) == 0 else lambda *words: None)
+
+
 def _evaluate(args) -> int:
-    runner = Runner(args.device)
+    runner = _runner(args.device)
     runner.load(args.weights, flip=args.flip, looks=args.looks)
     runner.evaluate(args.data, args.out or const.RUNS_DIR / f"evaluate-{Path(args.weights).stem}", limit=args.limit)
     return 0
@@ -750,6 +827,8 @@ def _train(args) -> int:
         "init",
         "close_ups",
         "cover_p",
+        "accumulate",
+        "precision",
     ):
         if getattr(args, name) is not None:
             settings[name] = getattr(args, name)
@@ -759,13 +838,16 @@ def _train(args) -> int:
     if "pretrained" not in settings:
         settings["pretrained"] = not args.no_pretrained and args.model != "lite" and args.init is None
     config = Config(**settings)
-    Runner(args.device).train(
+    _runner(args.device).train(
         config,
         args.data,
         run_dir,
         resume=args.resume,
         workers=args.workers,
         stop_after=args.stop_after,
+        cache=args.cache,
+        compiled=args.compile,
+        logs=["clearml"] * args.clearml + ["tensorboard"] * args.tensorboard,
     )
     return 0
 
@@ -779,7 +861,8 @@ def _report_faults(faults: list[str]) -> int:
 def _known_errors() -> tuple[type[Exception], ...]:
     """The one-sentence errors of the modules that have been imported."""
     places = (("data_preprocessing", "DataError"), ("model", "ModelError"), ("training", "TrainingError"),
-              ("inference", "PictureError"), ("video", "VideoError"), ("onnx_export", "ExportError"))  # fmt: skip
+              ("inference", "PictureError"), ("video", "VideoError"), ("onnx_export", "ExportError"),
+              ("experiment_logs", "LogError"))  # fmt: skip
     return (UserError, *(getattr(sys.modules[m], e) for m, e in places if m in sys.modules))
 
 

@@ -69,6 +69,18 @@ class Counts:
         self.bce_pixels += x.size
         return self
 
+    def summed(self, device) -> Counts:
+        """The counts of all processes of a torchrun job; these alone without one. Exact for the pixels."""
+        import torch
+
+        import devices
+
+        values = [getattr(self, f.name) for f in fields(self)]
+        whole = devices.summed(torch.tensor([v for v in values if isinstance(v, int)]), device).tolist()
+        real = devices.summed(torch.tensor([v for v in values if isinstance(v, float)], dtype=torch.float64), device)
+        whole, real = iter(whole), iter(real.tolist())
+        return Counts(*(next(whole if isinstance(v, int) else real) for v in values))
+
     @property
     def dice(self) -> float:
         """2 TP / (2 TP + FP + FN); 1 where both masks are empty."""

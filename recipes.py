@@ -2,37 +2,63 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import const
 import dataset
+import devices
 from data_preprocessing import usable_cores
 from training import Config, TrainingError
 
 
-def train_loader(config: Config, data: Path, *, workers: int, masks: Path | None = None, say=print) -> Callable:
-    """A function of the picture size that makes the training loader of `config.recipe`.
+def train_loader(
+    config: Config, data: Path, *, workers: int, masks: Path | None = None, cache: bool = False, say=print
+) -> Callable:
+    """A function of the picture size that makes the training loader of `config.recipe`, of several processes this
+    one's share.
 
     Args:
         data: prepared folders.
         workers: loader processes.
         masks: predicted masks of the faces in `config.unlabelled`, see `pseudo_label`.
+        cache: keep the original recipe's pictures in memory, decoded.
 
     Raises:
         TrainingError: too few pictures, or a folder that is missing. DataError: pictures without their masks.
     """
     if config.recipe == "original":
-        return _original(config, data, workers)
+        return _original(config, data, workers, cache)
     return _robust(config, data, workers, masks, say)
 
 
-def _original(config: Config, data: Path, workers: int) -> Callable:
+def _loader(config: Config, pictures, workers: int):
+    shown = config.epoch_size or len(pictures)
+    needed = config.batch_size * config.accumulate * devices.world_size()
+    if shown < needed:
+        kind = "a batch" if needed == config.batch_size else "an effective batch"
+        raise TrainingError(f"{shown} pictures are less than {kind} of {needed}; give a smaller --batch-size.")
+    return dataset.make_loader(
+        pictures,
+        config.batch_size,
+        train=True,
+        workers=workers,
+        seed=config.seed,
+        size=config.epoch_size,
+        accumulate=config.accumulate,
+        rank=devices.rank(),
+        processes=devices.world_size(),
+    )
+
+
+def _original(config: Config, data: Path, workers: int, cache: bool) -> Callable:
     def make(size: int):
-        transform = dataset.train_transform(size, seed=config.seed)
-        celeb = dataset.Celeb(data / "images_train", data / "masks_train", transform, limit=config.limit)
-        _check_batch(len(celeb), config.batch_size)
-        return dataset.make_loader(celeb, config.batch_size, train=True, workers=workers, seed=config.seed)
+        transform = dataset.train_transform(size, seed=config.seed, hole=config.hole)
+        celeb = dataset.Celeb(
+            data / "images_train", data / "masks_train", transform, limit=config.limit, cache=size if cache else None
+        )
+        return _loader(config, celeb, workers)
 
     return make
 
@@ -52,14 +78,12 @@ def _robust(config: Config, data: Path, workers: int, masks: Path | None, say) -
     faces = scenes.FaceStore(*zip(*sets, strict=True), limit=config.limit)
     if not len(faces):
         raise TrainingError(f"{data / 'masks_train'} holds no masks; run `python data_preprocessing.py` again.")
-    _check_batch(len(faces) * config.repeat, config.batch_size)
     photos = scenes.PhotoStore(scenes.find_backgrounds(config.backgrounds) if config.backgrounds else [])
     shares = {"close_ups": config.close_ups, "cover_p": config.cover_p, "glasses_p": config.glasses_p}
     composer = scenes.SceneComposer(faces, photos, **shares)
 
     def make(size: int):
-        composed = dataset.Scenes(composer, size, repeat=config.repeat)
-        return dataset.make_loader(composed, config.batch_size, train=True, workers=workers, seed=config.seed)
+        return _loader(config, dataset.Scenes(composer, size, repeat=config.repeat), workers)
 
     return make
 
@@ -86,23 +110,21 @@ def pseudo_label(segmenter, unlabelled: Path, masks: Path, *, say=print) -> Path
     def write(job, _, logits):
         write_bytes(masks / f"{job.name}_mask.png", encode(tidy(to_mask(logits, const.THRESHOLD)), ".png"))
 
-    todo = [job for job in jobs if not (masks / f"{job.name}_mask.png").exists()]
+    mine = jobs[devices.rank() :: devices.world_size()]
+    todo = [job for job in mine if not (masks / f"{job.name}_mask.png").exists()]
     if todo:
         say(f"Predicting the masks of {len(todo)} faces")
     done = predict_files(segmenter, todo, batch_size=4, on_result=write)
     for _, fault in tqdm(done, total=len(todo), unit="face", disable=None):
         if fault:
             raise TrainingError(fault)
+    devices.wait_for_all()
     return masks
 
 
-def _check_batch(pictures: int, batch_size: int) -> None:
-    if pictures < batch_size:
-        raise TrainingError(f"{pictures} pictures are less than a batch of {batch_size}; give a smaller --batch-size.")
-
-
 def usable_workers(given: int | None) -> int:
-    """Loader processes: as asked, else up to four, one core being left to the training itself."""
+    """Loader processes: as asked, else up to four, one core being left to each training process of this machine."""
     if given is not None:
         return given
-    return min(4, usable_cores() - 1)
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return max(0, min(4, usable_cores() // local - 1))

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import io
 import json
 import math
 import pickle
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 import const
+import devices
 import model as networks
 from files import write_text
 from metrics import Counts
@@ -41,10 +46,15 @@ class Config:
     seed: int = const.SEED
     pretrained: bool = True
     limit: int | None = None
+    accumulate: int = 1  # batches that make one step of the optimiser
+    precision: str = "auto"  # auto, fp32, bf16 or fp16
+    epoch_size: int | None = None  # pictures an epoch shows; all of them once without it
+    ema: float = 0.0  # decay of the averaged weights, 0 for none
+    # The original's recipe alone:
+    hole: str = "on"  # its CoarseDropout: on, off, or lost, as its code is under albumentations 2
     # The robust recipe alone:
     repeat: int = 1  # times an epoch shows every face
     weight_decay: float = 0.0
-    ema: float = 0.0  # decay of the averaged weights, 0 for none
     phases: list[tuple[float, int]] = field(default_factory=list)  # (share of the epochs, picture size): small first
     close_ups: float = 0.55  # share of pictures with one large face; of the rest, 0.7 scenes, 0.3 without a face
     cover_p: float = 0.5
@@ -81,17 +91,7 @@ def edge_bce_dice(logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
 LOSSES = {"original": bce, "robust": edge_bce_dice}
 
 
-# --- Precision ------------------------------------------------------------------------------------------------------
-def autocast_dtype(device: torch.device) -> torch.dtype | None:
-    """bf16 where the card has it, else fp16 on CUDA, else None: full precision.
-
-    `is_bf16_supported` says yes on a T4 as well, where bf16 is emulated and slow, unless told not to count emulation.
-    """
-    if device.type != "cuda":
-        return None
-    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-
-
+# --- Averaged weights -----------------------------------------------------------------------------------------------
 def moving_average(decay: float):
     """An exponential moving average for AveragedModel that forgets the random start: the decay grows to its value as
     (1 + n) / (10 + n) does with the steps."""
@@ -109,31 +109,80 @@ def moving_average(decay: float):
 
 
 # --- The run --------------------------------------------------------------------------------------------------------
+FORMATS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
 class Trainer:
     """Trains one network; keeps `config.json`, `history.csv`, `curves.png`, `model.best.pth`, `last.pth` in a folder.
+
+    In a job of several processes (`devices.joined`) each takes its share of every step and of the validation pictures,
+    and the first writes the files.
 
     Args:
         net: the network; moved to `device`.
         config: the run's settings.
         run_dir: where the files go.
         train_loader: called with the picture size, gives a loader whose sampler has `epoch`.
-        val_loader: the validation pictures, without augmentation.
+        val_loader: the validation pictures, without augmentation; of several processes, this one's share.
         device: where to compute.
+        compiled: let torch.compile fuse the network's layers; the first steps then take a minute longer.
+        loggers: called with (row of the history) after every epoch, in the first process.
     """
 
-    def __init__(self, net: nn.Module, config: Config, run_dir: Path, *, train_loader, val_loader: DataLoader, device):
+    def __init__(
+        self,
+        net: nn.Module,
+        config: Config,
+        run_dir: Path,
+        *,
+        train_loader,
+        val_loader: DataLoader,
+        device,
+        compiled: bool = False,
+        loggers=(),
+    ):
         self.config, self.run_dir, self.device = config, Path(run_dir), torch.device(device)
         self.net = net.to(self.device, memory_format=torch.channels_last)
-        self.make_train_loader, self.val_loader = train_loader, val_loader
+        self.make_train_loader, self.val_loader, self.loggers = train_loader, val_loader, list(loggers)
         self.loss = LOSSES[config.recipe]
         self.train_loader = train_loader(self.size_at(0))
         self.optimizer, self.scheduler = self._optimizer()
         self.averaged = None
         if config.ema:
             self.averaged = AveragedModel(self.net, multi_avg_fn=moving_average(config.ema), use_buffers=True)
-        self.dtype = autocast_dtype(self.device)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+        self._use_precision(None)
+        self.parallel = self.net  # what a step calls; the two share their weights
+        if compiled:
+            self.net.compile()
+        if dist.is_initialized():
+            ids = [self.device.index] if self.device.type == "cuda" else None
+            self.parallel = DistributedDataParallel(self.net, device_ids=ids)
         self.epoch, self.best, self.history = 0, float("inf"), []
+
+    # -- number format
+    def _use_precision(self, name: str | None) -> None:
+        """Compute in the format of that name; in the config's one without it, found out by timing if that is auto."""
+        if name is None and self.config.precision != "auto":
+            name = self.config.precision
+        if name is None:
+            dtype = self._faster_dtype() if devices.rank() == 0 else None
+            name = next(key for key, value in FORMATS.items() if value == dtype)
+            name = devices.gathered(name)[0]
+        self.precision, self.dtype = name, FORMATS[name]
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+
+    def _faster_dtype(self) -> torch.dtype | None:
+        """Times two pictures forwards and backwards in a copy of the network, at 256 pixels at most."""
+        side = min(256, self.size_at(10**9))
+        image = torch.rand(2, 3, side, side, device=self.device).to(memory_format=torch.channels_last)
+        net = copy.deepcopy(self.net).train()
+
+        def run(dtype):
+            with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
+                logits = net(image)
+            logits.float().mean().backward()
+
+        return devices.faster_dtype(run, self.device)
 
     def size_at(self, epoch: int) -> int:
         """The picture size of an epoch: `config.phases` lists (share of the epochs done, size)."""
@@ -145,16 +194,22 @@ class Trainer:
 
     def _optimizer(self):
         c = self.config
+        fused = self.device.type == "cuda"  # one kernel for all tensors
         if c.recipe == "original":
-            optimizer = torch.optim.Adam(self.net.parameters(), lr=c.lr)
+            optimizer = torch.optim.Adam(self.net.parameters(), lr=c.lr, fused=fused)
             return optimizer, torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=const.PATIENCE)
         matrices = [p for p in self.net.parameters() if p.ndim > 1]
         vectors = [p for p in self.net.parameters() if p.ndim <= 1]  # batch-norm and biases are not decayed
         groups = [{"params": matrices, "weight_decay": c.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW(groups, lr=c.lr)
-        steps = len(self.train_loader) * c.epochs
+        optimizer = torch.optim.AdamW(groups, lr=c.lr, fused=fused)
+        steps = self.steps * c.epochs
         warm = 0.1 if c.init is None else 0.03
         return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, c.lr, total_steps=steps, pct_start=warm)
+
+    @property
+    def steps(self) -> int:
+        """Steps of the optimiser in an epoch."""
+        return len(self.train_loader) // self.config.accumulate
 
     # -- one run
     def fit(self, on_epoch=None, *, stop_after: int | None = None) -> list[dict]:
@@ -162,10 +217,11 @@ class Trainer:
 
         `on_epoch` is called with it after every epoch, the files being written.
         """
-        self.run_dir.mkdir(parents=True, exist_ok=True)
-        write_text(self.run_dir / "config.json", json.dumps(self._config_record(), indent=2) + "\n")
-        if self.history:  # a run may be killed between last.pth and these
-            self._write_history()
+        if devices.rank() == 0:
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+            write_text(self.run_dir / "config.json", json.dumps(self._config_record(), indent=2) + "\n")
+            if self.history:  # a run may be killed between last.pth and these
+                self._write_history()
         while self.epoch < min(self.config.epochs, stop_after or self.config.epochs):
             started = time.perf_counter()
             loss = self.train_epoch()
@@ -186,29 +242,36 @@ class Trainer:
         if self.size_at(self.epoch) != self.size_at(max(0, self.epoch - 1)):
             self.train_loader = self.make_train_loader(self.size_at(self.epoch))
         self.train_loader.sampler.epoch = self.epoch
-        torch.manual_seed(self.config.seed + self.epoch)  # dropout
+        torch.manual_seed(self.config.seed + self.epoch + 1_000_003 * devices.rank())  # dropout
         self.net.train()
         total = torch.zeros((), device=self.device)
-        bar = tqdm(self.train_loader, desc=f"epoch {self.epoch + 1}/{self.config.epochs}", leave=False, disable=None)
-        for image, truth in bar:
-            total += self.step(image, truth)
-        return (total / len(self.train_loader)).item()
+        title = f"epoch {self.epoch + 1}/{self.config.epochs}"
+        bar = tqdm(self.train_loader, desc=title, leave=False, disable=True if devices.rank() else None)
+        for i, (image, truth) in enumerate(bar):
+            total += self.step(image, truth, update=(i + 1) % self.config.accumulate == 0)
+        sums = devices.summed(torch.stack([total.double(), total.new_tensor(len(self.train_loader)).double()]).cpu(),
+                              self.device)  # fmt: skip
+        return (sums[0] / sums[1]).item()
 
-    def step(self, image: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-        """One optimiser step on image (B, 3, H, W) and truth (B, 1, H, W); the loss, detached."""
+    def step(self, image: torch.Tensor, truth: torch.Tensor, *, update: bool = True) -> torch.Tensor:
+        """Gradients of image (B, 3, H, W) and truth (B, 1, H, W), then a step of the optimiser, or, without `update`,
+        none yet: they add up to those of a batch larger than memory holds. The loss, detached."""
         image = image.to(self.device, non_blocking=True, memory_format=torch.channels_last)
         truth = truth.to(self.device, non_blocking=True)
-        with torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
-            logits = self.net(image)
-        loss = self.loss(logits.float(), truth)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        if self.config.recipe != "original":
-            self.scheduler.step()
-        if self.averaged is not None:
-            self.averaged.update_parameters(self.net)
+        waits = not update and self.parallel is not self.net
+        with self.parallel.no_sync() if waits else nullcontext():
+            with torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
+                logits = self.parallel(image)
+            loss = self.loss(logits.float(), truth)
+            self.scaler.scale(loss / self.config.accumulate).backward()
+        if update:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.optimizer.zero_grad(set_to_none=True)
+            if self.config.recipe != "original":
+                self.scheduler.step()
+            if self.averaged is not None:
+                self.averaged.update_parameters(self.net)
         return loss.detach()
 
     @property
@@ -218,8 +281,11 @@ class Trainer:
 
     @torch.inference_mode()
     def validate(self) -> Counts:
-        """Pooled counts over the validation split at the loader's size, probability 0.5."""
+        """Pooled counts over the validation split, of all processes, at the loader's size, probability 0.5."""
         net = self.judged.eval()
+        if dist.is_initialized():  # each process has its own running statistics; the first one's are kept
+            for buffer in net.buffers():
+                dist.broadcast(buffer, 0)
         counts = Counts()
         for image, truth in self.val_loader:
             image = image.to(self.device, non_blocking=True, memory_format=torch.channels_last)
@@ -227,7 +293,7 @@ class Trainer:
                 logits = net(image)
             for x, y in zip(logits.float().cpu().numpy(), truth.numpy() > 0.5, strict=True):
                 counts.add(x[0] > 0, y[0], boundary=False).add_bce(x[0], y[0])
-        return counts
+        return counts.summed(self.device)
 
     # -- its files
     def _config_record(self) -> dict:
@@ -236,9 +302,17 @@ class Trainer:
             "torch": torch.__version__,
             "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type,
             "cpu_threads": torch.get_num_threads(),
+            "precision_used": self.precision,
+            "processes": devices.world_size(),
+            "effective_batch": self.effective_batch,
             "train_pictures": len(self.train_loader.dataset),
             "val_pictures": len(self.val_loader.dataset),
         }
+
+    @property
+    def effective_batch(self) -> int:
+        """Pictures that one step of the optimiser has seen, over all processes."""
+        return self.config.batch_size * self.config.accumulate * devices.world_size()
 
     def _record(self, loss: float, counts: Counts, seconds: float) -> None:
         row = {
@@ -252,6 +326,9 @@ class Trainer:
         }
         self.history.append(row)
         self.epoch += 1
+        if devices.rank() != 0:
+            self.best = min(self.best, counts.bce)
+            return
         if counts.bce < self.best:
             self.best = counts.bce
             networks.save_state(self.judged.state_dict(), self.run_dir / "model.best.pth", self.info())
@@ -261,6 +338,8 @@ class Trainer:
             f"epoch {row['epoch']:3d}/{self.config.epochs}  loss {loss:.4f}  val loss {counts.bce:.4f}  "
             f"Dice {counts.dice:.4f}  IoU {counts.iou:.4f}  lr {row['lr']:.1e}  {seconds:.0f} s"
         )
+        for log in self.loggers:
+            log(row)
 
     def _write_history(self) -> None:
         from drawing import save_curves
@@ -277,6 +356,9 @@ class Trainer:
         """Everything that a killed run needs to go on as if it had not been."""
         return {
             "config": asdict(self.config),
+            "device": self.device.type,
+            "precision": self.precision,
+            "steps": self.steps,
             "epoch": self.epoch,
             "best": self.best,
             "history": self.history,
@@ -290,11 +372,19 @@ class Trainer:
     def resume(self, state: dict) -> None:
         """Take up the state of `last.pth`. Random numbers need no keeping: order, augmentation and dropout are seeded
         by (seed, epoch)."""
+        if self.config.precision == "auto" and state.get("device") == self.device.type:
+            self._use_precision(state["precision"])  # timing might decide otherwise today
         self.net.load_state_dict(state["model"])
         if self.averaged is not None:
             self.averaged.load_state_dict(state["averaged"])
+        fused = [group["fused"] for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
+        for group, ours in zip(self.optimizer.param_groups, fused, strict=True):
+            group["fused"] = ours  # the run may have begun on another kind of device
+        if self.config.recipe == "original" or state.get("steps", self.steps) == self.steps:
+            self.scheduler.load_state_dict(state["scheduler"])
+        else:  # another number of processes, so another number of steps: the same place of the same cycle
+            self.scheduler.last_epoch = state["epoch"] * self.steps
         if self.config.lr != state["config"]["lr"]:  # only the original's recipe may change its mind
             for group in self.optimizer.param_groups:
                 group["lr"] = self.config.lr
@@ -337,10 +427,10 @@ def state_to_resume(run_dir: Path, config: Config) -> dict:
         raise TrainingError(
             f"{path} is not the state of a run, or is damaged; start anew in another --run-dir."
         ) from error
-    fixed = ["model", "recipe", "size", "batch_size", "seed", "limit"]
+    fixed = ["model", "recipe", "size", "batch_size", "accumulate", "seed", "limit", "epoch_size", "hole", "ema"]
     if config.recipe == "robust":  # its schedule is drawn over all of the run
         fixed += ["epochs", "lr"]
     for name in fixed:
-        if old.get(name) != getattr(config, name):
+        if old.get(name, getattr(Config, name)) != getattr(config, name):
             raise TrainingError(f"The run in {run_dir} has {name} {old.get(name)}; resume it with the same.")
     return state

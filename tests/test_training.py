@@ -22,13 +22,20 @@ from torch import nn
 import const
 import data_preprocessing
 import dataset
+import devices
 import main
 import model
 import training
 from metrics import Counts
 from training import Config, Trainer
 
-TINY = ["--model", "lite", "--size", "64", "--batch-size", "4", "--device", "cpu"]
+TINY = ["--model", "lite", "--size", "64", "--batch-size", "4", "--device", "cpu", "--precision", "fp32"]
+
+
+@pytest.fixture(autouse=True)
+def plain_processor(monkeypatch):
+    """Without bf16, so that timing cannot make two runs differ."""
+    monkeypatch.setattr(devices, "cpu_has_bf16", lambda: False)
 
 
 def train(prepared, run_dir, *options) -> int:
@@ -328,8 +335,55 @@ def test_losses():
     torch.testing.assert_close(one, (pixel * weight).sum() / weight.sum() + dice)
 
 
-def test_precision_without_a_gpu():
-    assert training.autocast_dtype(torch.device("cpu")) is None
+def test_the_format_is_the_faster_one(monkeypatch):
+    cpu = torch.device("cpu")
+    assert devices.autocast_dtype(cpu) is None
+    assert devices.faster_dtype(lambda dtype: pytest.fail("nothing to time"), cpu) is None
+    monkeypatch.setattr(devices, "cpu_has_bf16", lambda: True)
+    assert devices.autocast_dtype(cpu) == torch.bfloat16
+    for slow, fast in ((None, torch.bfloat16), (torch.bfloat16, None)):
+        assert devices.faster_dtype(lambda dtype, slow=slow: time.sleep(0.02 * (dtype == slow)), cpu) == fast
+
+
+def test_a_resumed_run_keeps_its_format(prepared, tmp_path, monkeypatch):
+    config = Config("lite", size=32, epochs=2, lr=0.01)
+    monkeypatch.setattr(devices, "faster_dtype", lambda run, device: torch.bfloat16)
+    first = trainer(prepared, tmp_path, config)
+    first.fit(stop_after=1)
+    assert first.precision == json.loads((tmp_path / "config.json").read_text())["precision_used"] == "bf16"
+    monkeypatch.setattr(devices, "faster_dtype", lambda run, device: None)
+    again = trainer(prepared, tmp_path, config)
+    assert again.precision == "fp32"
+    again.resume(training.state_to_resume(tmp_path, config))
+    assert again.precision == "bf16"
+    assert len(again.fit()) == 2
+
+
+def test_accumulated_batches_step_like_a_large_one(prepared, tmp_path):
+    """Without batch normalisation, two batches of 3 give the gradients of one of 6."""
+
+    def net():
+        torch.manual_seed(3)
+        return nn.Sequential(nn.Conv2d(3, 4, 3, 1, 1), nn.ReLU(), nn.Conv2d(4, 1, 1))
+
+    runs = []
+    for batch, accumulate in ((6, 1), (3, 2)):
+        config = Config("lite", size=32, epochs=2, lr=0.01, batch_size=batch, accumulate=accumulate)
+
+        def loader(size, split="train", train=True, batch=batch, accumulate=accumulate):
+            faces = dataset.Celeb(
+                prepared / f"images_{split}", prepared / f"masks_{split}", dataset.val_transform(size)
+            )
+            return dataset.make_loader(faces, batch, train=train, accumulate=accumulate)
+
+        run = Trainer(net(), config, tmp_path / str(batch), train_loader=loader,
+                      val_loader=loader(32, "val", False), device="cpu")  # fmt: skip
+        assert (run.steps, run.effective_batch) == (2, 6)
+        run.fit()
+        runs.append(run)
+    for one, two in zip(*(run.net.parameters() for run in runs), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
+    assert runs[0].history[-1]["loss"] == pytest.approx(runs[1].history[-1]["loss"], rel=1e-4)
 
 
 def test_sizes_grow_by_phases(prepared, tmp_path):

@@ -1,0 +1,122 @@
+"""Where and how it is computed: the number format that a processor is fast in, and the processes of one job.
+
+`torchrun --nproc-per-node=N main.py train` starts N processes that share the pictures of every step. They find each
+other by the environment variables that torchrun sets; a process alone needs none of this, and every function here then
+does nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+STEP_TIMEOUT = timedelta(seconds=60)  # for another process in a step; after it the job ends with an error
+LONG_TIMEOUT = timedelta(hours=6)  # while one process prepares what the others wait for
+
+
+# --- Number formats -------------------------------------------------------------------------------------------------
+def cpu_has_bf16() -> bool:
+    """Whether this processor multiplies bf16 in hardware (AVX512-BF16 or AMX). Others emulate it, slower than fp32."""
+    asked = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return any(ask() for ask in asked if ask is not None)
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """The 16-bit format for `torch.autocast` on a device, or None for full precision.
+
+    On CUDA bf16 where the card has it, else fp16: `is_bf16_supported` says yes on a T4 as well, where bf16 is emulated
+    and slow, unless told not to count emulation. On a CPU bf16 where the processor has it.
+    """
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if device.type == "cpu" and cpu_has_bf16():
+        return torch.bfloat16
+    return None
+
+
+def faster_dtype(run: Callable[[torch.dtype | None], object], device: torch.device) -> torch.dtype | None:
+    """`autocast_dtype`, on a CPU only if `run` is faster in it: small layers may lose by converting more than they win.
+
+    Args:
+        run: does some of the work in the format it is given, None being full precision.
+    """
+    dtype = autocast_dtype(device)
+    if dtype is None or device.type != "cpu":
+        return dtype
+    best: dict[torch.dtype | None, float] = {}
+    for _ in range(3):  # in turns; the first round warms up
+        for candidate in (None, dtype):
+            started = time.perf_counter()
+            run(candidate)
+            best[candidate] = min(best.get(candidate, float("inf")), time.perf_counter() - started)
+    return min(best, key=best.get)
+
+
+# --- Processes ------------------------------------------------------------------------------------------------------
+def rank() -> int:
+    """This process's number in the job, by torchrun's variables; 0 alone."""
+    return int(os.environ.get("RANK", 0))
+
+
+def world_size() -> int:
+    """The number of processes of the job."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+@contextmanager
+def joined(device: torch.device):
+    """The processes of a torchrun job, connected while the block runs: NCCL between GPUs, Gloo between CPUs."""
+    if world_size() == 1 or dist.is_initialized():
+        yield
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=STEP_TIMEOUT)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def first_alone():
+    """The first process runs the block, then the others do: for files that one makes and all of them read."""
+    if not dist.is_initialized():
+        yield
+        return
+    waiting = dist.new_group(backend="gloo", timeout=LONG_TIMEOUT)
+    if rank() != 0:
+        dist.barrier(waiting)
+    yield
+    if rank() == 0:
+        dist.barrier(waiting)
+
+
+def wait_for_all() -> None:
+    """Go on when all processes have come here, however long one of them takes."""
+    if dist.is_initialized():
+        dist.barrier(dist.new_group(backend="gloo", timeout=LONG_TIMEOUT))
+
+
+def summed(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The sum of a tensor over the processes, on the CPU."""
+    if not dist.is_initialized():
+        return values
+    shared = values.to(device)
+    dist.all_reduce(shared)
+    return shared.cpu()
+
+
+def gathered(value) -> list:
+    """A value of every process, in the order of their numbers. It is pickled."""
+    if not dist.is_initialized():
+        return [value]
+    out = [None] * world_size()
+    dist.all_gather_object(out, value)
+    return out
