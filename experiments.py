@@ -1,0 +1,732 @@
+"""The original's claims, measured: each with its figure, its spread over seeds, and the command.
+
+    python experiments.py --source CelebAMask-HQ.zip     all five; tables and plots go to results/
+    python experiments.py covers data-size               two of them
+    python experiments.py --quick                        the machinery alone, in a minute, on drawn faces
+
+covers      does the hole of CoarseDropout help to leave out what covers a face?
+glasses     do masks without the glasses make the network avoid glasses?
+models      U-Net beside DeepLabV3: metrics, time, memory
+data-size   Dice against the number of training faces
+published   the published figures beside what the same training gives here
+
+Every run of the tables below trains in a folder of its own under --runs. A run that was killed goes on where it
+stopped, a finished one is not trained again, and what was measured of it is kept beside it in `evaluation.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from multiprocessing import get_context
+from pathlib import Path
+
+import const
+import covers
+import data_preprocessing as preparation
+from data_preprocessing import DataError
+from files import write_text
+from main import Runner, UserError
+from training import Config, TrainingError, settings_of
+
+# --- The table of settings ------------------------------------------------------------------------------------------
+NAMES = ("covers", "glasses", "models", "data-size", "published")
+RESULTS_DIR = const.DIR_PATH / "results"
+
+# What every run has in common. On a GPU that is the original's training; on a CPU what two cores do in 40 minutes.
+BUDGETS = {
+    "gpu": {"epoch_size": 2000},
+    "cpu": {
+        "model": "lite",
+        "size": 128,
+        "batch_size": 16,
+        "lr": 1e-3,
+        "ema": 0.99,
+        "pretrained": False,
+        "precision": "fp32",
+        "epoch_size": 768,
+        "epochs": 10,
+    },
+    "quick": {
+        "model": "lite",
+        "size": 64,
+        "batch_size": 4,
+        "lr": 1e-3,
+        "ema": 0.9,
+        "pretrained": False,
+        "precision": "fp32",
+        "epoch_size": 8,
+        "epochs": 2,
+    },
+}
+# The two large networks beside each other, with the original's batch, learning rate and optimiser.
+MODEL_BUDGETS = {
+    "gpu": {},
+    "cpu": {"size": 128, "pretrained": False, "precision": "fp32", "epoch_size": 256, "epochs": 5},
+    "quick": {"size": 64, "batch_size": 2, "pretrained": False, "precision": "fp32", "epoch_size": 4, "epochs": 1},
+}
+SEEDS = {"gpu": (1, 2, 3), "cpu": (1, 2, 3), "quick": (1, 2)}
+FEWEST = {"gpu": 50, "cpu": 50, "quick": 3}  # training faces; doubled up to all of them
+VARIANTS = {  # what a run changes of the budget; its name is this and the seed
+    "covers-on": {},
+    "covers-off": {"hole": "off"},
+    "covers-lost": {"hole": "lost"},
+    "glasses-left-in": {},  # but for the masks
+}
+MODELS = {"models-unet": {"model": "unet"}, "models-deeplabv3": {"model": "deeplabv3"}}
+MODELS_SEED = const.SEED
+COVERS = ["clean", *covers.KINDS]
+MEASURED = {  # on which validation faces the runs of an experiment are measured
+    "covers": COVERS,
+    "glasses": ["clean", "glasses", "real glasses"],
+    "models": COVERS,
+    "data-size": ["clean"],
+    "published": ["clean"],
+}
+COVERED_FACES = 400  # validation faces that get covers drawn over them, at most
+LOGITS = (0.0, 0.1, 0.5, 0.9)  # thresholds: probability 0.5, and the original's
+BATCH = const.BATCH_SIZE  # whose ratios the original averaged
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: the folder's name, its settings, and whether its masks keep the glasses."""
+
+    name: str
+    config: Config
+    glasses_left_in: bool = False
+    alone: bool = False  # in a process of its own, so that its memory can be told
+
+
+def face_counts(budget: str, faces: int) -> list[int]:
+    """Numbers of training faces: doubled from the fewest, then all."""
+    counts, n = [], FEWEST[budget]
+    while n <= faces / 1.5:
+        counts.append(n)
+        n *= 2
+    return [*counts, faces]
+
+
+def runs_of(name: str, budget: str, faces: int) -> list[Run]:
+    """The runs of an experiment on `faces` training faces."""
+
+    def seeded(variant: str, **change) -> list[Run]:
+        base = {**BUDGETS[budget], **VARIANTS.get(variant, {}), **change}
+        return [
+            Run(f"{variant}-{seed}", Config(**base, seed=seed), variant == "glasses-left-in") for seed in SEEDS[budget]
+        ]
+
+    two = [
+        Run(variant, Config(**{**MODEL_BUDGETS[budget], **change}, seed=MODELS_SEED), alone=True)
+        for variant, change in MODELS.items()
+    ]
+    few = [run for n in face_counts(budget, faces)[:-1] for run in seeded(f"faces-{n}", limit=n)]
+    return {
+        "covers": [run for variant in ("covers-on", "covers-off", "covers-lost") for run in seeded(variant)],
+        "glasses": seeded("covers-on") + seeded("glasses-left-in"),
+        "models": two,
+        "data-size": few + seeded("covers-on"),
+        "published": seeded("covers-on") + two,
+    }[name]
+
+
+# --- Where it happens -----------------------------------------------------------------------------------------------
+@dataclass
+class Place:
+    """The folders and the device of a call."""
+
+    data: Path
+    runs: Path
+    runner: Runner
+    budget: str
+    source: str | None = None
+    workers: int | None = None
+
+    @cached_property
+    def faces(self) -> int:
+        """Training faces."""
+        return len(_ids(self.data / "images_train"))
+
+    @cached_property
+    def store(self):
+        """The validation faces at 512x512, masks without glasses."""
+        import scenes
+
+        return scenes.FaceStore([self.data / "images_val"], [self.data / "masks_val"], [None])
+
+    @cached_property
+    def composer(self):
+        """The faces that get covers; textures are drawn, too."""
+        import scenes
+
+        few = scenes.FaceStore([self.data / "images_val"], [self.data / "masks_val"], [None], limit=COVERED_FACES)
+        return scenes.SceneComposer(few, scenes.PhotoStore([]))
+
+    @property
+    def whole(self) -> Path:
+        """The prepared folders whose masks keep the glasses."""
+        return self.runs / "glasses-left-in-data"
+
+    def folder(self, run: Run) -> Path:
+        return self.runs / run.name
+
+
+def _ids(folder: Path) -> set[int]:
+    return {int(p.stem.split("_")[0]) for p in folder.iterdir() if p.stem.split("_")[0].isdecimal()}
+
+
+def drawn_data(folder: Path) -> Path:
+    """A drawn data set in the official layout, for --quick; nothing where it is there already."""
+    from drawn_faces import draw_celeb_tree
+
+    if not (folder / "CelebAMask-HQ" / "DRAWN.txt").exists():
+        draw_celeb_tree(folder, [*const.IDS_TRAIN[:12], *const.IDS_VAL[:6]], image_size=256)
+    return folder
+
+
+def find_source(given: str | None, data: Path):
+    """The data set as it was fetched: as given, else in `data`, else in the usual places; DataError if nowhere."""
+    if given is not None:
+        return preparation.find_source(given)
+    for place in (data, None):
+        with suppress(DataError):
+            return preparation.find_source(place)
+    raise DataError(
+        "CelebAMask-HQ was not found; name the official zip or folder by --source, or fetch it with "
+        "`python data_preprocessing.py --download`."
+    )
+
+
+def prepare_whole(place: Place) -> None:
+    """The same faces with masks that keep the glasses: the part `skin` alone.
+
+    Raises:
+        DataError: no source with the part masks, or one that lacks some of the faces.
+    """
+    ids = {split: _ids(place.data / f"masks_{split}") for split in ("train", "val")}
+    masks = {split: place.whole / f"masks_{split}" for split in ids}
+    if all(masks[split].is_dir() and _ids(masks[split]) >= ids[split] for split in ids):
+        return
+    source = find_source(place.source, place.data)
+    index = source.index
+
+    def without_glasses(wanted):
+        pictures, parts = index(wanted)
+        return pictures, {i: {k: v for k, v in kinds.items() if k != const.GLASSES_PART} for i, kinds in parts.items()}
+
+    source.index = without_glasses  # as if nobody wore any
+    preparation.prepare(source, place.whole, ids_train=ids["train"], ids_val=ids["val"])
+    if any(_ids(masks[split]) != ids[split] for split in ids):
+        raise DataError(f"{source} does not hold all faces of {place.data}; give the --source that it was made from.")
+
+
+# --- Training -------------------------------------------------------------------------------------------------------
+def made(folder: Path) -> dict | None:
+    """When, where and with how much memory a finished run was trained; None for one that is not finished."""
+    path = folder / "made.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def check_settings(place: Place, run: Run) -> None:
+    """Raises UserError where the run's folder holds one with other settings."""
+    wanted = asdict(run.config)
+    for key, value in settings_of(place.folder(run)).items():
+        if wanted[key] != value:
+            raise UserError(
+                f"{place.folder(run)} holds a run with {key} {value}, not {wanted[key]}; give another --runs."
+            )
+
+
+def train(place: Place, run: Run) -> None:
+    """Train a run to its end, from where it stopped; nothing for a finished one."""
+    folder = place.folder(run)
+    if made(folder):
+        return
+    place.runner.say(f"--- {run.name}")
+    if run.alone:  # a fresh process, so that its memory is this run's
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            pool.submit(train_here, run, _data_of(place, run), folder, place.runner.device_name, place.workers).result()
+    else:
+        train_here(run, _data_of(place, run), folder, place.runner.device_name, place.workers)
+
+
+def _data_of(place: Place, run: Run) -> Path:
+    return place.whole if run.glasses_left_in else place.data
+
+
+def train_here(run: Run, data: Path, folder: Path, device: str, workers: int | None) -> None:
+    runner = Runner(device)
+    resume = (folder / "last.pth").exists()
+    runner.train(run.config, data, folder, resume=resume, workers=workers, cache=True)
+    record = {
+        "date": time.strftime("%Y-%m-%d"),
+        "hardware": hardware(runner.device),
+        "peak_memory": peak_memory(runner.device),
+    }
+    write_text(folder / "made.json", json.dumps(record, indent=2) + "\n")
+
+
+def hardware(device) -> str:
+    """The processor's or card's name."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    name = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), name)
+    return f"{name}, {preparation.usable_cores()} cores"
+
+
+def peak_memory(device) -> int | None:
+    """Bytes: of the card's memory what PyTorch had allocated at most, else what this process had resident at most."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.exists():  # ru_maxrss would count the process that this one was forked from
+        for line in status.read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+# --- Measuring ------------------------------------------------------------------------------------------------------
+def samples(place: Place, kind: str) -> Iterator[tuple]:
+    """Validation faces: (image uint8 (512, 512, 3), truth boolean (512, 512), hidden boolean or None).
+
+    `hidden` is the part of the face behind the cover or the glasses. `kind` is clean, one of the covers, glasses
+    (drawn) or real glasses (the faces that wear some, where `prepare_whole` was called).
+    """
+    import robustness
+    import scenes
+
+    if kind == "clean":
+        for image, mask in robustness.faces_of(place.store):
+            yield image, mask > 127, None
+    elif kind == "real glasses":
+        whole = scenes.FaceStore([place.whole / "images_val"], [place.whole / "masks_val"], [None])
+        for i in range(len(whole)):
+            truth = place.store[i].mask > 127
+            hidden = (whole[i].mask > 127) & ~truth
+            if hidden.any():
+                yield place.store[i].image, truth, hidden
+    else:
+        bare = robustness.faces_of(place.composer.faces)
+        for (_, clean), (image, mask) in zip(bare, robustness.covered_faces(place.composer, kind), strict=True):
+            yield image, mask > 127, (clean > 127) & (mask <= 127)
+
+
+class Tally:
+    """What one network made of one kind of faces."""
+
+    def __init__(self):
+        from metrics import Counts
+
+        self.counts, self.near, self.hidden, self.called, self.pictures = Counts(), Counts(), 0, 0, 0
+        self.each: list[list[Counts]] = []  # of clean faces: picture by picture, at each of LOGITS
+
+    def add(self, logits, truth, hidden) -> None:
+        from metrics import Counts
+
+        predicted = logits > 0
+        self.pictures += 1
+        self.counts.add(predicted, truth, boundary=False)
+        if hidden is None:
+            self.counts.add_bce(logits, truth)
+            self.each.append([Counts().add(logits > t, truth, boundary=False) for t in LOGITS])
+        elif hidden.any():
+            self.hidden += int(hidden.sum())
+            self.called += int((predicted & hidden).sum())
+            rows, columns = hidden.any(1).nonzero()[0], hidden.any(0).nonzero()[0]
+            box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+            self.near.add(predicted[box], truth[box], boundary=False)
+
+    def record(self) -> dict:
+        """Plain numbers: pixel counts, and of clean faces the figures at each threshold, averaged either way."""
+        record = {"pictures": self.pictures, "counts": _pixels(self.counts)}
+        if self.each:
+            record["bce"] = self.counts.bce
+            record["thresholds"] = {str(t): averaged([counts[k] for counts in self.each]) for k, t in enumerate(LOGITS)}
+        else:
+            record |= {"near": _pixels(self.near), "hidden": self.hidden, "called": self.called}
+        return record
+
+
+def _pixels(counts) -> dict[str, int]:
+    return {"tp": counts.tp, "fp": counts.fp, "fn": counts.fn, "tn": counts.tn}
+
+
+def averaged(each: list, batch: int = BATCH) -> dict[str, float]:
+    """Dice and IoU from pooled counts, and as the original's mean over batches of each batch's ratio."""
+    from metrics import Counts
+
+    batches = [sum(each[i : i + batch], Counts()) for i in range(0, len(each), batch)]
+    pooled = sum(batches, Counts())
+    return {
+        "dice": pooled.dice,
+        "iou": pooled.iou,
+        "batch_dice": sum(b.dice for b in batches) / len(batches),
+        "batch_iou": sum(b.iou for b in batches) / len(batches),
+    }
+
+
+def measure(segmenters: dict, faces) -> dict[str, dict]:
+    """Every face, seen once by each of the networks: {run: record}."""
+    from tqdm.auto import tqdm
+
+    tallies = {name: Tally() for name in segmenters}
+    for image, truth, hidden in tqdm(faces, unit="face", disable=None, leave=False):
+        for name, segmenter in segmenters.items():
+            tallies[name].add(segmenter.logits([image])[0], truth, hidden)
+    return {name: tally.record() for name, tally in tallies.items()}
+
+
+@dataclass
+class Measured:
+    """The kept `evaluation.json` of some weights, empty where it is of other weights or other faces."""
+
+    folder: Path
+    weights: Path
+    faces: int
+
+    def __post_init__(self):
+        self.hash = hashlib.sha256(self.weights.read_bytes()).hexdigest()
+        self.path, self.kinds, self.seconds = self.folder / "evaluation.json", {}, None
+        if self.path.is_file():
+            old = json.loads(self.path.read_text(encoding="utf-8"))
+            if (old["weights"], old["faces"]) == (self.hash, self.faces):
+                self.kinds, self.seconds = old["kinds"], old["seconds"]
+
+    def save(self) -> None:
+        record = {"weights": self.hash, "faces": self.faces, "seconds": self.seconds, "kinds": self.kinds}
+        write_text(self.path, json.dumps(record, indent=1) + "\n")
+
+
+def segmenter(place: Place, weights: Path):
+    import model as networks
+    from inference import Segmenter
+
+    net, info = networks.load(weights)
+    return Segmenter(net, info, place.runner.device)
+
+
+def measure_all(place: Place, names: list[str]) -> dict[str, Measured]:
+    """What has not been measured yet of the finished runs of these experiments, and of the bundled weights."""
+    wanted: dict[str, dict] = {}  # {run: {kind: None}}, a set in order
+    for name in names:
+        for run in runs_of(name, place.budget, place.faces):
+            wanted.setdefault(run.name, {}).update(dict.fromkeys(MEASURED[name]))
+    weights = {run: place.runs / run / "model.best.pth" for run in wanted}
+    if "published" in names:
+        import model as networks
+
+        wanted["bundled"], weights["bundled"] = {"clean": None}, networks.bundled_weights()
+    kept = {run: Measured(place.runs / run, weights[run], len(place.store)) for run in wanted}
+    loaded = {}
+    for kind in dict.fromkeys(kind for kinds in wanted.values() for kind in kinds):
+        missing = [run for run in wanted if kind in wanted[run] and kind not in kept[run].kinds]
+        if not missing:
+            continue
+        place.runner.say(f"--- measuring {len(missing)} networks: {kind}")
+        for run in missing:
+            loaded[run] = loaded.get(run) or segmenter(place, weights[run])
+        for run, record in measure({run: loaded[run] for run in missing}, samples(place, kind)).items():
+            kept[run].kinds[kind] = record
+            kept[run].save()
+    if "models" in names and any(kept[run].seconds is None for run in MODELS):
+        for run, seconds in speed(place, {run: weights[run] for run in MODELS}).items():
+            kept[run].seconds = seconds
+            kept[run].save()
+    return kept
+
+
+def speed(place: Place, weights: dict[str, Path], rounds: int = 15) -> dict[str, float]:
+    """Median seconds that each network takes for a 512x512 picture, in turns, so that both suffer the same load."""
+    import statistics
+
+    networks = {run: segmenter(place, path) for run, path in weights.items()}
+    times = {run: [] for run in networks}
+    for _ in range(rounds + 2):
+        for run, network in networks.items():
+            started = time.perf_counter()
+            network.logits([place.store[0].image])
+            times[run].append(time.perf_counter() - started)
+    return {run: statistics.median(seconds[2:]) for run, seconds in times.items()}
+
+
+def hole_share(hole: str, size: int, masks: list, draws: int = 1000) -> tuple[float, float]:
+    """The mean shares of the picture and of the face that the augmentation's CoarseDropout takes.
+
+    Args:
+        masks: of faces, uint8 (512, 512), which it is drawn over in turn.
+    """
+    import cv2
+    import numpy as np
+
+    from dataset import train_transform
+
+    white = np.full((size, size, 3), 255, np.uint8)
+    masks = [(cv2.resize(mask, (size, size)) > 127).astype(np.uint8) for mask in masks]
+    taken = np.zeros(2)
+    for transform in train_transform(size, hole=hole).transforms:
+        if type(transform).__name__ == "CoarseDropout":
+            for seed in range(draws):
+                mask = masks[seed % len(masks)]
+                transform.set_random_seed(seed)
+                out = transform(image=white, mask=mask)
+                taken += (out["image"] != 255).any(2).mean(), 1 - out["mask"].sum() / max(mask.sum(), 1)
+    return float(taken[0] / draws), float(taken[1] / draws)
+
+
+# --- Results: plain numbers, from the files of the runs --------------------------------------------------------------
+def results_of(place: Place, name: str, kept: dict[str, Measured]) -> dict:
+    """What results.json says of an experiment."""
+    runs = runs_of(name, place.budget, place.faces)
+    record = made(place.folder(runs[-1]))
+    details = json.loads((place.folder(runs[-1]) / "config.json").read_text(encoding="utf-8"))
+    ending = "--quick" if place.budget == "quick" else "--source CelebAMask-HQ.zip"
+    plain = [run for run in runs if run.alone or run.name == f"covers-on-{SEEDS[place.budget][0]}"]
+    out = {
+        "command": f"python experiments.py {name} {ending}",
+        "budget": place.budget,
+        "date": record["date"],
+        "hardware": record["hardware"],
+        "torch": details["torch"],
+        "precision": details["precision_used"],
+        "train_faces": place.faces,
+        "val_faces": len(place.store),
+        "seeds": list(SEEDS[place.budget]),
+        "settings": [_settings(place, run) for run in plain],
+        "runs": {run.name: kept[run.name].kinds for run in runs},
+    }
+    if name == "covers":
+        masks = [place.store[i].mask for i in range(min(len(place.store), 100))]
+        out["hole"] = {hole: hole_share(hole, runs[0].config.size, masks) for hole in ("on", "off", "lost")}
+    if name == "glasses":
+        out["wearers"] = {split: _wearers(place, split) for split in ("train", "val")}
+    if name == "models":
+        out["models"] = {run.config.model: _model_row(place, run, kept[run.name]) for run in runs}
+    if name == "data-size":
+        out["counts"] = face_counts(place.budget, place.faces)
+    if name == "published":
+        out["runs"]["bundled"] = kept["bundled"].kinds
+    return out
+
+
+def _settings(place: Place, run: Run) -> dict:
+    c = run.config
+    keys = ("model", "size", "batch_size", "epochs", "lr", "ema", "pretrained")
+    steps = (c.epoch_size or place.faces) // c.batch_size * c.epochs
+    seeds = [c.seed] if run.alone else list(SEEDS[place.budget])
+    return {**{key: getattr(c, key) for key in keys}, "steps": steps, "seeds": seeds}
+
+
+def _wearers(place: Place, split: str) -> int:
+    """Faces of whose skin the annotated glasses hide a part."""
+    import cv2
+
+    def differs(mask: Path) -> bool:
+        both = mask, place.whole / mask.parent.name / mask.name
+        ours, whole = (cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) for path in both)
+        return bool((ours != whole).any())
+
+    return sum(differs(mask) for mask in sorted((place.data / f"masks_{split}").glob("*_skin.png")))
+
+
+def _model_row(place: Place, run: Run, measured: Measured) -> dict:
+    import csv
+    import statistics
+
+    import model as networks
+
+    with open(place.folder(run) / "history.csv", encoding="utf-8", newline="") as file:
+        history = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+    net, _ = networks.load(place.folder(run) / "model.best.pth")
+    return {
+        "parameters": sum(p.numel() for key, p in net.named_parameters() if "aux_classifier" not in key),
+        "seconds_per_epoch": statistics.median(row["seconds"] for row in history),
+        "seconds_per_picture": measured.seconds,
+        "peak_memory": made(place.folder(run))["peak_memory"],
+        "history": [{key: row[key] for key in ("epoch", "seconds", "dice", "val_loss")} for row in history],
+    }
+
+
+# --- Photographs for the figures --------------------------------------------------------------------------------------
+def aligned_photographs(runner: Runner) -> list:
+    """The sample photographs' faces as CelebAMask-HQ aligns them: [(image uint8 (512, 512, 3), mask uint8), ...].
+
+    The bundled network finds the face; its box gets the place and width that CelebAMask-HQ's have. Not turned upright.
+    """
+    import cv2
+    import numpy as np
+
+    from inference import find_jobs, read_picture
+
+    finder = Runner(runner.device_name, say=lambda *words: None).load("bundled")
+    faces = []
+    for job in find_jobs([const.TEST_DIR], const.PREDICTIONS_DIR):
+        picture = read_picture(job.path)
+        mask = finder.predict_image(picture)
+        n, _, stats, _ = cv2.connectedComponentsWithStats(mask)
+        if n < 2:
+            continue
+        x, y, w, h, _ = max(stats[1:].tolist(), key=lambda row: row[4])
+        scale = covers.FACE_WIDTH / w
+        cx, cy = covers.FACE_CENTRE
+        matrix = np.float32([[scale, 0, cx - (x + w / 2) * scale], [0, scale, cy - (y + h / 2) * scale]])
+        size = covers.SIZE, covers.SIZE
+        image = cv2.warpAffine(picture, matrix, size, flags=cv2.INTER_AREA, borderMode=cv2.BORDER_REPLICATE)
+        faces.append((image, cv2.warpAffine(mask, matrix, size, flags=cv2.INTER_NEAREST)))
+    return faces
+
+
+def covered_photographs(faces: list, kinds: list[str], seed: int) -> list:
+    """The faces in turn, each with a cover of the next kind drawn over it: [image, ...]."""
+    import numpy as np
+
+    images = []
+    for i, kind in enumerate(kinds):
+        image, mask = faces[i % len(faces)]
+        images.append(covers.draw_cover(np.random.default_rng((seed, i)), image, mask, kind=kind)[0])
+    return images
+
+
+FIGURE_SEED = 7  # of the drawn covers
+FIGURES = {  # experiment: kinds of cover, {row: variant}
+    "covers": (
+        list(covers.KINDS),
+        {"hole in image\nand mask": "covers-on", "no hole": "covers-off", "the silent\nfailure": "covers-lost"},
+    ),
+    "glasses": (
+        ["glasses"] * 5,
+        {"masks without\nglasses": "covers-on", "glasses left\nin the masks": "glasses-left-in"},
+    ),
+}
+
+
+def draw_figure(place: Place, name: str, path: Path) -> None:
+    """The same covered faces for the first seed's networks of an experiment, a row each."""
+    from experiment_report import save_grid
+
+    kinds, rows = FIGURES[name]
+    images = covered_photographs(aligned_photographs(place.runner), kinds, FIGURE_SEED)
+    masks = {}
+    for title, variant in rows.items():
+        network = segmenter(place, place.runs / f"{variant}-{SEEDS[place.budget][0]}" / "model.best.pth")
+        masks[title] = [network.mask(image) for image in images]
+    save_grid(images, masks, path)
+
+
+# --- The command ------------------------------------------------------------------------------------------------------
+def run_all(place: Place, names: list[str], out: Path) -> None:
+    """Train, measure, and write the results of these experiments; those of others are left as they are."""
+    import experiment_report
+
+    results = _earlier(out, place.budget == "quick")
+    for name in names:
+        for run in runs_of(name, place.budget, place.faces):
+            check_settings(place, run)
+    if "glasses" in names:
+        prepare_whole(place)
+    for name in names:
+        for run in runs_of(name, place.budget, place.faces):
+            train(place, run)
+    kept = measure_all(place, names)
+    for name in names:
+        results["experiments"][name] = results_of(place, name, kept)
+        if name in FIGURES:
+            draw_figure(place, name, out / f"{name}-faces.png")
+    results["experiments"] = {name: results["experiments"][name] for name in NAMES if name in results["experiments"]}
+    write_text(out / "results.json", json.dumps(results, indent=1) + "\n")
+    experiment_report.write(out)
+
+
+def _earlier(out: Path, quick: bool) -> dict:
+    """The results that are in `out`; raises UserError where they are of the other kind, quick or full."""
+    path = out / "results.json"
+    if not path.is_file():
+        return {"quick": quick, "experiments": {}}
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        kind = results["quick"]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path} is damaged; delete it.") from None
+    if kind != quick:
+        raise UserError(f"{out} holds the results of a {'quick' if kind else 'full'} run; give another --out.")
+    return results
+
+
+def find_place(args) -> Place:
+    """Folders and budget as the command says; data is prepared from the source where it is missing.
+
+    Raises:
+        DataError: no data.
+    """
+    quick = "-quick" if args.quick else ""
+    runs = args.runs or const.RUNS_DIR / f"experiments{quick}"
+    data, source = args.data, args.source
+    if args.quick and data is None and source is None:
+        source, data = str(drawn_data(runs / "drawn")), runs / "drawn" / "prepared"
+    data = data or const.CELEB_DIR
+    runner = Runner(args.device)
+    if not preparation.is_prepared(data):
+        for fault in preparation.prepare(find_source(source, data), data).faults:
+            runner.say(f"left out: {fault}")
+    budget = "quick" if args.quick else "gpu" if runner.device.type == "cuda" else "cpu"
+    return Place(data, runs, runner, budget, source, 0 if args.quick else args.workers)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Measure the original's claims; tables and plots go to results/.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which, of {', '.join(NAMES)}; all without a name")
+    parser.add_argument("--quick", action="store_true", help="the machinery on drawn faces: the figures mean nothing")
+    parser.add_argument("--source", metavar="PATH", help="the official zip or folder, whose part masks glasses needs")
+    parser.add_argument("--data", type=Path, help="prepared folders; default CelebAMask-HQ/")
+    parser.add_argument("--runs", type=Path, help="where the runs go; default runs/experiments")
+    parser.add_argument("--out", type=Path, help="where the results go; default results/")
+    parser.add_argument("--device", default="auto", help="cpu, cuda ...; default: a GPU where there is one")
+    parser.add_argument("--workers", type=int, help="loader processes; default: cores - 1, at most 4")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    from model import ModelError
+
+    try:
+        for name in args.names:
+            if name not in NAMES:
+                raise UserError(f"There is no experiment {name}; there are {', '.join(NAMES)}.")
+        out = args.out or (RESULTS_DIR.with_name("results-quick") if args.quick else RESULTS_DIR)
+        run_all(find_place(args), list(dict.fromkeys(args.names)) or list(NAMES), out)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    except (UserError, DataError, ModelError, TrainingError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: {error.filename or 'writing'}: {error.strerror or error}.", file=sys.stderr)
+        return 1
+    print(f"README.md, results.json and the plots are in {out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
