@@ -231,6 +231,8 @@ def encode(picture: np.ndarray, suffix: str) -> bytes:
     if picture.ndim == 3:
         picture = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR if picture.shape[2] == 3 else cv2.COLOR_RGBA2BGRA)
     options = [cv2.IMWRITE_JPEG_QUALITY, 92] if suffix == ".jpg" else [cv2.IMWRITE_PNG_COMPRESSION, 3]
+    if picture.ndim == 2:
+        options = []  # OpenCV's own settings for PNG are made for flat areas: a quarter of the time, smaller files
     done, data = cv2.imencode(suffix, picture, options)
     if not done:
         raise OSError(f"{suffix} encoding failed")

@@ -72,8 +72,11 @@ class Runner:
             self.say(f"The GPU cannot be used ({str(error).splitlines()[0]}); going on with the CPU.")
             return "cpu"
 
-    def load(self, weights: str | Path | None = None, *, online: bool = False, flip=False, looks=None) -> Runner:
-        """Get ready to predict with a weights file, "bundled", "published", or the first that there is.
+    def load(
+        self, weights: str | Path | None = None, *, online: bool = False, flip=False, looks=None, exact=False
+    ) -> Runner:
+        """Get ready to predict with a weights file, "bundled", "published", or the first that there is; `exact` is for
+        measuring how good they are, in full precision.
 
         Raises:
             ModelError: the weights cannot be had or used.
@@ -84,7 +87,7 @@ class Runner:
         path = networks.find_weights(weights, online=online, say=self.say)
         net, info = networks.load(path)
         self.weights_name = path.name
-        self.segmenter = Segmenter(net, info, self.device, flip=flip, looks=looks)
+        self.segmenter = Segmenter(net, info, self.device, flip=flip, looks=looks, exact=exact)
         return self
 
     # -- predict

@@ -415,8 +415,11 @@ def test_memory_is_bounded_by_pixels(tmp_path, monkeypatch):
     for i in range(6):
         Image.new("RGB", (50, 40), "red").save(tmp_path / f"{i}.png")  # 2000 pixels: two fit
     net = looker(1, 64)
-    list(inference.predict_files(net, find_jobs([tmp_path], tmp_path / "out"), batch_size=6, on_result=lambda *a: None))
-    assert [n for n, *_ in net.net.seen] == [2, 2, 2]
+    jobs = find_jobs([tmp_path], tmp_path / "out")
+    for workers, looked in ((1, [2, 2, 2]), (2, [1] * 6)):  # two threads have half of the pixels each
+        net.net.seen.clear()
+        list(inference.predict_files(net, jobs, batch_size=6, on_result=lambda *a: None, workers=workers))
+        assert [n for n, *_ in net.net.seen] == looked
 
 
 def test_a_failing_write_ends_the_run(tmp_path):
@@ -428,3 +431,65 @@ def test_a_failing_write_ends_the_run(tmp_path):
 
     with pytest.raises(OSError, match="No space"):
         list(inference.predict_files(looker(1), find_jobs([tmp_path], tmp_path), batch_size=2, on_result=fail))
+
+
+# --- How it computes ------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def learnt():
+    """A U-Net at 64 pixels that has learnt to tell red from black, and pictures of it."""
+    import model
+
+    torch.manual_seed(0)
+    net = model.build("unet")
+    truths = [ellipses((64, 64), (20 + 6 * i, 40 - 3 * i, 12 + 2 * i)) for i in range(4)]
+    pictures = [np.where(painted(t) > 0, painted(t), 90).astype(np.uint8) for t in truths]
+    x = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 128 - 1
+    truth = torch.from_numpy(np.stack(truths))[:, None].float() / 255
+    optimizer = torch.optim.Adam(net.parameters(), 1e-3)
+    for _ in range(30):
+        optimizer.zero_grad()
+        torch.nn.functional.binary_cross_entropy_with_logits(net(x), truth).backward()
+        optimizer.step()
+    return net.eval(), pictures
+
+
+def test_bf16_masks_agree_with_full_precision(learnt, monkeypatch):
+    import devices
+
+    net, pictures = learnt
+    monkeypatch.setattr(devices, "cpu_has_bf16", lambda: True)  # others emulate it: as exact, only slower
+    fast, exact = (Segmenter(net, Info("unet", 64), exact=e) for e in (False, True))
+    assert fast.dtype == torch.bfloat16
+    assert exact.dtype == torch.float32
+    a, b = (np.stack([s.mask(p) for p in pictures]) for s in (fast, exact))
+    assert 0.02 < (b > 0).mean() < 0.9
+    assert overlap(a, b) >= 0.995
+    assert all(p.dtype == torch.float32 for p in fast.net.parameters())  # what is exported
+
+
+def test_no_bf16_without_the_processor_nor_with_two_looks(learnt, monkeypatch):
+    import devices
+
+    net, _ = learnt
+    for has, looks, dtype in ((False, 1, torch.float32), (True, 1, torch.bfloat16), (True, 2, torch.float32)):
+        monkeypatch.setattr(devices, "cpu_has_bf16", lambda has=has: has)
+        assert Segmenter(net, Info("unet", 64, looks)).dtype == dtype
+
+
+@pytest.mark.parametrize("name", ["deeplabv3", "unet", "lite"])
+def test_folding_changes_nothing_but_the_time(name):
+    import model
+
+    torch.manual_seed(0)
+    net = model.build(name).train()
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        net(x)  # statistics that are not 0 and 1
+        net.eval()
+        before = net(x)
+        folded = inference.folded(net)
+        after = folded(x)
+    used = [m for key, m in folded.named_modules() if "aux_classifier" not in key]
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in used)
+    assert any(isinstance(m, torch.nn.BatchNorm2d) for m in net.modules())
+    np.testing.assert_allclose(after.numpy(), before.numpy(), atol=1e-3 * float(before.abs().max()))
