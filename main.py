@@ -886,6 +886,10 @@ def main(argv: list[str] | None = None) -> int:
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU
             print("error: The memory does not suffice; give a smaller --batch-size or --size.", file=sys.stderr)
             return 1
+        if type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            print(f"error: torch.compile does not work here ({reason}); train without --compile.", file=sys.stderr)
+            return 1
         raise
 
 

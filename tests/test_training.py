@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, leftovers, one_sentence
+from conftest import ROOT, leftovers, one_sentence, run
 from PIL import Image
 from test_model import Original
 from torch import nn
@@ -384,6 +384,16 @@ def test_accumulated_batches_step_like_a_large_one(prepared, tmp_path):
     for one, two in zip(*(run.net.parameters() for run in runs), strict=True):
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
     assert runs[0].history[-1]["loss"] == pytest.approx(runs[1].history[-1]["loss"], rel=1e-4)
+
+
+def test_compile_without_a_compiler_is_one_sentence(prepared, tmp_path):
+    """With one it needs a minute, too long for a test; that the option arrives is seen here."""
+    env = {"CXX": "/nonexistent", "TORCHINDUCTOR_CACHE_DIR": tmp_path / "cache"}
+    options = ["--epochs", 1, "--workers", 0, "--limit", 4, "--compile"]
+    result = run("main.py", "train", "--data", prepared, "--run-dir", tmp_path / "run", *TINY, *options, env=env)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert "train without --compile" in result.stderr.splitlines()[-1]
 
 
 def test_sizes_grow_by_phases(prepared, tmp_path):
