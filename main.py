@@ -719,6 +719,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--stop-after", type=_count, metavar="N", help="stop after epoch N; --resume goes on")
     p.add_argument("--close-ups", type=_share, metavar="P", help="robust: share of large faces; default 0.55")
     p.add_argument("--cover-p", type=_share, help="robust: share of covered faces")
+    p.add_argument("--glasses-p", type=_share, help="robust: share of faces that get drawn glasses")
     p.add_argument("--clearml", action="store_true", help="also report to ClearML, as the original did")
     p.add_argument("--tensorboard", action="store_true", help="also write logs for TensorBoard")
     p.set_defaults(run=_train)
@@ -808,6 +809,7 @@ def _train(args) -> int:
         "--init": args.init,
         "--close-ups": args.close_ups,
         "--cover-p": args.cover_p,
+        "--glasses-p": args.glasses_p,
     }
     given = [name for name, value in robust_only.items() if value is not None]
     if args.recipe != "robust" and given and not args.resume:
@@ -830,6 +832,7 @@ def _train(args) -> int:
         "init",
         "close_ups",
         "cover_p",
+        "glasses_p",
         "accumulate",
         "precision",
     ):

@@ -138,44 +138,58 @@ def measure(segmenter, samples) -> tuple[Counts, list[float]]:
     return total, each
 
 
-def run(segmenter, data: Path, backgrounds: Path | None, *, scenes_count: int = 150, say=print) -> dict:
-    """All tables: {section: {row: {"dice", "iou", "boundary_iou", ...}}}."""
+SECTIONS = ("faces", "skin tone", "covers", "changes", "photographs", "no face", "speed")
+
+
+def run(
+    segmenter, data: Path, backgrounds: Path | None, *, scenes_count: int = 150, sections=SECTIONS, say=print
+) -> dict:
+    """The tables of these sections: {section: {row: {"dice", "iou", "boundary_iou", ...}}}."""
     store = scenes.FaceStore([data / "images_val"], [data / "masks_val"], [data / "persons_val"])
     held_out = scenes.find_backgrounds(backgrounds, held_out=True) if backgrounds else []
     composer = scenes.SceneComposer(store, scenes.PhotoStore(held_out))
     table: dict[str, dict[str, dict]] = {}
+    for section in sections:
+        if section == "speed":
+            table[section] = speed(segmenter, store[0].image)
+            for name, seconds in table[section].items():
+                say(f"{seconds:.3f} s  {name}")
+            continue
+        for name, samples in _rows(section, composer, held_out, scenes_count):
+            counts, each = measure(segmenter, samples)
+            table.setdefault(section, {})[name] = {
+                **counts.summary(), "worst_tenth_dice": float(np.mean(sorted(each)[: max(1, len(each) // 10)])),
+                "painted": counts.painted, "pictures": len(each),
+            }  # fmt: skip
+            say(f"{section:12} {name:32} Dice {counts.dice:.4f}  IoU {counts.iou:.4f}"
+                f"  boundary {counts.boundary_iou:.4f}  painted {counts.painted:.4f}")  # fmt: skip
+    return table
 
-    def row(section: str, name: str, samples) -> None:
-        counts, each = measure(segmenter, samples)
-        table.setdefault(section, {})[name] = {
-            **counts.summary(), "worst_tenth_dice": float(np.mean(sorted(each)[: max(1, len(each) // 10)])),
-            "painted": counts.painted, "pictures": len(each),
-        }  # fmt: skip
-        say(f"{section:12} {name:32} Dice {counts.dice:.4f}  IoU {counts.iou:.4f}  boundary {counts.boundary_iou:.4f}"
-            f"  painted {counts.painted:.4f}")  # fmt: skip
 
-    row("faces", "clean", faces_of(store))
-    tones = [skin_tone(image, mask) for image, mask in faces_of(store)]
-    order = np.argsort(tones)
-    for name, ids in zip(("darkest third", "middle third", "lightest third"), np.array_split(order, 3), strict=True):
-        row("skin tone", name, [(store[i].image, store[i].mask) for i in ids])
-    worn = [f for f in faces_of(store) if _wears_glasses(f[1])]
-    if worn:
-        row("covers", "real glasses", worn)
-    for kind in ("glasses", *covers.KINDS):
-        row("covers", f"drawn: {kind}", covered_faces(composer, kind))
-    for name, change in CHANGES.items():
-        row("changes", name, (change(*sample) for sample in faces_of(store)))
-    if any(store[i].person is not None for i in range(len(store))):
+def _rows(section: str, composer, held_out: list[Path], scenes_count: int) -> Iterator[tuple[str, Iterator[Sample]]]:
+    """(name, samples) of each row of a section; none where its faces or photographs are missing."""
+    store = composer.faces
+    if section == "faces":
+        yield "clean", faces_of(store)
+    elif section == "skin tone":
+        order = np.argsort([skin_tone(image, mask) for image, mask in faces_of(store)])
+        thirds = np.array_split(order, 3)
+        for name, ids in zip(("darkest third", "middle third", "lightest third"), thirds, strict=True):
+            yield name, ((store[i].image, store[i].mask) for i in ids)
+    elif section == "covers":
+        if worn := [f for f in faces_of(store) if _wears_glasses(f[1])]:
+            yield "real glasses", worn
+        for kind in ("glasses", *covers.KINDS):
+            yield f"drawn: {kind}", covered_faces(composer, kind)
+    elif section == "changes":
+        for name, change in CHANGES.items():
+            yield name, (change(*sample) for sample in faces_of(store))
+    elif section == "photographs" and any(store[i].person is not None for i in range(len(store))):
         for low, high in ((0.06, 0.1), (0.1, 0.2), (0.2, 0.45), (0.06, 0.45)):
             name = f"faces {low:.0%} to {high:.0%} of the width"
-            row("photographs", name, photographs(composer, scenes_count, (low, high)))
-    if held_out:
-        row("no face", "held-out photographs", [(p, np.zeros(p.shape[:2], np.uint8)) for p in map(_read, held_out)])
-    table["speed"] = speed(segmenter, store[0].image)
-    for name, seconds in table["speed"].items():
-        say(f"{seconds:.3f} s  {name}")
-    return table
+            yield name, photographs(composer, scenes_count, (low, high))
+    elif section == "no face" and held_out:
+        yield "held-out photographs", ((p, np.zeros(p.shape[:2], np.uint8)) for p in map(_read, held_out))
 
 
 def speed(segmenter, picture: np.ndarray, runs: int = 15) -> dict[str, float]:
@@ -231,6 +245,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--backgrounds", type=Path, help="photographs without faces; every fifth is used")
     parser.add_argument("--out", type=Path, default=const.RUNS_DIR / "robustness")
     parser.add_argument("--scenes", type=int, default=150, help="composed photographs per row")
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, help="these tables alone")
     parser.add_argument("--looks", type=int, choices=(1, 2))
     parser.add_argument("--flip", action="store_true")
     parser.add_argument("--device", default="auto")
@@ -246,7 +261,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.backgrounds is not None and not args.backgrounds.is_dir():
             raise UserError(f"There is no folder {args.backgrounds}.")
         runner = Runner(args.device).load(args.weights, flip=args.flip, looks=args.looks)
-        table = run(runner.segmenter, args.data, args.backgrounds, scenes_count=args.scenes)
+        table = run(runner.segmenter, args.data, args.backgrounds, scenes_count=args.scenes, sections=args.only)
         args.out.mkdir(parents=True, exist_ok=True)
         write_text(args.out / "robustness.json", json.dumps({"weights": runner.weights_name, **table}, indent=2) + "\n")
         write_text(args.out / "robustness.md", to_markdown(table))

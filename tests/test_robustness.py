@@ -46,6 +46,12 @@ def test_a_change_keeps_the_shape_and_the_truth_binary(name):
     assert abs(int((mask > 0).sum()) - 40000) < 400  # turned, at most
 
 
+def test_tables_asked_for_alone(prepared, lite_weights, tmp_path):
+    options = ["--weights", lite_weights, "--data", prepared, "--out", tmp_path, "--only", "faces", "changes"]
+    assert robustness.main(list(map(str, options))) == 0
+    assert json.loads((tmp_path / "robustness.json").read_text()).keys() == {"weights", "faces", "changes"}
+
+
 def test_no_data_is_one_sentence(tmp_path, capsys):
     assert robustness.main(["--data", str(tmp_path)]) == 1
     one_sentence(capsys.readouterr().err, str(tmp_path), "data_preprocessing.py")
