@@ -1,12 +1,13 @@
-"""The page of results: README.md and plots, made from `results.json` alone; `experiments.py` is the command.
+"""The page of results: README.md and plots, made from `results.json` alone; `experiments.py` calls it.
 
-python experiment_report.py results       draws them anew
+`python experiment_report.py results` draws the page anew, but for the sheets of faces, which need the networks.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -45,6 +46,7 @@ VARIANTS = {
 }
 COLORS = ("#1b6ca8", "#d1495b", "#8a8a8a")
 LARGEST = 290_000  # bytes of a plot
+DPI, CELL, MARGIN = 110, 140, 44  # of the sheets of faces: pixels a face, and beside the rows for their names
 PREDICTED = (2000, 24000)  # training faces: the original's, and all of CelebAMask-HQ but its usual test faces
 
 
@@ -113,29 +115,29 @@ def resampled(table: np.ndarray, n: np.ndarray, times: int = 300) -> list[tuple]
 
 
 # --- Pictures -------------------------------------------------------------------------------------------------------
-def _figure(width: float, height: float):
+def _figure(width: float, height: float, layout: str | None = "constrained"):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout=layout)
     FigureCanvasAgg(figure)
     return figure
 
 
 def _save(figure, path: Path, colors: int | None = None) -> None:
-    """As a PNG; with a palette of so many colours, which photographs need to be small."""
+    """As a PNG; with a palette of so many colours, or fewer, where photographs would make it too large."""
     from PIL import Image
 
     file = io.BytesIO()
-    figure.savefig(file, dpi=110, format="png")
-    if colors:
-        small = Image.open(file).convert("RGB").quantize(colors, dither=Image.Dither.NONE)
+    figure.savefig(file, dpi=DPI, format="png")
+    picture = Image.open(file).convert("RGB")
+    while colors and colors > 8:
         file = io.BytesIO()
-        small.save(file, "PNG", optimize=True)
-    if len(file.getvalue()) > LARGEST and (colors or 256) > 16:
-        return _save(figure, path, (colors or 256) // 2)
+        picture.quantize(colors, kmeans=3, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
+        if len(file.getvalue()) <= LARGEST:
+            break
+        colors = colors * 3 // 4
     write_bytes(path, file.getvalue())
-    return None
 
 
 def save_grid(images: list, masks: dict[str, list], path: Path) -> None:
@@ -147,13 +149,24 @@ def save_grid(images: list, masks: dict[str, list], path: Path) -> None:
     """
     import cv2
 
-    from drawing import grid, overlay, parse_color
+    from drawing import overlay, parse_color
 
     color = parse_color(const.OVERLAY_COLOR)
     rows = [images, *([overlay(i, m, color, 0.6) for i, m in zip(images, row, strict=True)] for row in masks.values())]
-    rows = [[cv2.resize(picture, (150, 150), interpolation=cv2.INTER_AREA) for picture in row] for row in rows]
-    figure = grid(rows, names=["the picture", *masks], side=1.3)
-    _save(figure, path, 128)
+    gap = CELL + 6
+    sheet = np.full((gap * len(rows), gap * len(images), 3), 255, np.uint8)
+    for y, row in enumerate(rows):
+        for x, picture in enumerate(row):
+            small = cv2.resize(picture, (CELL, CELL), interpolation=cv2.INTER_AREA)
+            sheet[y * gap : y * gap + CELL, x * gap : x * gap + CELL] = small
+    h, w = sheet.shape[:2]
+    figure = _figure((w + MARGIN) / DPI, h / DPI, layout=None)
+    axis = figure.add_axes((MARGIN / (w + MARGIN), 0, w / (w + MARGIN), 1), frameon=False)  # a pixel for each of it
+    axis.imshow(sheet, aspect="auto", interpolation="nearest")
+    axis.set_yticks([y * gap + CELL / 2 for y in range(len(rows))], ["the picture", *masks], rotation=90, va="center")
+    axis.tick_params(length=0)
+    axis.set_xticks([])
+    _save(figure, path, 256)
 
 
 def plot_covers(e: dict, path: Path) -> None:
@@ -341,7 +354,7 @@ def models_section(e: dict, out: Path) -> str:
             "IoU, covered", "hidden face called face"]  # fmt: skip
     return "\n\n".join([
         table(head, rows),
-        "*An epoch*: training and validation, median. *A picture*: prediction of a 512x512 picture, scaled to "
+        "*An epoch*: training and validation, the fastest. *A picture*: prediction of a 512x512 picture, scaled to "
         f"{e['settings'][-1]['size']}, the two in turns, median. *Peak memory*: of the training process on a CPU, "
         "each in one of its own; of the card on a GPU.",
         f"The U-Net's epoch takes 1/{deep[2] / unet[2]:.2f} of DeepLabV3's time, a picture 1/{deep[3] / unet[3]:.2f}. "
@@ -474,22 +487,37 @@ def preface(results: dict) -> str:
     if results["quick"]:
         lines += ["**A quick run, of the machinery alone: these figures mean nothing.**", ""]
     budgets = {e["budget"] for e in results["experiments"].values()}
+    most = max(len(e["seeds"]) for e in results["experiments"].values())
     lines += [
         "Made by `python experiments.py` from its runs; every figure of this page is in `results.json`. ± is the "
-        "standard deviation over seeds. Kept is the epoch with the best validation loss, as in the original. Dice "
-        "and IoU are of counts pooled over the faces, at probability 0.5 and the masks' size, 512x512, unless it "
-        "says otherwise. *With every seed* means that the two sets of seeds do not overlap: with three of each, "
-        "chance does that to two equal things once in ten times.",
+        "standard deviation over seeds. Kept is the epoch with the best validation loss, as in the original. Dice and "
+        "IoU are of counts pooled over the faces, at probability 0.5 and the masks' size, 512x512, unless it says "
+        f"otherwise. *With every seed* means that the two sets of {most} seeds do not overlap, which chance does to "
+        f"two equal things once in {math.comb(2 * most, most) // 2} times.",
     ]
     if "cpu" in budgets:
         lines += [
             "",
-            "**Measured on a CPU, so not in the original's setting**, which was DeepLabV3 with pretrained weights, "
-            "2000 training faces, 512x512, batch 4, 4000 steps: what is compared here is comparable with its "
-            "neighbours on this page, not with the published figures. On a GPU the same command measures at "
-            "512x512 with DeepLabV3.",
+            "**Measured on a CPU, so not in the original's setting:** what is compared here is comparable with its "
+            "neighbours on this page, not with the published figures. On a GPU the same command measures at 512x512 "
+            "with DeepLabV3.",
         ]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", differences(results)])
+
+
+def differences(results: dict) -> str:
+    """The settings of every network of the page beside the original's."""
+    columns = {"the original": ["DeepLabV3-ResNet50", "pretrained (COCO)", "512x512", "4", "4000", "2000", "2000"]}
+    for e in results["experiments"].values():
+        for s in e["settings"]:
+            start, steps = "pretrained" if s["pretrained"] else "random", str(s["steps"])
+            faces = [str(e["train_faces"]), str(e["val_faces"])]
+            column = [NETWORKS[s["model"]], start, f"{s['size']}x{s['size']}", str(s["batch_size"]), steps, *faces]
+            if column not in columns.values():
+                columns["here" + " " * len(columns)] = column
+    names = ["network", "weights at the start", "pixels", "batch", "steps", "training faces", "validation faces"]
+    rows = zip(names, *columns.values(), strict=True)
+    return table(["", *(head.strip() for head in columns)], [list(row) for row in rows])
 
 
 def write(out: Path) -> None:
