@@ -231,7 +231,8 @@ class Segmenter:
 
 def to_mask(logits: np.ndarray, threshold: float) -> np.ndarray:
     """Logits float (H, W) to a mask uint8 (H, W), 0/255, at a probability threshold in (0, 1)."""
-    return np.where(logits > np.log(threshold / (1 - threshold)), 255, 0).astype(np.uint8)
+    logit = logits.dtype.type(np.log(threshold / (1 - threshold)))
+    return (logits > logit).view(np.uint8) * np.uint8(255)
 
 
 def _enlarge(logits: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
