@@ -795,7 +795,7 @@ def _runner(device: str) -> Runner:
 
 def _evaluate(args) -> int:
     runner = _runner(args.device)
-    runner.load(args.weights, flip=args.flip, looks=args.looks)
+    runner.load(args.weights, flip=args.flip, looks=args.looks, exact=True)
     runner.evaluate(args.data, args.out or const.RUNS_DIR / f"evaluate-{Path(args.weights).stem}", limit=args.limit)
     return 0
 

@@ -260,7 +260,7 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(f"{args.data} holds no prepared faces; run `python data_preprocessing.py --persons`.")
         if args.backgrounds is not None and not args.backgrounds.is_dir():
             raise UserError(f"There is no folder {args.backgrounds}.")
-        runner = Runner(args.device).load(args.weights, flip=args.flip, looks=args.looks)
+        runner = Runner(args.device).load(args.weights, flip=args.flip, looks=args.looks, exact=True)
         table = run(runner.segmenter, args.data, args.backgrounds, scenes_count=args.scenes, sections=args.only)
         args.out.mkdir(parents=True, exist_ok=True)
         write_text(args.out / "robustness.json", json.dumps({"weights": runner.weights_name, **table}, indent=2) + "\n")
