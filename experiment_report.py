@@ -354,10 +354,11 @@ def models_section(e: dict, out: Path) -> str:
             "IoU, covered", "hidden face called face"]  # fmt: skip
     return "\n\n".join([
         table(head, rows),
-        "*An epoch*: training and validation, the fastest. *A picture*: prediction of a 512x512 picture, scaled to "
-        f"{e['settings'][-1]['size']}, the two in turns, median. *Peak memory*: of the training process on a CPU, "
-        "each in one of its own; of the card on a GPU.",
-        f"The U-Net's epoch takes 1/{deep[2] / unet[2]:.2f} of DeepLabV3's time, a picture 1/{deep[3] / unet[3]:.2f}. "
+        "*An epoch*: training and validation, the fastest. *A picture*: what `predict` takes for one of 512x512, which "
+        f"it scales to {e['settings'][-1]['size']}, in 16 bits where the device is fast in them; the two in turns, "
+        "median. *Peak memory*: of the training process on a CPU, each in one of its own; of the card on a GPU.",
+        f"DeepLabV3 takes {deep[2] / unet[2]:.2f} times the U-Net's time for an epoch, and {deep[3] / unet[3]:.2f} "
+        "times for a picture. "
         f"Dice differs by {unet[0] - deep[0]:+.3f} on clean faces and {unet[1] - deep[1]:+.3f} on covered ones (U-Net "
         "minus DeepLabV3); with one seed each, what seeds do is not in these differences.",
         "![Dice over the minutes of training](models.png)",

@@ -418,12 +418,13 @@ class Measured:
         write_text(self.path, json.dumps(record, indent=1) + "\n")
 
 
-def segmenter(place: Place, weights: Path):
+def segmenter(place: Place, weights: Path, *, exact: bool = True):
+    """Ready to predict; `exact`: in full precision, for measuring how good the weights are."""
     import model as networks
     from inference import Segmenter
 
     net, info = networks.load(weights)
-    return Segmenter(net, info, place.runner.device)
+    return Segmenter(net, info, place.runner.device, exact=exact)
 
 
 def measure_all(place: Place, names: list[str]) -> dict[str, Measured]:
@@ -457,10 +458,10 @@ def measure_all(place: Place, names: list[str]) -> dict[str, Measured]:
 
 
 def speed(place: Place, weights: dict[str, Path], rounds: int = 15) -> dict[str, float]:
-    """Median seconds that each network takes for a 512x512 picture, in turns, so that both suffer the same load."""
+    """Median seconds that `predict` takes for a 512x512 picture, in turns, so that all suffer the same load."""
     import statistics
 
-    networks = {run: segmenter(place, path) for run, path in weights.items()}
+    networks = {run: segmenter(place, path, exact=False) for run, path in weights.items()}
     times = {run: [] for run in networks}
     for _ in range(rounds + 2):
         for run, network in networks.items():
