@@ -284,10 +284,24 @@ def covers_section(e: dict, out: Path) -> str:
         f"{compared(on[1], off[1])}, Dice on clean faces {compared(on[2], off[2])}. The silent failure against no "
         f"hole: Dice on covered faces {compared(lost[0], off[0])}, hidden face called face "
         f"{compared(lost[1], off[1])}.",
+        _by_kind(e),
         "![Dice and the share of the cover called face, for every kind of cover](covers.png)",
         "![Eight covered faces, painted by the three networks](covers-faces.png)",
         f"*Faces of [test_path/](../test_path/CREDITS.md), the covers drawn; the networks of seed {e['seeds'][0]}.*",
     ])  # fmt: skip
+
+
+def _by_kind(e: dict) -> str:
+    """For which covers the hole helps, and for which it does harm."""
+
+    def dice(variant: str, kind: str) -> list[float]:
+        return [counts(run[kind]).dice for run in seeded(e, variant)]
+
+    found = {kind: compared(dice("covers-on", kind), dice("covers-off", kind)) for kind in covers.KINDS}
+    words = []
+    for verdict in sorted(set(found.values())):
+        words.append(f"{verdict} for {', '.join(kind for kind in found if found[kind] == verdict)}")
+    return f"By kind of cover, Dice with the hole against Dice without: {'; '.join(words)}."
 
 
 def glasses_section(e: dict, out: Path) -> str:
