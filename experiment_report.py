@@ -341,8 +341,14 @@ def glasses_section(e: dict, out: Path) -> str:
         f"faces {e['wearers']['train']} wear glasses, of the validation faces {e['wearers']['val']}.{few}",
         " ".join(words),
         "![Faces with drawn glasses, painted by the two networks](glasses-faces.png)",
-        f"*Faces of [test_path/](../test_path/CREDITS.md), the glasses drawn; the networks of seed {e['seeds'][0]}.*",
+        f"*Faces of [test_path/](../test_path/CREDITS.md), the glasses drawn; the networks of seed {e['seeds'][0]}. Of "
+        f"the drawn glasses of the table the seeds' networks call {_each(values['covers-on', 'glasses'])} face, and with "
+        f"the glasses left in the masks {_each(values['glasses-left-in', 'glasses'])}.*",
     ])  # fmt: skip
+
+
+def _each(shares: list[float]) -> str:
+    return ", ".join(f"{share:.0%}" for share in shares)
 
 
 def _called(record: dict) -> float:
@@ -375,6 +381,8 @@ def models_section(e: dict, out: Path) -> str:
         "times for a picture. "
         f"Dice differs by {unet[0] - deep[0]:+.3f} on clean faces and {unet[1] - deep[1]:+.3f} on covered ones (U-Net "
         "minus DeepLabV3); with one seed each, what seeds do is not in these differences.",
+        *(["From random weights, in so few steps, this compares how fast the two learn, not what they reach."]
+          if not e["settings"][-1]["pretrained"] and e["settings"][-1]["steps"] < 4000 else []),
         "![Dice over the minutes of training](models.png)",
     ])  # fmt: skip
 
