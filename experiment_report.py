@@ -342,8 +342,9 @@ def glasses_section(e: dict, out: Path) -> str:
         " ".join(words),
         "![Faces with drawn glasses, painted by the two networks](glasses-faces.png)",
         f"*Faces of [test_path/](../test_path/CREDITS.md), the glasses drawn; the networks of seed {e['seeds'][0]}. Of "
-        f"the drawn glasses of the table the seeds' networks call {_each(values['covers-on', 'glasses'])} face, and with "
-        f"the glasses left in the masks {_each(values['glasses-left-in', 'glasses'])}.*",
+        "the drawn glasses of the table the seeds' networks call "
+        f"{_each(values['covers-on', 'glasses'])} face, and with the glasses left in the masks "
+        f"{_each(values['glasses-left-in', 'glasses'])}.*",
     ])  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -85,6 +86,15 @@ def test_the_page_is_made_from_the_results(place, tmp_path):
     experiment_report.write(tmp_path)
     assert "0.9990 0.9990" in (tmp_path / "README.md").read_text()
     assert "0.9990 0.9990" not in (place / "out" / "README.md").read_text()
+
+
+def test_the_page_in_the_repository_is_made_from_its_results(tmp_path):
+    committed = experiments.RESULTS_DIR
+    shutil.copy(committed / "results.json", tmp_path)
+    experiment_report.write(tmp_path)
+    assert (tmp_path / "README.md").read_text() == (committed / "README.md").read_text()
+    shown = re.findall(r"\]\(([\w-]+\.png)\)", (committed / "README.md").read_text())
+    assert {p.name for p in committed.iterdir()} == {"README.md", "results.json", *shown}
 
 
 def test_a_full_run_is_not_overwritten_by_a_quick_one(place, prepared, tmp_path, capsys):
