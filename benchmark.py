@@ -237,7 +237,9 @@ def predict(place: Place):
     """One picture on the CPU, at the original's 512x512."""
     import cv2
     import numpy as np
+    import torch
 
+    import devices
     import model as networks
     from inference import Segmenter, read_picture
 
@@ -268,10 +270,28 @@ def predict(place: Place):
         row(f"bundled model ({looks}) against plain DeepLabV3", took["deeplabv3 plain"], took["bundled"],
             target=TARGETS["predict bundled"], format=str(bundled.dtype).removeprefix("torch."))
     )  # fmt: skip
-    return rows, [
+    notes = [
         "DeepLabV3 and U-Net were trained for a few steps before, so that their masks have an edge to agree on; iou is "
-        "that of the plain way's masks and these.",
+        "that of the plain way's masks and these."
     ]
+    if devices.autocast_dtype(torch.device("cpu")) == torch.bfloat16:
+        full, half = (convolution_gflops(dtype, place.runs) for dtype in (torch.float32, torch.bfloat16))
+        notes.append(
+            f"A 3x3 convolution of 512 channels runs at {full:.0f} GFLOP/s in fp32 and at {half:.0f} in bf16, "
+            f"{half / full:.1f} times as many: about what 16 bits can bring on this processor."
+        )
+    return rows, notes
+
+
+def convolution_gflops(dtype, runs: int) -> float:
+    """Median of what the CPU reaches in the convolution that DeepLabV3 spends most time in."""
+    import torch
+
+    channels, side = 512, 64
+    x = torch.randn(1, channels, side, side).to(dtype, memory_format=torch.channels_last)
+    conv = torch.nn.Conv2d(channels, channels, 3, padding=1).to(dtype, memory_format=torch.channels_last)
+    with torch.inference_mode():
+        return 2 * 9 * (channels * side) ** 2 / in_turns({"": lambda: conv(x)}, runs)[""] / 1e9
 
 
 def start(place: Place):
@@ -658,6 +678,17 @@ def growth(place: Place):
     return rows, ["Seconds include the start, peak_mb is that of the largest process; the bundled model, on the CPU."]
 
 
+# A small process that runs a command and prints its peak memory. A child of a large process would be given the memory
+# that this one held when it was started.
+WATCH = """
+import os, sys
+quiet = [(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
+_, status, usage = os.wait4(os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ, file_actions=quiet), 0)
+print(usage.ru_maxrss)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+
+
 def _watched_prediction(place: Place, inputs: Path, options, processes: int) -> tuple[float, float]:
     """(seconds, peak resident megabytes of the largest process) of `main.py predict`, in shards where there are several
     processes, which share the cores."""
@@ -668,20 +699,20 @@ def _watched_prediction(place: Place, inputs: Path, options, processes: int) -> 
         env["OMP_NUM_THREADS"] = str(max(1, usable_cores() // processes))
     started = time.perf_counter()
     running = [
-        subprocess.Popen([*command, "--out", str(out), "--shard", f"{i + 1}/{processes}", *options], env=env,
-                         stdout=subprocess.DEVNULL)
+        subprocess.Popen(
+            [sys.executable, "-c", WATCH, *command, "--out", str(out), "--shard", f"{i + 1}/{processes}", *options],
+            env=env,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         for i in range(processes)
-    ]  # fmt: skip
-    peaks = []
-    for process in running:
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        peaks.append(usage.ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3))
+    ]
+    peaks = [process.communicate()[0] for process in running]
     took = time.perf_counter() - started
     if any(process.returncode for process in running):
         raise RuntimeError(f"main.py predict {inputs} failed")
     shutil.rmtree(out)
-    return took, max(peaks)
+    return took, max(map(int, peaks)) / (1e6 if sys.platform == "darwin" else 1e3)
 
 
 # --- Tables ---------------------------------------------------------------------------------------------------------

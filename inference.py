@@ -30,6 +30,7 @@ from model import Info
 from regions import distance, merge_boxes
 
 SECOND_MARGIN = 1.5  # side of the second look's square, in lengths of the face found
+FIRST_LOOK = 256  # side in pixels, at most, of the first of two looks, which has faces to find and no edges to draw
 NEAR = 2.5  # a second look that enlarges less than this sees no more than the first: the two are averaged
 COARSE_THRESHOLD = 0.25  # probability from which the second look is worth taking
 # Of a face, the surer half of the pixels has a mean probability of 0.98 or more, covered, dim or rolled (measured on 24
@@ -202,7 +203,8 @@ class Segmenter:
         ]
 
     def _first_look(self, pictures: list[np.ndarray]) -> list[np.ndarray]:
-        scaled = [self._scaled(p, self.info.size) for p in pictures]
+        side = self.info.size if self.looks == 1 else min(self.info.size, FIRST_LOOK)
+        scaled = [self._scaled(p, side) for p in pictures]
         out: list[np.ndarray | None] = [None] * len(pictures)
         for shape in {s.shape for s, _ in scaled}:
             same = [i for i, (s, _) in enumerate(scaled) if s.shape == shape]

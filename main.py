@@ -380,6 +380,8 @@ class Runner:
             )
 
     def _train(self, config, data, run_dir, resume, workers, stop_after, on_epoch, cache, compiled, logs):
+        from dataclasses import replace
+
         import torch
 
         import dataset
@@ -397,8 +399,10 @@ class Runner:
         if config.unlabelled is not None:
             if config.init is None:
                 raise UserError("--unlabelled needs --init: the weights that predict the masks.")
-            teacher = Runner(self.device_name, say=self.say).load(config.init, flip=True)
-            masks = recipes.pseudo_label(teacher.segmenter, Path(config.unlabelled), run_dir / "pseudo", say=self.say)
+            teacher = Runner(self.device_name, say=self.say).load(config.init, flip=True).segmenter
+            if teacher.looks == 2:  # masks as fine as they will be used
+                teacher.info = replace(teacher.info, size=config.size)
+            masks = recipes.pseudo_label(teacher, Path(config.unlabelled), run_dir / "pseudo", say=self.say)
         train_loader = recipes.train_loader(config, data, workers=workers, masks=masks, cache=cache, say=self.say)
         val_set = dataset.Celeb(
             data / "images_val",
