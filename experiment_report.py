@@ -66,7 +66,8 @@ def counts(record: dict, key: str = "counts") -> Counts:
 
 def seeded(e: dict, variant: str) -> list[dict]:
     """What was measured of a variant's runs, one entry a seed: {kind: record}."""
-    return [e["runs"][f"{variant}-{seed}"] for seed in e["seeds"]]
+    seeds = e["model_seeds"] if variant.startswith("models-") and "model_seeds" in e else e["seeds"]
+    return [e["runs"][f"{variant}-{seed}"] for seed in seeds]
 
 
 def covered(kinds: dict) -> tuple[Counts, float]:
@@ -223,9 +224,10 @@ def plot_models(e: dict, path: Path) -> None:
     figure = _figure(6.4, 3.2)
     axis = figure.subplots()
     for j, (model, row) in enumerate(e["models"].items()):
-        minutes = np.cumsum([epoch["seconds"] for epoch in row["history"]]) / 60
-        dice = [epoch["dice"] for epoch in row["history"]]
-        axis.plot(minutes, dice, "o-", color=COLORS[j], label=NETWORKS[model])
+        for i, history in enumerate(row["histories"]):
+            minutes = np.cumsum([epoch["seconds"] for epoch in history]) / 60
+            dice = [epoch["dice"] for epoch in history]
+            axis.plot(minutes, dice, "o-", color=COLORS[j], label=None if i else NETWORKS[model])
     axis.set(xlabel="minutes", ylabel="Dice after each epoch", xlim=(0, None))
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
@@ -357,31 +359,39 @@ def _called(record: dict) -> float:
 
 
 def models_section(e: dict, out: Path) -> str:
-    rows, figures = [], {}
+    rows, values = [], {}
     for model, row in e["models"].items():
-        kinds = e["runs"][f"models-{model}"]
-        both, share = covered(kinds)
-        clean = counts(kinds["clean"])
-        figures[model] = clean.dice, both.dice, row["seconds_per_epoch"], row["seconds_per_picture"]
+        runs = seeded(e, f"models-{model}")
+        clean, both = [counts(run["clean"]) for run in runs], [covered(run) for run in runs]
+        values[model] = [c.dice for c in clean], [c.dice for c, _ in both]
         memory = f"{row['peak_memory'] / 2**30:.2f} GiB" if row["peak_memory"] else ""
         rows.append([
-            NETWORKS[model], f"{row['parameters'] / 1e6:.1f} M", f"{row['seconds_per_epoch']:.1f}",
-            f"{row['seconds_per_picture']:.3f}", memory, f"{clean.dice:.3f}", f"{clean.iou:.3f}",
-            f"{kinds['clean']['bce']:.3f}", f"{both.dice:.3f}", f"{both.iou:.3f}", f"{share:.1%}",
+            NETWORKS[model], f"{row['parameters'] / 1e6:.1f} M", spread(row["seconds_per_epoch"], 1),
+            f"{row['seconds_per_picture']:.3f}", memory, spread([c.dice for c in clean]),
+            spread([c.iou for c in clean]), spread([run["clean"]["bce"] for run in runs]),
+            spread([c.dice for c, _ in both]), spread([c.iou for c, _ in both]),
+            spread([share for _, share in both], 1, percent=True),
         ])  # fmt: skip
     plot_models(e, out / "models.png")
-    unet, deep = figures["unet"], figures["deeplabv3"]
+    unet, deep = e["models"]["unet"], e["models"]["deeplabv3"]
+    longer = np.mean(deep["seconds_per_epoch"]) / np.mean(unet["seconds_per_epoch"])
+    pairs = list(zip(values["unet"], values["deeplabv3"], strict=True))  # on clean faces, on covered ones
+    differs = [np.mean(ours) - np.mean(theirs) for ours, theirs in pairs]
+    told = "with one seed each, what seeds do is not in these differences."
+    if len(e["seeds"]) > 1:
+        clean, hidden = (compared(ours, theirs) for ours, theirs in pairs)
+        told = f"on clean faces the U-Net's is {clean}, on covered faces {hidden}."
     head = ["network", "parameters", "s an epoch", "s a picture", "peak memory", "Dice", "IoU", "BCE", "Dice, covered",
             "IoU, covered", "hidden face called face"]  # fmt: skip
     return "\n\n".join([
         table(head, rows),
-        "*An epoch*: training and validation, the fastest. *A picture*: what `predict` takes for one of 512x512, which "
-        f"it scales to {e['settings'][-1]['size']}, in 16 bits where the device is fast in them; the two in turns, "
-        "median. *Peak memory*: of the training process on a CPU, each in one of its own; of the card on a GPU.",
-        f"DeepLabV3 takes {deep[2] / unet[2]:.2f} times the U-Net's time for an epoch, and {deep[3] / unet[3]:.2f} "
-        "times for a picture. "
-        f"Dice differs by {unet[0] - deep[0]:+.3f} on clean faces and {unet[1] - deep[1]:+.3f} on covered ones (U-Net "
-        "minus DeepLabV3); with one seed each, what seeds do is not in these differences.",
+        "*An epoch*: training and validation, the fastest of a run. *A picture*: what `predict` takes for one of "
+        f"512x512, which it scales to {e['settings'][-1]['size']}, in 16 bits where the device is fast in them; the "
+        "two in turns, median. *Peak memory*: of the training process on a CPU, each in one of its own; of the card on "
+        "a GPU.",
+        f"DeepLabV3 takes {longer:.2f} times the U-Net's time for an epoch, and "
+        f"{deep['seconds_per_picture'] / unet['seconds_per_picture']:.2f} times for a picture. Dice differs by "
+        f"{differs[0]:+.3f} on clean faces and {differs[1]:+.3f} on covered ones (U-Net minus DeepLabV3); {told}",
         *(["From random weights, in so few steps, this compares how fast the two learn, not what they reach."]
           if not e["settings"][-1]["pretrained"] and e["settings"][-1]["steps"] < 4000 else []),
         "![Dice over the minutes of training](models.png)",
@@ -474,7 +484,8 @@ def published_section(e: dict, out: Path) -> str:
 
 
 def _shown_here(e: dict) -> list[tuple[str, list[dict]]]:
-    shown = [(f"here: {NETWORKS[m]}", [e["runs"][f"models-{m}"]]) for m in ("deeplabv3", "unet")]
+    of = f", {len(e['model_seeds'])} seeds" if len(e["model_seeds"]) > 1 else ""
+    shown = [(f"here: {NETWORKS[m]}{of}", seeded(e, f"models-{m}")) for m in ("deeplabv3", "unet")]
     shown.append((f"here: the runs `covers-on`, {len(e['seeds'])} seeds", seeded(e, "covers-on")))
     return [*shown, ("here: the bundled weights", [e["runs"]["bundled"]])]
 

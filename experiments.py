@@ -83,7 +83,7 @@ VARIANTS = {  # what a run changes of the budget; its name is this and the seed
     "glasses-left-in": {},  # but for the masks
 }
 MODELS = {"models-unet": {"model": "unet"}, "models-deeplabv3": {"model": "deeplabv3"}}
-MODELS_SEED = const.SEED
+MODEL_SEEDS = {"gpu": (42,), "cpu": (42, 43, 44), "quick": (42,)}
 COVERS = ["clean", *covers.KINDS]
 MEASURED = {  # on which validation faces the runs of an experiment are measured
     "covers": COVERS,
@@ -126,8 +126,9 @@ def runs_of(name: str, budget: str, faces: int) -> list[Run]:
         ]
 
     two = [
-        Run(variant, Config(**{**MODEL_BUDGETS[budget], **change}, seed=MODELS_SEED), alone=True)
+        Run(f"{variant}-{seed}", Config(**{**MODEL_BUDGETS[budget], **change}, seed=seed), alone=True)
         for variant, change in MODELS.items()
+        for seed in MODEL_SEEDS[budget]
     ]
     few = [run for n in face_counts(budget, faces)[:-1] for run in seeded(f"faces-{n}", limit=n)]
     return {
@@ -450,8 +451,9 @@ def measure_all(place: Place, names: list[str]) -> dict[str, Measured]:
         for run, record in measure({run: loaded[run] for run in missing}, samples(place, kind)).items():
             kept[run].kinds[kind] = record
             kept[run].save()
-    if "models" in names and any(kept[run].seconds is None for run in MODELS):
-        for run, seconds in speed(place, {run: weights[run] for run in MODELS}).items():
+    firsts = [f"{variant}-{MODEL_SEEDS[place.budget][0]}" for variant in MODELS]
+    if "models" in names and any(kept[run].seconds is None for run in firsts):
+        for run, seconds in speed(place, {run: weights[run] for run in firsts}).items():
             kept[run].seconds = seconds
             kept[run].save()
     return kept
@@ -502,7 +504,11 @@ def results_of(place: Place, name: str, kept: dict[str, Measured]) -> dict:
     record = made(place.folder(runs[-1]))
     details = json.loads((place.folder(runs[-1]) / "config.json").read_text(encoding="utf-8"))
     ending = "--quick" if place.budget == "quick" else "--source CelebAMask-HQ.zip"
-    plain = [run for run in runs if run.alone or run.name == f"covers-on-{SEEDS[place.budget][0]}"]
+    first = {
+        f"covers-on-{SEEDS[place.budget][0]}",
+        *(f"{variant}-{MODEL_SEEDS[place.budget][0]}" for variant in MODELS),
+    }
+    plain = [run for run in runs if run.name in first]
     out = {
         "command": f"python experiments.py {name} {ending}",
         "budget": place.budget,
@@ -512,7 +518,7 @@ def results_of(place: Place, name: str, kept: dict[str, Measured]) -> dict:
         "precision": details["precision_used"],
         "train_faces": place.faces,
         "val_faces": len(place.store),
-        "seeds": list(SEEDS[place.budget]),
+        "seeds": list(MODEL_SEEDS[place.budget] if name == "models" else SEEDS[place.budget]),
         "settings": [_settings(place, run) for run in plain],
         "runs": {run.name: kept[run.name].kinds for run in runs},
     }
@@ -522,10 +528,13 @@ def results_of(place: Place, name: str, kept: dict[str, Measured]) -> dict:
     if name == "glasses":
         out["wearers"] = {split: _wearers(place, split) for split in ("train", "val")}
     if name == "models":
-        out["models"] = {run.config.model: _model_row(place, run, kept[run.name]) for run in runs}
+        for change in MODELS.values():
+            ours = [run for run in runs if run.config.model == change["model"]]
+            out["models"] = {**out.get("models", {}), change["model"]: _model_row(place, ours, kept)}
     if name == "data-size":
         out["counts"] = face_counts(place.budget, place.faces)
     if name == "published":
+        out["model_seeds"] = list(MODEL_SEEDS[place.budget])
         out["runs"]["bundled"] = kept["bundled"].kinds
     return out
 
@@ -534,7 +543,7 @@ def _settings(place: Place, run: Run) -> dict:
     c = run.config
     keys = ("model", "size", "batch_size", "epochs", "lr", "ema", "pretrained")
     steps = (c.epoch_size or place.faces) // c.batch_size * c.epochs
-    seeds = [c.seed] if run.alone else list(SEEDS[place.budget])
+    seeds = list((MODEL_SEEDS if run.alone else SEEDS)[place.budget])
     return {**{key: getattr(c, key) for key in keys}, "steps": steps, "seeds": seeds}
 
 
@@ -550,20 +559,24 @@ def _wearers(place: Place, split: str) -> int:
     return sum(differs(mask) for mask in sorted((place.data / f"masks_{split}").glob("*_skin.png")))
 
 
-def _model_row(place: Place, run: Run, measured: Measured) -> dict:
+def _model_row(place: Place, runs: list[Run], kept: dict[str, Measured]) -> dict:
+    """Of the runs of one network, one a seed; seconds a picture are of the first."""
     import csv
 
     import model as networks
 
-    with open(place.folder(run) / "history.csv", encoding="utf-8", newline="") as file:
-        history = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
-    net, _ = networks.load(place.folder(run) / "model.best.pth")
+    histories = []
+    for run in runs:
+        with open(place.folder(run) / "history.csv", encoding="utf-8", newline="") as file:
+            rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+        histories.append([{key: row[key] for key in ("epoch", "seconds", "dice", "val_loss")} for row in rows])
+    net, _ = networks.load(place.folder(runs[0]) / "model.best.pth")
     return {
         "parameters": sum(p.numel() for key, p in net.named_parameters() if "aux_classifier" not in key),
-        "seconds_per_epoch": min(row["seconds"] for row in history),
-        "seconds_per_picture": measured.seconds,
-        "peak_memory": made(place.folder(run))["peak_memory"],
-        "history": [{key: row[key] for key in ("epoch", "seconds", "dice", "val_loss")} for row in history],
+        "seconds_per_epoch": [min(row["seconds"] for row in history) for history in histories],
+        "seconds_per_picture": kept[runs[0].name].seconds,
+        "peak_memory": max((made(place.folder(run))["peak_memory"] or 0 for run in runs), default=0) or None,
+        "histories": histories,
     }
 
 

@@ -149,11 +149,13 @@ def test_every_section_and_plot(tmp_path):
     for name in experiments.NAMES:
         runs = [run.name for run in experiments.runs_of(name, "cpu", 780)] + ["bundled"]
         settings = {"model": "lite", "size": 128, "batch_size": 16, "epochs": 2, "lr": 1e-3, "ema": 0.9, "steps": 9}
-        row = {"parameters": 1e6, "seconds_per_epoch": 2.0, "seconds_per_picture": 0.1, "peak_memory": 2**30,
-               "history": [{"epoch": 1, "seconds": 2.0, "dice": 0.5}]}  # fmt: skip
+        row = {"parameters": 1e6, "seconds_per_epoch": [2.0, 3.0, 2.5], "seconds_per_picture": 0.1,
+               "peak_memory": 2**30, "histories": [[{"epoch": 1, "seconds": 2.0, "dice": 0.5}]] * 3}  # fmt: skip
+        seeds = list(experiments.MODEL_SEEDS["cpu"] if name == "models" else experiments.SEEDS["cpu"])
         sections[name] = {
             "command": f"python experiments.py {name}", "budget": "cpu", "date": "today", "hardware": "a machine",
-            "torch": "2", "precision": "fp32", "train_faces": 780, "val_faces": 6, "seeds": [1, 2, 3],
+            "torch": "2", "precision": "fp32", "train_faces": 780, "val_faces": 6, "seeds": seeds,
+            "model_seeds": list(experiments.MODEL_SEEDS["cpu"]),
             "settings": [{**settings, "pretrained": False, "seeds": [1, 2, 3]}],
             "runs": {run: {kind: record(rng, kind != "clean") for kind in kinds} for run in runs},
             "hole": {hole: [0.1, 0.2] for hole in ("on", "off", "lost")}, "wearers": {"train": 3, "val": 1},
@@ -166,6 +168,7 @@ def test_every_section_and_plot(tmp_path):
         assert f"python experiments.py {name}" in page
     assert "0.923" in page  # the IoU that goes with Dice 0.96
     assert "nan" not in page
+    assert "2.5 ± 0.5" in page  # seconds an epoch, of three seeds
     drawn = {target for target in re.findall(r"\]\(([\w-]+\.png)\)", page) if not target.endswith("-faces.png")}
     assert drawn == {p.name for p in tmp_path.glob("*.png")}
     assert all(p.stat().st_size < 300_000 for p in tmp_path.glob("*.png"))
