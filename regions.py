@@ -21,7 +21,7 @@ def merge_boxes(boxes: list[tuple]) -> list[tuple]:
                 b = groups[j]
                 union = min(a[0], b[0]), min(a[1], b[1]), max(a[2], b[2]), max(a[3], b[3])
                 core = max(a[4], b[4])
-                near = distance(a, b) < 0.25 * core
+                near = _distance(a, b) < 0.25 * core
                 if near and _side(union) <= 1.7 * core:
                     groups[i] = (*union, core)
                     del groups[j]
@@ -36,7 +36,7 @@ def _side(box: tuple) -> float:
     return max(box[2] - box[0], box[3] - box[1])
 
 
-def distance(a: tuple, b: tuple) -> float:
+def _distance(a: tuple, b: tuple) -> float:
     """How far apart two boxes (x0, y0, x1, y1) are along the axis that parts them more; 0 where they overlap."""
     return max(a[0] - b[2], b[0] - a[2], a[1] - b[3], b[1] - a[3], 0.0)
 
