@@ -738,14 +738,14 @@ def _cell(key: str, value) -> str:
 def readme_section(record: dict) -> str:
     """README's performance section: what stands between the two markers."""
     lines = []
-    for where, names in _by_machine(record["sections"]):
+    for when, names in _by_machine(record["sections"]):
         m = record["sections"][names[0]]["machine"]
         gpu = f", {m['gpu']}" if m["gpu"] else ""
         bf16 = "with" if m["bf16"] else "without"
         lines += [
-            f"{m['processor']}, {m['cores']} cores, {bf16} bf16{gpu}; PyTorch {m['torch']}; {where}. Medians.",
+            f"{m['processor']}, {m['cores']} cores, {bf16} bf16{gpu}; PyTorch {m['torch']}; {when}. Medians.",
             "",
-            "| | the plain way | here | ratio | asked for |",
+            "| | the plain way | here | ratio | goal |",
             "|---|---|---|---|---|",
         ]
         for name in names:
@@ -771,12 +771,15 @@ def readme_section(record: dict) -> str:
 
 
 def _by_machine(sections: dict) -> list[tuple[str, list[str]]]:
-    """(date, names of the sections measured then on one machine), in the order of `SECTIONS`."""
-    groups: dict[str, list[str]] = {}
+    """(dates, names of the sections measured then on one machine), in the order of `SECTIONS`."""
+    groups: dict[str, tuple[set, list[str]]] = {}
     for name in SECTIONS:
         if name in sections:
-            groups.setdefault(json.dumps(sections[name]["machine"], sort_keys=True), []).append(name)
-    return [(json.loads(key)["date"], names) for key, names in groups.items()]
+            what = {key: value for key, value in sections[name]["machine"].items() if key != "date"}
+            dates, names = groups.setdefault(json.dumps(what, sort_keys=True), (set(), []))
+            dates.add(sections[name]["machine"]["date"])
+            names.append(name)
+    return [(" and ".join(sorted(dates)), names) for dates, names in groups.values()]
 
 
 def rewrite_readme(readme: Path, record: dict) -> None:

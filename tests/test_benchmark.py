@@ -107,6 +107,16 @@ def test_the_readme_gets_what_the_file_says(tmp_path):
     assert readme.read_text() == text
 
 
+def test_sections_of_two_days_on_one_machine_share_a_table():
+    predict = RECORD["sections"]["predict"]
+    later = {**predict, "machine": {**predict["machine"], "date": "2026-01-03"}}
+    text = benchmark.readme_section({"sections": {"predict": predict, "load": later}})
+    assert text.count("| goal |") == 1
+    assert "2026-01-02 and 2026-01-03" in text
+    other = {**predict, "machine": {**predict["machine"], "cores": 8}}
+    assert benchmark.readme_section({"sections": {"predict": predict, "load": other}}).count("| goal |") == 2
+
+
 def test_the_readme_is_up_to_date():
     """README's numbers are those of the file; without the file there are none."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
