@@ -50,11 +50,14 @@ def faster_dtype(run: Callable[[torch.dtype | None], object], device: torch.devi
     if dtype is None or device.type != "cpu":
         return dtype
     best: dict[torch.dtype | None, float] = {}
-    for _ in range(3):  # in turns; the first round warms up
+    began = time.perf_counter()
+    for turn in range(12):  # the first warms up; many for a small network, which other work would disturb
         for candidate in (None, dtype):
             started = time.perf_counter()
             run(candidate)
             best[candidate] = min(best.get(candidate, float("inf")), time.perf_counter() - started)
+        if turn >= 2 and time.perf_counter() - began > 1:
+            break
     return min(best, key=best.get)
 
 
