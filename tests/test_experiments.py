@@ -94,7 +94,7 @@ def test_the_page_in_the_repository_is_made_from_its_results(tmp_path):
     experiment_report.write(tmp_path)
     assert (tmp_path / "README.md").read_text() == (committed / "README.md").read_text()
     shown = re.findall(r"\]\(([\w-]+\.png)\)", (committed / "README.md").read_text())
-    assert {p.name for p in committed.iterdir()} == {"README.md", "results.json", *shown}
+    assert {p.name for p in committed.iterdir()} == {"README.md", "results.json", "benchmark.json", *shown}
 
 
 def test_a_full_run_is_not_overwritten_by_a_quick_one(place, prepared, tmp_path, capsys):
