@@ -132,9 +132,10 @@ def folded(net: torch.nn.Module) -> torch.nn.Module:
 class Segmenter:
     """A network ready to predict. `net` stays as it was given; what looks is a folded copy.
 
-    The copy computes in 16 bits where the device is fast in them, but not in weights that look twice: these leave out
-    regions that they are not sure enough of, and where that is close, rounding decides it. Of 45 photographs the small
-    model took two otherwise in bf16, which takes 0.6 of the time.
+    The copy computes in 16 bits where the device is fast in them, which takes the small model 0.6 of the time. Rounding
+    moves single pixels of an edge, and decides where it is a close call whether a region is a face: of 400 composed
+    photographs (robustness.py) the mask of four agreed with full precision at an IoU below 0.97, and Dice changed by
+    0.0004 at most.
 
     Args:
         net: a network of model.py, with its weights.
@@ -158,7 +159,7 @@ class Segmenter:
         self.device = torch.device(device)
         self.net = net.to(self.device, memory_format=torch.channels_last).eval()
         self.info, self.flip, self.looks = info, flip, looks or info.looks
-        dtype = None if exact or self.looks == 2 else devices.autocast_dtype(self.device)
+        dtype = None if exact else devices.autocast_dtype(self.device)
         self._swift = folded(self.net)
         if self._swift is not self.net:
             self._swift.to(dtype or torch.float32)

@@ -193,17 +193,19 @@ def _rows(section: str, composer, held_out: list[Path], scenes_count: int) -> It
 
 
 def speed(segmenter, picture: np.ndarray, runs: int = 15) -> dict[str, float]:
-    """Median seconds for one 512x512 picture, and in turn with it for torchvision's LR-ASPP MobileNetV3-Large."""
+    """Median seconds for one 512x512 picture as `predict` takes it, in the fastest number format, and in turn with it
+    for torchvision's LR-ASPP MobileNetV3-Large, in full precision as torchvision gives it."""
     import torch
     from torchvision.models.segmentation import lraspp_mobilenet_v3_large
 
+    from inference import Segmenter
+
+    swift = Segmenter(segmenter.net, segmenter.info, segmenter.device, flip=segmenter.flip, looks=segmenter.looks)
     other = lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=1).eval().to(segmenter.device)
     x = torch.zeros(1, 3, SIZE, SIZE, device=segmenter.device)
     times: dict[str, list[float]] = {"these weights, 512x512 picture": [], "LR-ASPP MobileNetV3-Large, 512x512": []}
     for _ in range(runs + 2):
-        for name, run_one in zip(
-            times, (lambda: segmenter.logits([picture]), lambda: other(x)["out"].cpu()), strict=True
-        ):
+        for name, run_one in zip(times, (lambda: swift.logits([picture]), lambda: other(x)["out"].cpu()), strict=True):
             started = time.perf_counter()
             with torch.inference_mode():
                 run_one()

@@ -41,6 +41,11 @@ def test_ways_are_measured_in_turns(monkeypatch):
     assert order == ["a", "b"] * 4  # the first round warms up
     assert took == {"a": 2, "b": 4}
 
+    order.clear()
+    took = benchmark.in_turns({"a": way("a", iter([3, 3, 6, 0])), "b": way("b", iter([9, 4]))}, 1, at_least=7)
+    assert order == ["a", "b", "a", "a", "a", "b"]  # what is short is repeated
+    assert took == {"a": 3, "b": 4}
+
 
 def test_ratios_say_how_many_times_as_good():
     assert benchmark.row("x", 2.0, 0.5)["ratio"] == 4

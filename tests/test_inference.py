@@ -11,6 +11,7 @@ import torch
 from conftest import leftovers
 from PIL import Image, features
 
+import const
 import drawing
 import files
 import inference
@@ -467,13 +468,26 @@ def test_bf16_masks_agree_with_full_precision(learnt, monkeypatch):
     assert all(p.dtype == torch.float32 for p in fast.net.parameters())  # what is exported
 
 
-def test_no_bf16_without_the_processor_nor_with_two_looks(learnt, monkeypatch):
+@pytest.mark.parametrize("looks", [1, 2])
+def test_no_bf16_without_the_processor(learnt, monkeypatch, looks):
     import devices
 
     net, _ = learnt
-    for has, looks, dtype in ((False, 1, torch.float32), (True, 1, torch.bfloat16), (True, 2, torch.float32)):
+    for has, dtype in ((False, torch.float32), (True, torch.bfloat16)):
         monkeypatch.setattr(devices, "cpu_has_bf16", lambda has=has: has)
         assert Segmenter(net, Info("unet", 64, looks)).dtype == dtype
+
+
+def test_the_bundled_weights_agree_in_bf16(monkeypatch):
+    import devices
+    import model
+
+    monkeypatch.setattr(devices, "cpu_has_bf16", lambda: True)
+    fast, exact = (Segmenter(*model.load(model.bundled_weights()), exact=e) for e in (False, True))
+    assert (fast.dtype, exact.dtype) == (torch.bfloat16, torch.float32)
+    for path in sorted(const.TEST_DIR.glob("*.*g")):
+        picture = inference.read_picture(path)
+        assert overlap(fast.mask(picture), exact.mask(picture)) >= 0.995, path.name
 
 
 @pytest.mark.parametrize("name", ["deeplabv3", "unet", "lite"])
