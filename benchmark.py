@@ -559,7 +559,7 @@ def load(place: Place):
             took = in_turns(ways, place.runs)
             for workers, value in took.items():
                 brings = batches * const.BATCH_SIZE / value
-                what = f"{size}x{size}, {workers} workers" + (", cached" if cache else "")
+                what = f"{size}x{size}, {plural(workers, 'worker')}" + (", cached" if cache else "")
                 rows.append(
                     {"what": what, "here": brings, "unit": "pictures/s", "times_what_a_step_eats": brings / eats}
                 )
@@ -686,8 +686,8 @@ def growth(place: Place):
         add(f"{count} pictures of 256x256", inputs, place.runs if count < 1000 else 1, pictures=count)
     inputs, count = (many("shared", 256, 40), 40) if place.quick else (place.temp / "count1000", 1000)
     for processes in (1, 2):
-        add(f"{count} pictures of 256x256, {processes} processes", inputs, 1 if count == 1000 else place.runs,
-            processes=processes)  # fmt: skip
+        add(f"{count} pictures of 256x256, {plural(processes, 'process', 'processes')}", inputs,
+            1 if count == 1000 else place.runs, processes=processes)  # fmt: skip
     return rows, ["Seconds include the start, peak_mb is that of the largest process; the bundled model, on the CPU."]
 
 
@@ -729,6 +729,10 @@ def _watched_prediction(place: Place, inputs: Path, options, processes: int) -> 
 
 
 # --- Tables ---------------------------------------------------------------------------------------------------------
+def plural(count: int, one: str, many: str | None = None) -> str:
+    return f"{count} {one if count == 1 else many or one + 's'}"
+
+
 def shown(value) -> str:
     """A number for people: three digits, whole from a hundred up."""
     if isinstance(value, float):

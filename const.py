@@ -52,7 +52,7 @@ OVERLAY_ALPHA = 0.7
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 BUNDLED_WEIGHTS = WEIGHTS_DIR / "lite.pth"  # trained by `main.py train --model lite --recipe robust`
 # Its SHA-256; weights/README.md is its model card.
-BUNDLED_SHA256 = "256326b17afb93300a274b3bfabb769c5f1d61a44a613f679112bfbbf8c2b31c"
+BUNDLED_SHA256 = "8523e4326991552bea406bb7a6db54ecf5bd7025ab753806413be63a91cf44b8"
 
 # --- The robust recipe, which the bundled weights are made with ------------------------------------------------------
 # Small pictures first: a picture of 160 costs 0.4 of one of 256, and what a face is can be learnt there.

@@ -478,6 +478,29 @@ def test_no_bf16_without_the_processor(learnt, monkeypatch, looks):
         assert Segmenter(net, Info("unet", 64, looks)).dtype == dtype
 
 
+def test_a_region_that_the_network_is_unsure_of_is_no_face():
+    def regions(*given):  # (x0, x1, probability)
+        logits = np.full((100, 200), -8.0, np.float32)
+        for x0, x1, probability in given:
+            logits[40:60, x0:x1] = np.log(probability / (1 - probability))
+        return logits
+
+    def kept(logits, *squares):
+        found = inference._without_unsure(logits.copy(), list(squares), 0.965) > 0
+        assert not (found & (logits <= 0)).any()
+        return [bool(found[50, x]) for x in (20, 60, 160)]
+
+    face, part, doubt = 0.99, 0.93, 0.8
+    left, right = (0, 10, 80), (140, 30, 40)  # second looks
+    logits = regions((10, 30, face), (50, 70, part), (150, 170, part))
+    assert kept(logits, left, right) == [True, True, False]  # a part of a face in the same look, and none in the other
+    assert kept(logits, left, (140, 30, 40), (100, 10, 80)) == [True, True, False]
+    logits = regions((10, 30, face), (50, 70, doubt), (150, 170, face))
+    assert kept(logits, left, right) == [True, False, True]
+    logits = regions((10, 30, part), (50, 70, part), (150, 170, face))
+    assert kept(logits, left, right) == [False, False, True]
+
+
 def test_the_bundled_weights_agree_in_bf16(monkeypatch):
     import devices
     import model
