@@ -2,7 +2,8 @@
 
     python benchmark.py                      every section, into results/benchmark.json
     python benchmark.py predict folder       only these sections; the others stay as they are in the file
-    python benchmark.py --quick              few pictures, three runs instead of five: a look, not a result
+    python benchmark.py --quick              few pictures, three runs instead of five: a look, not a result, which goes
+                                             into results-quick/
     python benchmark.py --readme             README.md's performance section from results/benchmark.json
 
 The plain way is fp32, contiguous tensors, no worker processes, and the original's loop written as simply as can be. It
@@ -337,7 +338,7 @@ def start(place: Place):
         cost("predict one picture against importing torch and torchvision, and the forward pass",
              took["import"] + forward, took["predict"], target=TARGETS["start"]),
         {"what": "--help", "here": took["help"], "unit": "s", "at_most_s": TARGETS["help"]},
-    ], []  # fmt: skip
+    ], ["Predicting with the bundled model imports no torchvision; DeepLabV3 and U-Net need it."]  # fmt: skip
 
 
 def folder(place: Place):
@@ -389,7 +390,11 @@ def folder(place: Place):
     ]  # fmt: skip
     rows += [{"what": f"stage alone: {name}", "here": value, "unit": "ms a picture"} for name, value in ms.items()]
     verb = {"read": "reading", "infer": "inferring", "write": "writing"}[limit]
-    return rows, [f"The limit is {verb}: {ms[limit]:.1f} of {sum(ms.values()):.1f} ms a picture."]
+    return rows, [
+        "500 pictures, the plain way: the same reader, painter and bundled weights, in fp32, contiguous, one after the "
+        "other.",
+        f"The limit is {verb}: {ms[limit]:.1f} of {sum(ms.values()):.1f} ms a picture.",
+    ]
 
 
 def train(place: Place):
@@ -619,8 +624,8 @@ def prepare(place: Place):
     ], [
         "Moving renames pictures and skin masks, checks nothing and destroys the source. Here the source is only read, "
         "every mask is decoded, checked and written as one channel, and pictures are hard links.",
-        f"Decoding and encoding alone take {coded:.2f} s on all cores, {coded / moved:.0f} times as long as moving: no "
-        "way that looks at the masks can be faster.",
+        f"OpenCV's decoding and encoding alone take {coded:.2f} s on all cores, {coded / moved:.0f} times as long as "
+        "moving: no way that looks at the masks with it can be faster.",
     ]  # fmt: skip
 
 
@@ -688,7 +693,10 @@ def growth(place: Place):
     for processes in (1, 2):
         add(f"{count} pictures of 256x256, {plural(processes, 'process', 'processes')}", inputs,
             1 if count == 1000 else place.runs, processes=processes)  # fmt: skip
-    return rows, ["Seconds include the start, peak_mb is that of the largest process; the bundled model, on the CPU."]
+    return rows, [
+        "Seconds include the start, peak_mb is that of the largest process; the bundled model, on the CPU. From 1000 "
+        "pictures on they are of one run."
+    ]
 
 
 # A small process that runs a command and prints its peak memory. A child of a large process would be given the memory
@@ -800,7 +808,13 @@ def _by_machine(sections: dict) -> list[tuple[str, list[str]]]:
 
 
 def rewrite_readme(readme: Path, record: dict) -> None:
-    """Put the section between the markers of README.md."""
+    """Put the section between the markers of README.md.
+
+    Raises:
+        DataError: there is no such place, or the record holds no results, or quick ones.
+    """
+    if not record["sections"] or any(section["quick"] for section in record["sections"].values()):
+        raise DataError("README shows results of every section measured without --quick")
     text = readme.read_text(encoding="utf-8")
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
@@ -813,10 +827,13 @@ def rewrite_readme(readme: Path, record: dict) -> None:
 def read_record(path: Path) -> dict:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        return {"sections": dict(record["sections"])}
+        for name, section in record["sections"].items():
+            if name not in SECTIONS or not {"machine", "quick", "rows", "notes"} <= section.keys():
+                raise ValueError
+        return {"sections": record["sections"]}
     except FileNotFoundError:
         raise DataError(f"there is no {path}: measure first, with `python benchmark.py`") from None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise DataError(f"{path} is not what this script writes; remove it and measure again") from None
 
 
@@ -841,7 +858,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Measures this repository against the plain way on this machine.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"sections, of {', '.join(SECTIONS)}; default: all")
     parser.add_argument("--data", type=Path, metavar="DIR", help="prepared folders; default: drawn faces")
-    parser.add_argument("--out", type=Path, default=RESULTS, metavar="F", help="default: results/benchmark.json")
+    parser.add_argument("--out", type=Path, metavar="F", help="default: results/benchmark.json, or results-quick/")
     parser.add_argument("--quick", action="store_true", help="few pictures and three runs: a look, not a result")
     parser.add_argument("--full", action="store_true", help="also 10,000 pictures where they take over five minutes")
     parser.add_argument("--readme", action="store_true", help="only write README.md's performance section from --out")
@@ -854,6 +871,9 @@ def main(argv: list[str] | None = None) -> int:
     unknown = [name for name in args.names if name not in SECTIONS]
     if unknown:
         parser.error(f"there is no section {unknown[0]!r}; there are {', '.join(SECTIONS)}")
+    if args.readme and (args.names or args.quick):
+        parser.error("--readme measures nothing: give it --out alone")
+    args.out = args.out or (const.DIR_PATH / "results-quick" / RESULTS.name if args.quick else RESULTS)
     try:
         if args.readme:
             rewrite_readme(README, read_record(args.out))
@@ -863,12 +883,17 @@ def main(argv: list[str] | None = None) -> int:
 
             if not is_prepared(args.data):
                 raise DataError(f"{args.data} holds no prepared data; run `python data_preprocessing.py`")
+        if args.out.is_dir():
+            raise DataError(f"{args.out} is a folder; --out is the file to write")
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(args.out.parent, os.W_OK):  # better now than after the first section
+            raise DataError(f"{args.out.parent} cannot be written to; give another --out")
         measure(args.names or SECTIONS, args.out, quick=args.quick, full=args.full, data=args.data)
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"error: {error.filename or args.out}: {error.strerror or error}", file=sys.stderr)
+        print(f"error: {args.out}: {error.strerror or error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

@@ -216,7 +216,14 @@ class Celeb(Dataset):
 
     def _filled(self, size: int) -> torch.Tensor:
         """All pictures with their masks as a fourth channel, uint8 (N, size, size, 4), in shared memory."""
-        kept = torch.empty((len(self), size, size, 4), dtype=torch.uint8).share_memory_()
+        kept = torch.empty((len(self), size, size, 4), dtype=torch.uint8)
+        try:
+            kept.share_memory_()
+        except RuntimeError:  # a container's /dev/shm is often 64 MB
+            raise DataError(
+                f"--cache needs {kept.nbytes / 1e6:.0f} MB of shared memory (/dev/shm), and there is less; train "
+                "without it, or give the machine more."
+            ) from None
         resize = val_transform(size).transforms[0]
 
         def fill(index: int) -> None:

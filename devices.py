@@ -17,7 +17,9 @@ import torch
 import torch.distributed as dist
 
 STEP_TIMEOUT = timedelta(seconds=60)  # for another process in a step; after it the job ends with an error
-LONG_TIMEOUT = timedelta(hours=6)  # while one process prepares what the others wait for
+LONG_TIMEOUT = timedelta(days=7)  # for what one process does alone, or one machine more slowly than another
+
+_groups: dict[str, dist.ProcessGroup] = {}  # while joined: "step", with the short timeout, and "wait", on the CPU
 
 
 # --- Number formats -------------------------------------------------------------------------------------------------
@@ -80,11 +82,18 @@ def joined(device: torch.device):
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=STEP_TIMEOUT)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=LONG_TIMEOUT)
+    _groups.update(step=dist.new_group(timeout=STEP_TIMEOUT), wait=dist.new_group(backend="gloo", timeout=LONG_TIMEOUT))
     try:
         yield
     finally:
+        _groups.clear()
         dist.destroy_process_group()
+
+
+def step_group() -> dist.ProcessGroup | None:
+    """All processes, with `STEP_TIMEOUT`: for what they do at the same time."""
+    return _groups.get("step")
 
 
 @contextmanager
@@ -93,18 +102,17 @@ def first_alone():
     if not dist.is_initialized():
         yield
         return
-    waiting = dist.new_group(backend="gloo", timeout=LONG_TIMEOUT)
     if rank() != 0:
-        dist.barrier(waiting)
+        wait_for_all()
     yield
     if rank() == 0:
-        dist.barrier(waiting)
+        wait_for_all()
 
 
 def wait_for_all() -> None:
     """Go on when all processes have come here, however long one of them takes."""
     if dist.is_initialized():
-        dist.barrier(dist.new_group(backend="gloo", timeout=LONG_TIMEOUT))
+        dist.barrier(_groups.get("wait"))
 
 
 def summed(values: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -334,8 +334,9 @@ def find_jobs(inputs: Iterable[Path], out: Path) -> list[Job]:
     return list(iter_jobs(inputs, out))
 
 
-def iter_jobs(inputs: Iterable[Path], out: Path) -> Iterator[Job]:
-    """The pictures of files and folders (searched through, in name order), each with a name of its own.
+def iter_jobs(inputs: Iterable[Path], out: Path, faults: list[str] | None = None) -> Iterator[Job]:
+    """The pictures of files and folders (searched through, in name order), each with a name of its own; `faults` gets a
+    sentence for each folder that cannot be searched.
 
     Results are named after the picture, below the same subfolders. Where two pictures would share a name, whatever the
     case of its letters, the later one gets its suffix appended (`cat_png`), then a number. Results of an earlier run
@@ -344,7 +345,7 @@ def iter_jobs(inputs: Iterable[Path], out: Path) -> Iterator[Job]:
     taken: set[str] = set()
     for given in map(Path, inputs):
         if given.is_dir():
-            found = ((p, p.relative_to(given)) for p in _walk(given, Path(out)))
+            found = ((p, p.relative_to(given)) for p in _walk(given, Path(out), [] if faults is None else faults))
         else:
             found = [(given, Path(given.name))]
         for path, relative in found:
@@ -364,9 +365,19 @@ def _shortened(path: Path) -> Path:
     return path.with_name(os.fsencode(path.name)[:room].decode("utf-8", "ignore")) if path.name else path
 
 
-def _walk(folder: Path, out: Path) -> Iterator[Path]:
+def _walk(folder: Path, out: Path, faults: list[str]) -> Iterator[Path]:
     own_endings = tuple(f"_{kind}{suffix}" for kind, suffix in RESULTS.items())
-    for root, folders, files in os.walk(folder):
+    seen = set()  # a link may lead to a folder above it
+
+    def fault(error: OSError) -> None:
+        faults.append(f"{error.filename} cannot be searched ({error.strerror}).")
+
+    for root, folders, files in os.walk(folder, onerror=fault, followlinks=True):
+        identity = os.stat(root)
+        if (identity.st_dev, identity.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((identity.st_dev, identity.st_ino))
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         own = Path(root).resolve().is_relative_to(out.resolve())
         for name in sorted(files):

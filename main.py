@@ -72,6 +72,17 @@ class Runner:
             self.say(f"The GPU cannot be used ({str(error).splitlines()[0]}); going on with the CPU.")
             return "cpu"
 
+    def _joined(self):
+        """The processes of a torchrun job, connected."""
+        import torch
+
+        import devices
+
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        if self.device.type == "cuda" and here > torch.cuda.device_count():
+            raise UserError(f"{here} processes need a GPU each, and there are {torch.cuda.device_count()}.")
+        return devices.joined(self.device)
+
     def load(
         self, weights: str | Path | None = None, *, online: bool = False, flip=False, looks=None, exact=False
     ) -> Runner:
@@ -129,7 +140,7 @@ class Runner:
 
         Args:
             save: which of `drawing.RESULTS`.
-            skip_existing: leave out pictures whose results are all there.
+            skip_existing: leave out pictures whose results are all there, and none older than the picture.
             shard: (i, n): the i-th of n parts of the pictures, for as many processes or machines.
 
         Returns:
@@ -144,10 +155,11 @@ class Runner:
         from files import write_bytes
         from inference import iter_jobs, predict_files, to_mask
 
-        inputs, out = [Path(p) for p in inputs], Path(out)
-        total = sum(1 for _ in iter_jobs(inputs, out))  # counted, not kept: a folder may hold a million
+        inputs, out, faults = [Path(p) for p in inputs], Path(out), []
+        total = sum(1 for _ in iter_jobs(inputs, out, faults))  # counted, not kept: a folder may hold a million
         if not total:
-            raise UserError(f"{', '.join(map(str, inputs))} holds no pictures ({' '.join(const.IMAGE_SUFFIXES)}).")
+            empty = f"{', '.join(map(str, inputs))} holds no pictures ({' '.join(const.IMAGE_SUFFIXES)})."
+            raise UserError(faults[0] if faults else empty)
         rgb = parse_color(color)
         if self.segmenter is None:
             self.load()
@@ -163,12 +175,12 @@ class Runner:
         def mine():
             nonlocal skipped
             for job in islice(iter_jobs(inputs, out), shard[0] - 1, None, shard[1]):
-                if skip_existing and all(path.is_file() for path in targets(job).values()):
+                if skip_existing and _is_done(job.path, targets(job).values()):
                     skipped += 1
                 else:
                     yield job
 
-        faults = [
+        faults += [
             f"{p} holds no pictures." for p in inputs if p.is_dir() and not any(True for _ in iter_jobs([p], out))
         ]
         mine_total, done, unread, skipped = len(range(shard[0] - 1, total, shard[1])), 0, 0, 0
@@ -371,10 +383,8 @@ class Runner:
         Raises:
             UserError, ModelError, DataError, TrainingError: one sentence each.
         """
-        import devices
-
         run_dir = Path(run_dir)
-        with devices.joined(self.device):
+        with self._joined():
             return self._train(
                 config, Path(data), run_dir, resume, workers, stop_after, on_epoch, cache, compiled, logs
             )
@@ -450,6 +460,8 @@ class Runner:
                 f"A step sees {trainer.effective_batch} pictures: {config.batch_size} at a time x {config.accumulate} "
                 f"accumulated x {devices.world_size()} processes; the learning rate is {config.lr}, as given."
             )
+        if trainer.epoch >= config.epochs:
+            self.say(f"All {config.epochs} epochs are done; --epochs N trains for longer.")
         try:
             return trainer.fit(on_epoch, stop_after=stop_after)
         finally:
@@ -484,9 +496,7 @@ class Runner:
         Returns:
             {threshold name: {"dice", "iou", "precision", "recall", "boundary_iou", ...}}.
         """
-        import devices
-
-        with devices.joined(self.device):
+        with self._joined():
             return self._evaluate(data, out, limit)
 
     def _evaluate(self, data: Path, out: Path, limit: int | None) -> dict:
@@ -550,6 +560,14 @@ class Runner:
         self.say(format_table(table))
         self.say(f"{len(pairs)} pictures; metrics.json and worst.jpg are in {out}")
         return table
+
+
+def _is_done(picture: Path, results) -> bool:
+    """Whether all results of a picture are there, and none older than it."""
+    try:
+        return all(path.stat().st_mtime >= picture.stat().st_mtime for path in results)
+    except FileNotFoundError:
+        return False
 
 
 def _listing(kinds: Sequence[str]) -> str:
@@ -659,7 +677,9 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--color", type=_color, default=const.OVERLAY_COLOR, help="of overlay and contour; default #8000ff")
     p.add_argument("--alpha", type=_share, default=const.OVERLAY_ALPHA, help="default 0.7")
     p.add_argument("--gif", type=Path, metavar="F", help="also a GIF of the overlays, of a video or of all pictures")
-    p.add_argument("--skip-existing", action="store_true", help="leave out pictures whose results are there")
+    p.add_argument(
+        "--skip-existing", action="store_true", help="leave out pictures whose results are there, and no older"
+    )
     p.add_argument("--shard", type=_shard, metavar="I/N", help="the I-th of N parts; torchrun's ranks by themselves")
     film = p.add_argument_group("videos and cameras")
     film.add_argument("--masks", action="store_true", help="also NAME_mask.mp4")
@@ -707,7 +727,9 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--accumulate", type=_count, metavar="N", help="batches that make one step; default 1")
     p.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), help="default auto: the fastest here")
     p.add_argument("--compile", action="store_true", help="torch.compile: a slow start, then faster steps")
-    p.add_argument("--cache", action="store_true", help="keep decoded pictures in memory: 4 bytes a pixel")
+    p.add_argument(
+        "--cache", action="store_true", help="original recipe: each process keeps decoded pictures, 4 bytes a pixel"
+    )
     p.add_argument("--seed", type=_seed, help=f"default {const.SEED}")
     p.add_argument("--device", **device)
     p.add_argument(
@@ -735,6 +757,7 @@ def _predict(args) -> int:
         return _predict_stream(args)
     if not args.inputs and args.webcam is None:
         raise UserError("predict needs pictures, folders or videos, or --webcam N.")
+    from inference import PictureError
     from video import SUFFIXES, VideoError
 
     hiding = ["blurred"] * args.blur + ["pixelated"] * args.pixelate
@@ -744,7 +767,7 @@ def _predict(args) -> int:
         film_save = [kind for kind in film_save if kind != "cutout"]
     films = [p for p in args.inputs if p.suffix.lower() in SUFFIXES and not p.is_dir()]
     pictures = [p for p in args.inputs if p not in films]
-    shard = args.shard or (int(os.environ.get("RANK", 0)) + 1, int(os.environ.get("WORLD_SIZE", 1)))
+    shard = _my_part(args.shard)
     runner = Runner(args.device).load(args.weights, flip=args.flip, looks=args.looks)
     look = {"threshold": args.threshold, "color": args.color, "alpha": args.alpha}
     timing = {"every": args.every, "start": args.start, "end": args.end, "smooth": args.smooth}
@@ -764,11 +787,14 @@ def _predict(args) -> int:
             gif += runner.predict_video(film, args.out, **look, **timing, save=dict.fromkeys(film_save))
         except VideoError as error:
             faults.append(str(error))
-    if args.webcam is not None:
+    if args.webcam is not None and _rank() == 0:
         runner.webcam(args.webcam, args.out, **look, end=args.end, smooth=args.smooth)
-    if args.gif is not None:
-        runner.gif(args.gif, args.inputs, args.out, **look, **timing)
-    return _report_faults(faults)
+    if args.gif is not None and _rank() == 0:
+        try:
+            runner.gif(args.gif, args.inputs, args.out, **look, **timing)
+        except (UserError, VideoError, PictureError) as error:
+            faults.append(str(error))
+    return _report_together(faults)
 
 
 def _predict_stream(args) -> int:
@@ -789,18 +815,32 @@ def _export(args) -> int:
 def _main_job(args) -> int:
     runner = Runner()
     runner.load(online=True)
-    return _report_faults(runner.predict([const.TEST_DIR], const.PREDICTIONS_DIR))
+    return _report_together(runner.predict([const.TEST_DIR], const.PREDICTIONS_DIR, shard=_my_part(None)))
+
+
+def _rank() -> int:
+    """This process's number in a torchrun job; 0 alone."""
+    return int(os.environ.get("RANK", 0))
+
+
+def _my_part(shard: tuple[int, int] | None) -> tuple[int, int]:
+    """This process's part of the pictures: of a torchrun job, each has one of the part that was asked for."""
+    part, parts = shard or (1, 1)
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    return (part - 1) * processes + _rank() + 1, parts * processes
 
 
 def _runner(device: str) -> Runner:
     """A Runner that speaks in the first process of a torchrun job alone."""
-    return Runner(device, say=print if int(os.environ.get("RANK", 0)) == 0 else lambda *words: None)
+    return Runner(device, say=print if _rank() == 0 else lambda *words: None)
 
 
 def _evaluate(args) -> int:
     runner = _runner(args.device)
     runner.load(args.weights, flip=args.flip, looks=args.looks, exact=True)
-    runner.evaluate(args.data, args.out or const.RUNS_DIR / f"evaluate-{Path(args.weights).stem}", limit=args.limit)
+    path = Path(args.weights)
+    name = path.parent.name if path.name == "model.best.pth" and path.parent.name else path.stem  # a run's, or its own
+    runner.evaluate(args.data, args.out or const.RUNS_DIR / f"evaluate-{name}", limit=args.limit)
     return 0
 
 
@@ -862,6 +902,20 @@ def _train(args) -> int:
     return 0
 
 
+def _report_together(faults: list[str]) -> int:
+    """`_report_faults` of all processes of a torchrun job, by the first one, when all are done: as soon as one has
+    failed, torchrun ends those that still work."""
+    if "MASTER_ADDR" not in os.environ:
+        return _report_faults(faults)
+    import torch
+
+    import devices
+
+    with devices.joined(torch.device("cpu")):
+        together = list(dict.fromkeys(fault for part in devices.gathered(faults) for fault in part))
+    return _report_faults(together) if _rank() == 0 else int(bool(together))
+
+
 def _report_faults(faults: list[str]) -> int:
     for fault in faults:
         print(f"error: {fault}", file=sys.stderr)
@@ -888,7 +942,8 @@ def main(argv: list[str] | None = None) -> int:
             print(f"error: {error}", file=sys.stderr)
             return 1
         if isinstance(error, OSError):
-            print(f"error: {error.filename or 'writing'}: {error.strerror or error}.", file=sys.stderr)
+            name = error.filename2 or error.filename or "writing"  # the second: what a file was to be called
+            print(f"error: {name}: {error.strerror or error}.", file=sys.stderr)
             return 1
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU
             print("error: The memory does not suffice; give a smaller --batch-size or --size.", file=sys.stderr)

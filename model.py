@@ -266,6 +266,8 @@ def read_state(path: Path) -> tuple[dict, Info]:
         if not head.startswith((b"PK", b"\x80")):  # a zip archive, or a pickle as of old
             raise ModelError(f"{path} is not a PyTorch checkpoint; give a file such as model.best.pth.")
         state = torch.load(path, map_location="cpu", weights_only=True)
+    except PermissionError as error:
+        raise ModelError(f"{path} may not be read; change its permissions.") from error
     except pickle.UnpicklingError as error:
         raise ModelError(
             f"{path} is not a checkpoint of tensors alone, and is not loaded because it could run code."

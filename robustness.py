@@ -23,6 +23,7 @@ import numpy as np
 import const
 import covers
 import scenes
+from data_preprocessing import positive
 from metrics import Counts
 
 SEED = 7
@@ -246,7 +247,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, default=const.CELEB_DIR, help="prepared folders, with persons_val")
     parser.add_argument("--backgrounds", type=Path, help="photographs without faces; every fifth is used")
     parser.add_argument("--out", type=Path, default=const.RUNS_DIR / "robustness")
-    parser.add_argument("--scenes", type=int, default=150, help="composed photographs per row")
+    parser.add_argument("--scenes", type=positive, default=150, help="composed photographs per row")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, help="these tables alone")
     parser.add_argument("--looks", type=int, choices=(1, 2))
     parser.add_argument("--flip", action="store_true")
@@ -269,6 +270,9 @@ def main(argv: list[str] | None = None) -> int:
         write_text(args.out / "robustness.md", to_markdown(table))
     except (UserError, DataError, ModelError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: {error.filename2 or error.filename or args.out}: {error.strerror or error}.", file=sys.stderr)
         return 1
     print(f"robustness.json and robustness.md are in {args.out}")
     return 0

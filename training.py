@@ -156,7 +156,7 @@ class Trainer:
             self.net.compile()
         if dist.is_initialized():
             ids = [self.device.index] if self.device.type == "cuda" else None
-            self.parallel = DistributedDataParallel(self.net, device_ids=ids)
+            self.parallel = DistributedDataParallel(self.net, device_ids=ids, process_group=devices.step_group())
         self.epoch, self.best, self.history = 0, float("inf"), []
 
     # -- number format
@@ -241,6 +241,7 @@ class Trainer:
         """One pass over the training loader; the mean loss."""
         if self.size_at(self.epoch) != self.size_at(max(0, self.epoch - 1)):
             self.train_loader = self.make_train_loader(self.size_at(self.epoch))
+        devices.wait_for_all()  # from here on, none is to wait long for another
         self.train_loader.sampler.epoch = self.epoch
         torch.manual_seed(self.config.seed + self.epoch + 1_000_003 * devices.rank())  # dropout
         self.net.train()
@@ -249,8 +250,8 @@ class Trainer:
         bar = tqdm(self.train_loader, desc=title, leave=False, disable=True if devices.rank() else None)
         for i, (image, truth) in enumerate(bar):
             total += self.step(image, truth, update=(i + 1) % self.config.accumulate == 0)
-        sums = devices.summed(torch.stack([total.double(), total.new_tensor(len(self.train_loader)).double()]).cpu(),
-                              self.device)  # fmt: skip
+        shown = torch.tensor([total.item(), len(self.train_loader)], dtype=torch.float64)  # which MPS has not
+        sums = devices.summed(shown, self.device)
         return (sums[0] / sums[1]).item()
 
     def step(self, image: torch.Tensor, truth: torch.Tensor, *, update: bool = True) -> torch.Tensor:

@@ -1,5 +1,7 @@
 """Folders of many pictures: parts for several processes, going on where one stopped, bounded memory."""
 
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -58,6 +60,10 @@ def test_skip_existing_does_only_what_is_missing(folder, tmp_path, lite_weights,
     after = {p: p.stat().st_mtime_ns for p in out.rglob("*.*")}
     assert after.keys() == before.keys()
     assert {p.name for p in after if after[p] != before[p]} == {"3_mask.png", "3_overlay.jpg"}
+    later = max(before.values()) / 1e9 + 10
+    os.utime(folder / "a" / "3.png", (later, later))  # another picture by now
+    assert main.main([*base, "--skip-existing"]) == 0
+    assert "1 of 11 pictures done, 10 were there already" in capsys.readouterr().out
 
 
 def test_few_pictures_are_in_memory_at_a_time(monkeypatch):

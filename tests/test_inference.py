@@ -351,6 +351,27 @@ def test_every_result_has_a_name_of_its_own(tmp_path):
     assert find_jobs([tmp_path / "in"], tmp_path / "out") == jobs[: len(names)]  # the same every time
 
 
+def test_linked_folders_are_searched_and_closed_ones_named(tmp_path, monkeypatch):
+    for name in ("in/a.jpg", "in/closed/b.jpg", "elsewhere/c.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "in" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "in")
+    scandir = os.scandir
+
+    def guarded(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    faults = []
+    jobs = list(inference.iter_jobs([tmp_path / "in"], tmp_path / "out", faults))
+    assert [job.name for job in jobs] == ["a", "link/c"]
+    assert len(faults) == 1
+    assert "closed cannot be searched (Permission denied)" in faults[0]
+
+
 def test_results_of_an_earlier_run_are_no_pictures(tmp_path):
     for name in ("x.jpg", "x_mask.png", "x_overlay.jpg"):
         (tmp_path / name).write_bytes(b"x")

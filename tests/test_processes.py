@@ -119,6 +119,34 @@ def test_one_process_resumes_what_two_began_and_a_dead_one_ends_the_job(trained,
     assert not leftovers(run_dir)
 
 
+def test_an_unreadable_picture_stops_no_other_process(tmp_path):
+    from PIL import Image
+
+    pictures = tmp_path / "in"
+    pictures.mkdir()
+    for i in range(12):  # the first process gets the even ones and is done long before the other
+        size = (1500, 1500) if i % 2 else (64, 64)
+        Image.fromarray(np.full((*size, 3), 20 * i, np.uint8)).save(pictures / f"{i:02d}.png")
+    (pictures / "00.png").write_bytes(b"no picture")
+    job = start("predict", pictures, "--weights", "bundled", "--out", tmp_path / "out", "--save", "mask", "--gif",
+                tmp_path / "all.gif")  # fmt: skip
+    code, out, err = finished(job)
+    assert code != 0
+    assert "of part 1/2" in out
+    assert err.count("00.png is not a picture") + err.count("00.png cannot be read") == 1
+    assert len(list((tmp_path / "out").glob("*_mask.png"))) == 11
+
+
+def test_processes_share_a_part_of_the_pictures(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    parts = []
+    for rank in (0, 1):
+        monkeypatch.setenv("RANK", str(rank))
+        parts += [main._my_part(None), *(main._my_part((i, 3)) for i in (1, 2, 3))]
+    assert parts[::4] == [(1, 2), (2, 2)]
+    assert sorted(parts[1:4] + parts[5:]) == [(i, 6) for i in range(1, 7)]
+
+
 def test_shares_of_an_epoch_are_what_one_process_would_see():
     def shown(group, rank, processes, size=None):
         sampler = dataset.EpochSampler(23, seed=5, shuffle=True, group=group, rank=rank, processes=processes, size=size)
