@@ -310,8 +310,8 @@ def _without_unsure(logits: np.ndarray, squares: list[tuple[int, int, int]], sur
         regions.append((box, probability[inside.size // 2 :].mean(), within))
     doubtful, kept = np.zeros_like(labels, np.uint8), np.zeros_like(labels, np.uint8)
     for box, sureness, within in regions:
-        most = max(other for _, other, its in regions if its & within or other == sureness)
-        is_face = sureness >= SURE and most >= sure
+        beside = [other for _, other, its in regions if its & within]
+        is_face = sureness >= SURE and max([sureness, *beside]) >= sure
         (kept if is_face else doubtful)[box] |= labels[box] > 0
     wide = np.ones((3, 3), np.uint8)
     doubtful = cv2.dilate(doubtful, wide) & (kept == 0)
