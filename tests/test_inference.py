@@ -520,6 +520,8 @@ def test_a_region_that_the_network_is_unsure_of_is_no_face():
     assert kept(logits, left, right) == [True, False, True]
     logits = regions((10, 30, part), (50, 70, part), (150, 170, face))
     assert kept(logits, left, right) == [False, False, True]
+    logits = regions((10, 30, part), (50, 70, doubt), (150, 170, part))
+    assert kept(logits, left, right) == [True, False, True]  # the network is sure of nothing here: faces, but covered
 
 
 def test_the_bundled_weights_agree_in_bf16(monkeypatch):
