@@ -15,13 +15,18 @@ TEMP = ".tmp-"  # begins the name of every file that is not finished
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path in the folder of `path`; what was written there takes its name when the block ends well.
 
-    Whatever happens, the temporary file is gone afterwards. Its name is short, however long the target's is.
+    Whatever happens, the temporary file is gone afterwards. Its name is short, however long the target's is, and an
+    OSError names the target in its place.
     """
     path = Path(path)
     temporary = path.with_name(f"{TEMP}{os.getpid()}-{threading.get_ident()}-{path.stem[:40]}{path.suffix}")
     try:
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        if error.filename == str(temporary):
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(
             missing_ok=True

@@ -36,7 +36,7 @@ COARSE_THRESHOLD = 0.25  # probability from which the second look is worth takin
 # are of a face in the open; one that is mostly covered, or a part that a cover divides from the rest, may be as unsure
 # as this. For the bundled weights the first is 0.965: of 554 faces pasted into photographs 549 reach it, and one of the
 # other regions that were found there and in 39 photographs without a face.
-SURE = 0.9
+SURE = Info.sure
 LONGEST_SIDE = 65_500  # pixels; what a JPEG, and so an overlay, can hold
 BATCH_PIXELS = 24_000_000  # pictures in hand are batched up to this many pixels, so that memory has a bound
 AT_ONCE = 4  # batches in hand at most; on machines of more cores, each gets several

@@ -757,6 +757,7 @@ def _predict(args) -> int:
         return _predict_stream(args)
     if not args.inputs and args.webcam is None:
         raise UserError("predict needs pictures, folders or videos, or --webcam N.")
+    import devices
     from inference import PictureError
     from video import SUFFIXES, VideoError
 
@@ -787,9 +788,9 @@ def _predict(args) -> int:
             gif += runner.predict_video(film, args.out, **look, **timing, save=dict.fromkeys(film_save))
         except VideoError as error:
             faults.append(str(error))
-    if args.webcam is not None and _rank() == 0:
+    if args.webcam is not None and devices.rank() == 0:
         runner.webcam(args.webcam, args.out, **look, end=args.end, smooth=args.smooth)
-    if args.gif is not None and _rank() == 0:
+    if args.gif is not None and devices.rank() == 0:
         try:
             runner.gif(args.gif, args.inputs, args.out, **look, **timing)
         except (UserError, VideoError, PictureError) as error:
@@ -818,21 +819,19 @@ def _main_job(args) -> int:
     return _report_together(runner.predict([const.TEST_DIR], const.PREDICTIONS_DIR, shard=_my_part(None)))
 
 
-def _rank() -> int:
-    """This process's number in a torchrun job; 0 alone."""
-    return int(os.environ.get("RANK", 0))
-
-
 def _my_part(shard: tuple[int, int] | None) -> tuple[int, int]:
     """This process's part of the pictures: of a torchrun job, each has one of the part that was asked for."""
+    import devices
+
     part, parts = shard or (1, 1)
-    processes = int(os.environ.get("WORLD_SIZE", 1))
-    return (part - 1) * processes + _rank() + 1, parts * processes
+    return (part - 1) * devices.world_size() + devices.rank() + 1, parts * devices.world_size()
 
 
 def _runner(device: str) -> Runner:
     """A Runner that speaks in the first process of a torchrun job alone."""
-    return Runner(device, say=print if _rank() == 0 else lambda *words: None)
+    import devices
+
+    return Runner(device, say=print if devices.rank() == 0 else lambda *words: None)
 
 
 def _evaluate(args) -> int:
@@ -905,7 +904,7 @@ def _train(args) -> int:
 def _report_together(faults: list[str]) -> int:
     """`_report_faults` of all processes of a torchrun job, by the first one, when all are done: as soon as one has
     failed, torchrun ends those that still work."""
-    if "MASTER_ADDR" not in os.environ:
+    if "MASTER_ADDR" not in os.environ:  # alone, or numbered by something else, which does not connect them
         return _report_faults(faults)
     import torch
 
@@ -913,7 +912,7 @@ def _report_together(faults: list[str]) -> int:
 
     with devices.joined(torch.device("cpu")):
         together = list(dict.fromkeys(fault for part in devices.gathered(faults) for fault in part))
-    return _report_faults(together) if _rank() == 0 else int(bool(together))
+    return _report_faults(together) if devices.rank() == 0 else int(bool(together))
 
 
 def _report_faults(faults: list[str]) -> int:
@@ -942,8 +941,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"error: {error}", file=sys.stderr)
             return 1
         if isinstance(error, OSError):
-            name = error.filename2 or error.filename or "writing"  # the second: what a file was to be called
-            print(f"error: {name}: {error.strerror or error}.", file=sys.stderr)
+            print(f"error: {error.filename or 'writing'}: {error.strerror or error}.", file=sys.stderr)
             return 1
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU
             print("error: The memory does not suffice; give a smaller --batch-size or --size.", file=sys.stderr)

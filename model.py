@@ -185,7 +185,7 @@ class Info:
     size: int = const.IMG_SIZE
     looks: int = 1  # 2: find the faces coarsely, look again at each in full detail
     trained: str = ""  # a word on the training, for people
-    sure: float = 0.9  # of two looks: how sure of a face the network is where there is one, see inference.py
+    sure: float = 0.9  # of two looks: how sure the network is of a face in the open, see SURE in inference.py
 
     @staticmethod
     def default(model: str) -> Info:

@@ -272,7 +272,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"error: {error.filename2 or error.filename or args.out}: {error.strerror or error}.", file=sys.stderr)
+        print(f"error: {error.filename or args.out}: {error.strerror or error}.", file=sys.stderr)
         return 1
     print(f"robustness.json and robustness.md are in {args.out}")
     return 0
