@@ -26,7 +26,7 @@ from functools import partial
 from pathlib import Path
 
 import const
-from files import TEMP, replacing
+from common import TEMP, replacing
 
 ARCHIVE = "CelebAMask-HQ.zip"
 IMAGES = "CelebA-HQ-img"

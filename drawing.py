@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from files import write_bytes
+from common import write_bytes
 from regions import merge_boxes
 
 

@@ -151,8 +151,8 @@ class Runner:
         """
         from tqdm.auto import tqdm
 
+        from common import write_bytes
         from drawing import RESULTS, encode, parse_color, render
-        from files import write_bytes
         from inference import iter_jobs, predict_files, to_mask
 
         inputs, out, faults = [Path(p) for p in inputs], Path(out), []
@@ -225,8 +225,8 @@ class Runner:
         """
         import cv2
 
-        import video
         from drawing import parse_color, render
+        from extras import video
 
         if "cutout" in save:
             raise UserError("A film holds no transparency, so no cut-outs; save something else of it.")
@@ -262,8 +262,8 @@ class Runner:
         Raises:
             VideoError: no camera.
         """
-        import video
         from drawing import overlay, parse_color
+        from extras import video
 
         rgb = parse_color(color)
         target = Path(out) / "webcam_overlay.mp4"
@@ -287,8 +287,8 @@ class Runner:
         Raises:
             UserError: nothing to show. VideoError, PictureError: an input that cannot be read.
         """
-        import video
         from drawing import overlay, parse_color, save_gif
+        from extras import video
         from inference import iter_jobs, read_picture, to_mask
 
         rgb = parse_color(color)
@@ -336,8 +336,8 @@ class Runner:
         Raises:
             ExportError: a package is missing, or the two disagree. UserError: no sample photographs.
         """
+        from extras.onnx_export import OPSET, export
         from inference import find_jobs, read_picture
-        from onnx_export import OPSET, export
 
         pictures = [read_picture(job.path) for job in find_jobs([const.TEST_DIR], out)]
         if not pictures:
@@ -375,7 +375,7 @@ class Runner:
         Args:
             cache: keep the original recipe's pictures in memory, decoded.
             compiled: let torch.compile fuse the network's layers.
-            logs: experiment logs to report to besides, of `experiment_logs.LOGS`.
+            logs: experiment logs to report to besides, of `trackers.LOGS`.
 
         Returns:
             The history, one row an epoch.
@@ -434,9 +434,9 @@ class Runner:
             net.load_state_dict(init.state_dict())
         loggers = []
         if logs and devices.rank() == 0:
-            import experiment_logs
+            from extras import trackers
 
-            loggers = [experiment_logs.LOGS[name](config, run_dir) for name in logs]
+            loggers = [trackers.LOGS[name](config, run_dir) for name in logs]
         trainer = Trainer(
             net,
             config,
@@ -506,8 +506,8 @@ class Runner:
 
         import dataset
         import devices
+        from common import write_text
         from drawing import worst_sheet
-        from files import write_text
         from metrics import Counts, SplitCounts
 
         with devices.first_alone():
@@ -758,8 +758,8 @@ def _predict(args) -> int:
     if not args.inputs and args.webcam is None:
         raise UserError("predict needs pictures, folders or videos, or --webcam N.")
     import devices
+    from extras.video import SUFFIXES, VideoError
     from inference import PictureError
-    from video import SUFFIXES, VideoError
 
     hiding = ["blurred"] * args.blur + ["pixelated"] * args.pixelate
     save = [*(args.save or ([] if hiding else ["mask", "overlay"])), *hiding]

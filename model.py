@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import const
-from files import TEMP, replacing
+from common import TEMP, replacing
 
 
 class ModelError(Exception):

@@ -64,7 +64,7 @@ def _original(config: Config, data: Path, workers: int, cache: bool) -> Callable
 
 
 def _robust(config: Config, data: Path, workers: int, masks: Path | None, say) -> Callable:
-    import scenes
+    from robust import scenes
 
     if config.backgrounds is None:
         say("No --backgrounds: faces are pasted on drawn colours, and no photograph without a face is seen.")
@@ -98,8 +98,8 @@ def pseudo_label(segmenter, unlabelled: Path, masks: Path, *, say=print) -> Path
     """
     from tqdm.auto import tqdm
 
+    from common import write_bytes
     from drawing import encode
-    from files import write_bytes
     from inference import find_jobs, predict_files, to_mask
     from regions import tidy
 

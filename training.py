@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 import const
 import devices
 import model as networks
-from files import write_text
+from common import write_text
 from metrics import Counts
 
 

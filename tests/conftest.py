@@ -16,17 +16,19 @@ TRAIN_IDS = range(16000, 16012)
 VAL_IDS = range(24000, 24006)
 
 
-def run(script, *args, cwd=None, env=None, timeout=300) -> subprocess.CompletedProcess:
-    """Runs a script of the project as a person would; a script's relative path starts at the root."""
-    command = [sys.executable, str(ROOT / script), *map(str, args)]
-    env = {**os.environ, **{key: str(value) for key, value in (env or {}).items()}}
+def run(program, *args, cwd=None, env=None, timeout=300) -> subprocess.CompletedProcess:
+    """Runs a script of the root (`main.py`) or a module of a room (`studies.benchmark`) as a person would."""
+    name = str(program)
+    what = [str(ROOT / name)] if name.endswith(".py") else ["-m", name]
+    command = [sys.executable, *what, *map(str, args)]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), **{key: str(value) for key, value in (env or {}).items()}}
     return subprocess.run(command, cwd=cwd, env=env, timeout=timeout, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="session")
 def celeb_source(tmp_path_factory) -> Path:
     """A folder with a drawn data set in the official layout: 12 training and 6 validation faces, some with glasses."""
-    from drawn_faces import draw_celeb_tree
+    from studies.drawn_faces import draw_celeb_tree
 
     root = tmp_path_factory.mktemp("source")
     draw_celeb_tree(root, [*TRAIN_IDS, *VAL_IDS], image_size=256)

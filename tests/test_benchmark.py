@@ -5,7 +5,7 @@ import json
 import pytest
 from conftest import ROOT, leftovers, one_sentence, run
 
-import benchmark
+from studies import benchmark
 
 
 def test_a_section_is_measured_printed_and_saved(tmp_path):
@@ -13,7 +13,7 @@ def test_a_section_is_measured_printed_and_saved(tmp_path):
     out.parent.mkdir()
     kept = {"machine": {}, "quick": True, "rows": [], "notes": []}
     out.write_text(json.dumps({"sections": {"growth": kept}}))
-    done = run("benchmark.py", "prepare", "--quick", "--out", out)
+    done = run("studies.benchmark", "prepare", "--quick", "--out", out)
     assert done.returncode == 0, done.stderr
     assert "faces prepared" in done.stdout
     record = json.loads(out.read_text())
@@ -140,17 +140,17 @@ def test_the_readme_is_up_to_date():
     [
         (["nonsense"], 2, ["nonsense", "predict"]),
         (["load", "--data", "nowhere"], 1, ["nowhere", "data_preprocessing.py"]),
-        (["--readme", "--out", "nothing.json"], 1, ["nothing.json", "python benchmark.py"]),
+        (["--readme", "--out", "nothing.json"], 1, ["nothing.json", "python -m studies.benchmark"]),
     ],
 )
 def test_what_is_wrong_is_one_sentence(arguments, code, words, tmp_path):
-    done = run("benchmark.py", *arguments, cwd=tmp_path)
+    done = run("studies.benchmark", *arguments, cwd=tmp_path)
     assert done.returncode == code
     one_sentence(done.stderr, *words)
 
 
 def test_a_damaged_file_is_named(tmp_path):
     (tmp_path / "r.json").write_text("[]")
-    done = run("benchmark.py", "--readme", "--out", tmp_path / "r.json")
+    done = run("studies.benchmark", "--readme", "--out", tmp_path / "r.json")
     assert done.returncode == 1
     one_sentence(done.stderr, "r.json")

@@ -19,7 +19,7 @@ from PIL import Image
 
 import const
 import data_preprocessing as dp
-from drawn_faces import draw_celeb_tree
+from studies.drawn_faces import draw_celeb_tree
 
 SCRIPT = "data_preprocessing.py"
 REAL = ROOT.parent / "shared" / "data" / "CelebAMask-HQ-mini.zip"
@@ -544,7 +544,7 @@ def test_help_and_import_are_light():
 
 
 def test_the_drawing_command(tmp_path):
-    result = run("drawn_faces.py", "--out", tmp_path, "--train", 3, "--val", 2, "--image-size", 256)
+    result = run("studies.drawn_faces", "--out", tmp_path, "--train", 3, "--val", 2, "--image-size", 256)
     assert result.returncode == 0, result.stderr
     assert "drawn" in result.stdout
     celeb = tmp_path / "CelebAMask-HQ"
@@ -554,7 +554,7 @@ def test_the_drawing_command(tmp_path):
     assert cv2.imread(str(celeb / dp.IMAGES / "16000.jpg")).shape == (256, 256, 3)
     assert (celeb / dp.PARTS / ".DS_Store").exists()
     assert 0.08 < (grey(part_path(celeb, 16000, "skin")) > 127).mean() < 0.4
-    refused(run("drawn_faces.py", "--out", tmp_path, "--train", -1), "--train")
+    refused(run("studies.drawn_faces", "--out", tmp_path, "--train", -1), "--train")
 
 
 @pytest.mark.skipif(not REAL.exists(), reason="the real faces are not here")

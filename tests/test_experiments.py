@@ -10,19 +10,18 @@ import pytest
 from conftest import leftovers, no_traceback, one_sentence, run
 from PIL import Image
 
-import covers
-import experiment_report
-import experiments
 from main import Runner
 from metrics import Counts
+from robust import occluders
+from studies import experiments, report
 
 RUNS = [f"{name}-{seed}" for name in ("covers-on", "glasses-left-in", "faces-3", "faces-6") for seed in (1, 2)]
 
 
 def command(place, prepared, celeb_source, *names):
     return no_traceback(
-        run("experiments.py", *names, "--quick", "--source", celeb_source, "--data", prepared, "--runs", place / "runs",
-            "--out", place / "out")
+        run("studies.experiments", *names, "--quick", "--source", celeb_source, "--data", prepared,
+            "--runs", place / "runs", "--out", place / "out")
     )  # fmt: skip
 
 
@@ -83,7 +82,7 @@ def test_the_page_is_made_from_the_results(place, tmp_path):
     for run_name in ("faces-3-1", "faces-3-2"):
         results["experiments"]["data-size"]["runs"][run_name]["clean"]["counts"] = counts
     (tmp_path / "results.json").write_text(json.dumps(results))
-    experiment_report.write(tmp_path)
+    report.write(tmp_path)
     assert "0.9990 0.9990" in (tmp_path / "README.md").read_text()
     assert "0.9990 0.9990" not in (place / "out" / "README.md").read_text()
 
@@ -91,7 +90,7 @@ def test_the_page_is_made_from_the_results(place, tmp_path):
 def test_the_page_in_the_repository_is_made_from_its_results(tmp_path):
     committed = experiments.RESULTS_DIR
     shutil.copy(committed / "results.json", tmp_path)
-    experiment_report.write(tmp_path)
+    report.write(tmp_path)
     assert (tmp_path / "README.md").read_text() == (committed / "README.md").read_text()
     shown = re.findall(r"\]\(([\w-]+\.png)\)", (committed / "README.md").read_text())
     assert {p.name for p in committed.iterdir()} == {"README.md", "results.json", "benchmark.json", *shown}
@@ -144,7 +143,7 @@ def record(rng, hidden: bool) -> dict:
 
 def test_every_section_and_plot(tmp_path):
     rng = np.random.default_rng(0)
-    kinds = ["clean", "glasses", "real glasses", *covers.KINDS]
+    kinds = ["clean", "glasses", "real glasses", *occluders.KINDS]
     sections = {}
     for name in experiments.NAMES:
         runs = [run.name for run in experiments.runs_of(name, "cpu", 780)] + ["bundled"]
@@ -153,7 +152,8 @@ def test_every_section_and_plot(tmp_path):
                "peak_memory": 2**30, "histories": [[{"epoch": 1, "seconds": 2.0, "dice": 0.5}]] * 3}  # fmt: skip
         seeds = list(experiments.MODEL_SEEDS["cpu"] if name == "models" else experiments.SEEDS["cpu"])
         sections[name] = {
-            "command": f"python experiments.py {name}", "budget": "cpu", "date": "today", "hardware": "a machine",
+            "command": f"python -m studies.experiments {name}", "budget": "cpu", "date": "today",
+            "hardware": "a machine",
             "torch": "2", "precision": "fp32", "train_faces": 780, "val_faces": 6, "seeds": seeds,
             "model_seeds": list(experiments.MODEL_SEEDS["cpu"]),
             "settings": [{**settings, "pretrained": False, "seeds": [1, 2, 3]}],
@@ -162,10 +162,10 @@ def test_every_section_and_plot(tmp_path):
             "models": {"unet": row, "deeplabv3": row}, "counts": experiments.face_counts("cpu", 780),
         }  # fmt: skip
     (tmp_path / "results.json").write_text(json.dumps({"quick": False, "experiments": sections}))
-    experiment_report.write(tmp_path)
+    report.write(tmp_path)
     page = (tmp_path / "README.md").read_text()
     for name in experiments.NAMES:
-        assert f"python experiments.py {name}" in page
+        assert f"python -m studies.experiments {name}" in page
     assert "0.923" in page  # the IoU that goes with Dice 0.96
     assert "nan" not in page
     assert "2.5 ± 0.5" in page  # seconds an epoch, of three seeds
@@ -178,7 +178,7 @@ def test_every_section_and_plot(tmp_path):
 
 def test_the_fit_finds_a_known_law():
     n = np.repeat([50, 100, 200, 400, 780], 3)
-    a, b, c = experiment_report.power_law(n, 0.04 + 0.1 * (n / 50) ** -0.5)
+    a, b, c = report.power_law(n, 0.04 + 0.1 * (n / 50) ** -0.5)
     assert (a, b, c) == pytest.approx((0.04, 0.1, 0.5), abs=1e-6)
 
 

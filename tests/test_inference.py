@@ -11,9 +11,9 @@ import torch
 from conftest import leftovers
 from PIL import Image, features
 
+import common
 import const
 import drawing
-import files
 import inference
 from inference import PictureError, Segmenter, find_jobs, read_picture
 from model import Info
@@ -386,13 +386,13 @@ def test_long_names_fit(tmp_path):
     jobs = find_jobs([tmp_path], tmp_path / "out")
     assert len({j.name for j in jobs}) == 4
     for job in jobs:
-        files.write_bytes(tmp_path / "out" / f"{job.name}_overlay.jpg", b"x")
+        common.write_bytes(tmp_path / "out" / f"{job.name}_overlay.jpg", b"x")
     assert len(list((tmp_path / "out").iterdir())) == 4
 
 
 def test_writing_is_all_or_nothing(tmp_path, monkeypatch):
     target = tmp_path / "new" / "x.png"
-    files.write_bytes(target, b"first")
+    common.write_bytes(target, b"first")
     assert target.read_bytes() == b"first"
 
     def fail(*args):
@@ -400,7 +400,7 @@ def test_writing_is_all_or_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="No space"):
-        files.write_bytes(target, b"second")
+        common.write_bytes(target, b"second")
     assert target.read_bytes() == b"first"
     assert not leftovers(tmp_path)
 

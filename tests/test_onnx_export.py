@@ -8,7 +8,7 @@ from conftest import leftovers, one_sentence
 import const
 import main
 import model
-import onnx_export
+from extras import onnx_export
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")

@@ -7,7 +7,7 @@ import pytest
 from conftest import leftovers, no_traceback, one_sentence, run
 from PIL import Image
 
-import robustness
+from studies import robustness
 
 
 def test_the_command_writes_every_section(prepared, lite_weights, tmp_path):
@@ -16,7 +16,7 @@ def test_the_command_writes_every_section(prepared, lite_weights, tmp_path):
     for i in range(6):  # every fifth is held out
         Image.fromarray(rng.integers(0, 256, (90, 120, 3)).astype(np.uint8)).save(tmp_path / "photos" / f"{i}.png")
     done = no_traceback(
-        run("robustness.py", "--weights", lite_weights, "--data", prepared, "--backgrounds", tmp_path / "photos",
+        run("studies.robustness", "--weights", lite_weights, "--data", prepared, "--backgrounds", tmp_path / "photos",
             "--out", tmp_path / "out", "--scenes", 3)
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -4,9 +4,8 @@ import cv2
 import numpy as np
 import pytest
 
-import covers
 import dataset
-import scenes
+from robust import occluders, scenes
 
 
 @pytest.fixture(scope="module")
@@ -119,10 +118,10 @@ def test_a_face_lands_where_it_is_asked_for(faces):
     face = faces[0]
     width = np.ptp(np.flatnonzero(face.mask.any(0))) + 1
     for scale, centre in ((0.2, (80, 60)), (0.5, (100, 110)), (0.9, (120, 130))):
-        matrix = scenes.similarity(covers.FACE_WIDTH * scale, 0, centre)
+        matrix = scenes.similarity(occluders.FACE_WIDTH * scale, 0, centre)
         mask = scenes.warp(face.mask, matrix, (256, 256)) > 127
         assert np.ptp(np.flatnonzero(mask.any(0))) + 1 == pytest.approx(width * scale, abs=2.5)
-        x, y = matrix @ np.array([*covers.FACE_CENTRE, 1.0])
+        x, y = matrix @ np.array([*occluders.FACE_CENTRE, 1.0])
         assert (x, y) == pytest.approx(centre, abs=1e-3)
         source, moved = (np.argwhere(m > 0).mean(0) for m in (face.mask, mask))  # (y, x)
         want = matrix @ np.array([source[1], source[0], 1.0])
@@ -142,13 +141,13 @@ def test_the_near_person_hides_the_far_one(faces):
 
 
 # --- Covers ---------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("kind", [*covers.KINDS, "glasses", None])
+@pytest.mark.parametrize("kind", [*occluders.KINDS, "glasses", None])
 def test_covers_only_take_away(kind, faces):
     face, other = faces[1], faces[2]
     kept = face.image.copy(), face.mask.copy(), other.image.copy()
     taken = []
     for seed in range(6):
-        image, mask, opacity = covers.draw_cover(
+        image, mask, opacity = occluders.draw_cover(
             np.random.default_rng(seed), face.image, face.mask, photo=other.image, other=(other.image, other.mask),
             kind=kind,
         )  # fmt: skip
@@ -162,7 +161,7 @@ def test_covers_only_take_away(kind, faces):
             assert gone[(face.mask > 0) & (opacity > 127)].all()
             assert not gone[opacity < 127].any()
         taken.append(gone.mean())
-        again = covers.draw_cover(
+        again = occluders.draw_cover(
             np.random.default_rng(seed), face.image, face.mask, photo=other.image, other=(other.image, other.mask),
             kind=kind,
         )  # fmt: skip
@@ -174,15 +173,15 @@ def test_covers_only_take_away(kind, faces):
 
 
 def test_glasses_are_cut_from_the_truth(faces):
-    face = next(faces[i] for i in range(12) if all(faces[i].mask[y, x] for x, y in covers.EYES))
+    face = next(faces[i] for i in range(12) if all(faces[i].mask[y, x] for x, y in occluders.EYES))
     for seed in range(10):
-        _, mask, _ = covers.draw_cover(np.random.default_rng(seed), face.image, face.mask, kind="glasses")
-        assert not any(mask[y, x] for x, y in covers.EYES)  # even through clear lenses
-        assert mask[covers.MOUTH[1], covers.MOUTH[0]] == face.mask[covers.MOUTH[1], covers.MOUTH[0]]
+        _, mask, _ = occluders.draw_cover(np.random.default_rng(seed), face.image, face.mask, kind="glasses")
+        assert not any(mask[y, x] for x, y in occluders.EYES)  # even through clear lenses
+        assert mask[occluders.MOUTH[1], occluders.MOUTH[0]] == face.mask[occluders.MOUTH[1], occluders.MOUTH[0]]
 
 
 def test_blending():
     over, under = np.full((4, 4, 3), 200, np.uint8), np.full((4, 4, 3), 100, np.uint8)
     for alpha, want in ((0.0, 100), (1.0, 200), (0.25, 125)):
-        mixed = covers.blend(over, under, np.full((4, 4), alpha, np.float32))
+        mixed = occluders.blend(over, under, np.full((4, 4), alpha, np.float32))
         np.testing.assert_allclose(mixed, want, atol=1)

@@ -10,7 +10,7 @@ from conftest import leftovers, no_traceback, one_sentence, run
 from PIL import Image
 
 import main
-import video
+from extras import video
 from inference import Segmenter
 from model import Info
 

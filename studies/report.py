@@ -1,6 +1,6 @@
 """The page of results: README.md and plots, made from `results.json` alone; `experiments.py` calls it.
 
-`python experiment_report.py results` draws the page anew, but for the sheets of faces, which need the networks.
+`python -m studies.report results` draws the page anew, but for the sheets of faces, which need the networks.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 import const
-import covers
-from files import write_bytes, write_text
+from common import write_bytes, write_text
 from metrics import Counts
+from robust import occluders
 
 PUBLISHED = {  # (Dice, IoU, BCE)
     "DeepLabV3": (0.96, 0.94, 0.049),
@@ -72,7 +72,7 @@ def seeded(e: dict, variant: str) -> list[dict]:
 
 def covered(kinds: dict) -> tuple[Counts, float]:
     """Counts pooled over all kinds of covers, and the share of the hidden parts of faces that was called face."""
-    records = [kinds[kind] for kind in covers.KINDS]
+    records = [kinds[kind] for kind in occluders.KINDS]
     hidden = sum(r["hidden"] for r in records)
     return sum(map(counts, records), Counts()), sum(r["called"] for r in records) / max(hidden, 1)
 
@@ -174,15 +174,15 @@ def plot_covers(e: dict, path: Path) -> None:
     """Dice, and the share of the cover called face, by kind of cover."""
     figure = _figure(9, 3.6)
     left, right = figure.subplots(1, 2)
-    kinds = ["clean", *covers.KINDS]
+    kinds = ["clean", *occluders.KINDS]
     for j, variant in enumerate(("covers-on", "covers-off", "covers-lost")):
         color, label = COLORS[j], VARIANTS[variant]
         dice = np.array([[counts(run[kind]).dice for run in seeded(e, variant)] for kind in kinds])
-        share = np.array([[_called(run[kind]) for run in seeded(e, variant)] for kind in covers.KINDS]) * 100
+        share = np.array([[_called(run[kind]) for run in seeded(e, variant)] for kind in occluders.KINDS]) * 100
         _dots(left, dice, j, color, label)
         _dots(right, share, j, color, label)
     left.set_xticks(range(len(kinds)), kinds, rotation=40, ha="right")
-    right.set_xticks(range(len(covers.KINDS)), covers.KINDS, rotation=40, ha="right")
+    right.set_xticks(range(len(occluders.KINDS)), occluders.KINDS, rotation=40, ha="right")
     left.set(ylabel="Dice")
     right.set(ylabel="hidden face called face, %")
     right.set_ylim(bottom=0)
@@ -273,14 +273,14 @@ def covers_section(e: dict, out: Path) -> str:
         ])  # fmt: skip
     plot_covers(e, out / "covers.png")
     on, off, lost = (values[f"covers-{key}"] for key in ("on", "off", "lost"))
-    pictures = next(iter(e["runs"].values()))[next(iter(covers.KINDS))]["pictures"]
+    pictures = next(iter(e["runs"].values()))[next(iter(occluders.KINDS))]["pictures"]
     head = ["trained with", "of the picture", "of the face", "Dice, clean", "IoU, clean"]
     head += ["Dice, covered", "IoU, covered", "hidden face called face"]
     return "\n\n".join([
         table(head, rows),
         "*Of the picture, of the face*: what CoarseDropout takes of the picture, and of the face from the mask; "
         f"mean over 1000 draws, the three in ten without it counted. *Covered*: {pictures} validation faces with "
-        f"each of {len(covers.KINDS)} drawn covers (`covers.py`, fixed seed, drawn textures), pooled. *Hidden "
+        f"each of {len(occluders.KINDS)} drawn covers (`covers.py`, fixed seed, drawn textures), pooled. *Hidden "
         "face*: the face's pixels behind the cover; the truth calls none of them face.",
         f"The hole against none: Dice on covered faces {compared(on[0], off[0])}, hidden face called face "
         f"{compared(on[1], off[1])}, Dice on clean faces {compared(on[2], off[2])}. The silent failure against no "
@@ -299,7 +299,7 @@ def _by_kind(e: dict) -> str:
     def dice(variant: str, kind: str) -> list[float]:
         return [counts(run[kind]).dice for run in seeded(e, variant)]
 
-    found = {kind: compared(dice("covers-on", kind), dice("covers-off", kind)) for kind in covers.KINDS}
+    found = {kind: compared(dice("covers-on", kind), dice("covers-off", kind)) for kind in occluders.KINDS}
     words = []
     for verdict in sorted(set(found.values())):
         words.append(f"{verdict} for {', '.join(kind for kind in found if found[kind] == verdict)}")
@@ -524,7 +524,8 @@ def preface(results: dict) -> str:
     budgets = {e["budget"] for e in results["experiments"].values()}
     most = max(len(e["seeds"]) for e in results["experiments"].values())
     lines += [
-        "Made by `python experiments.py` from its runs; every figure of this page is in `results.json`. ± is the "
+        "Made by `python -m studies.experiments` from its runs; every figure of this page is in `results.json`. ± is "
+        "the "
         "standard deviation over seeds. Kept is the epoch with the best validation loss, as in the original. Dice and "
         "IoU are of counts pooled over the faces, at probability 0.5 and the masks' size, 512x512, unless it says "
         f"otherwise. *With every seed* means that the two sets of {most} seeds do not overlap, which chance does to "

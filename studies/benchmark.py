@@ -1,10 +1,9 @@
 """How fast this repository is: itself and the plain way side by side, in turns, in one run on the machine at hand.
 
-    python benchmark.py                      every section, into results/benchmark.json
-    python benchmark.py predict folder       only these sections; the others stay as they are in the file
-    python benchmark.py --quick              few pictures, three runs instead of five: a look, not a result, which goes
-                                             into results-quick/
-    python benchmark.py --readme             README.md's performance section from results/benchmark.json
+    python -m studies.benchmark                  every section, into results/benchmark.json
+    python -m studies.benchmark predict folder   only these sections; the others stay as they are in the file
+    python -m studies.benchmark --quick          few pictures, three runs instead of five: not a result; results-quick/
+    python -m studies.benchmark --readme         README.md's performance section from results/benchmark.json
 
 The plain way is fp32, contiguous tensors, no worker processes, and the original's loop written as simply as can be. It
 gets the same data, networks and weights. Without --data the pictures are drawn ones (drawn_faces.py): how long a
@@ -33,8 +32,8 @@ from datetime import date
 from pathlib import Path
 
 import const
+from common import write_text
 from data_preprocessing import DataError, usable_cores
-from files import write_text
 
 SECTIONS = ("predict", "start", "folder", "train", "load", "prepare", "growth")
 RESULTS = const.DIR_PATH / "results" / "benchmark.json"
@@ -85,7 +84,7 @@ class Place:
 def drawn_source(place: Place, size: int = 1024) -> Path:
     """The official layout with `DISTINCT` drawn training faces and four for validation; part masks are RGB, as most of
     the official ones are."""
-    import drawn_faces
+    from studies import drawn_faces
 
     folder = place.temp / f"drawn{size}"
     if folder.is_dir():
@@ -655,7 +654,7 @@ def growth(place: Place):
     """How time and memory grow: the predict command, from its start to its end."""
     import cv2
 
-    from drawn_faces import draw_face
+    from studies.drawn_faces import draw_face
 
     largest = draw_face([0, 0], 1024)[0][..., ::-1]
     rows = []
@@ -832,7 +831,7 @@ def read_record(path: Path) -> dict:
                 raise ValueError
         return {"sections": record["sections"]}
     except FileNotFoundError:
-        raise DataError(f"there is no {path}: measure first, with `python benchmark.py`") from None
+        raise DataError(f"there is no {path}: measure first, with `python -m studies.benchmark`") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise DataError(f"{path} is not what this script writes; remove it and measure again") from None
 

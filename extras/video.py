@@ -2,7 +2,7 @@
 
 The results have the input's size, frame rate and orientation; sound is not carried over.
 
-    python video.py test_path/chris.jpg              how much masks flicker on a still face, and what smoothing does
+    python -m extras.video test_path/chris.jpg       how much masks flicker on a still face, and what smoothing does
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from files import replacing
+from common import replacing
 
 SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 CUT = 40.0  # mean grey-level change, of 255, between two frames that is taken for a cut: smoothing starts anew

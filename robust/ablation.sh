@@ -2,7 +2,7 @@
 # What training on drawn covers is worth, and how far seeds differ: the bundled weights trained on for six epochs, two seeds
 # with covers and glasses, two without. About a quarter of an hour on two cores; runs/covers/covers.md is the table.
 #
-#   bash weights/covers.sh CELEBAMASK_HQ NO_FACE [PREPARED]
+#   bash robust/ablation.sh CELEBAMASK_HQ NO_FACE [PREPARED]
 #
 # A run that was killed is continued by starting the script again.
 set -euo pipefail
@@ -17,7 +17,7 @@ for seed in 1 2; do
     again=(); [ ! -e "$run/last.pth" ] || again=(--resume)
     python main.py train --model lite --recipe robust --data "$data" --backgrounds "$backgrounds" --run-dir "$run" \
       --init weights/lite.pth --size 192 --epochs 6 --lr 1.5e-3 --seed "$seed" "${shares[@]}" "${again[@]}"
-    [ -e "$run/robustness.json" ] || python robustness.py --weights "$run/model.best.pth" --data "$data" \
+    [ -e "$run/robustness.json" ] || python -m studies.robustness --weights "$run/model.best.pth" --data "$data" \
       --backgrounds "$backgrounds" --only faces covers --out "$run"
   done
 done

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The bundled weights, from scratch: six rounds on the CPU, about four hours on two cores.
 #
-#   bash weights/recipe.sh CELEBAMASK_HQ NO_FACE UNLABELLED
+#   bash robust/recipe.sh CELEBAMASK_HQ NO_FACE UNLABELLED
 #
 # CELEBAMASK_HQ: the data set, zip or folder; NO_FACE: photographs without faces; UNLABELLED: more aligned CelebA-HQ faces.
 # A round that was killed is continued by `python main.py train --resume --run-dir runs/lite-N`.

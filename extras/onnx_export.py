@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 import const
-from files import replacing
+from common import replacing
 from model import Info
 
 OPSET = 18

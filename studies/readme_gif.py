@@ -1,6 +1,6 @@
 """A sheet of paper slides over a bespectacled face, and the mask avoids both: the picture that opens the README.
 
-python make_gif.py                               docs/paper.gif from test_path/bryan.png
+python -m studies.readme_gif                               docs/paper.gif from test_path/bryan.png
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ def paper_slides(photo, seed: int = 3) -> Iterator:
     import cv2
     import numpy as np
 
-    import covers
+    from robust import occluders
 
     photo = cv2.resize(photo, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
-    sheet = covers.paper(np.random.default_rng(seed))
+    sheet = occluders.paper(np.random.default_rng(seed))
     h, w = sheet.shape[:2]
     scale = 0.5 * SIDE / w
     for i in range(FRAMES):
@@ -34,7 +34,7 @@ def paper_slides(photo, seed: int = 3) -> Iterator:
         matrix = np.column_stack([linear, np.array([x, y]) - linear @ [w / 2, h / 2]])
         alpha = cv2.warpAffine(np.full((h, w), 255, np.uint8), matrix, (SIDE, SIDE)).astype(np.float32) / 255
         moved = cv2.warpAffine(sheet, matrix, (SIDE, SIDE), borderMode=cv2.BORDER_REPLICATE)
-        yield covers.blend(moved, photo, alpha)
+        yield occluders.blend(moved, photo, alpha)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,8 +1,8 @@
 """The original's claims, measured: each with its figure, its spread over seeds, and the command.
 
-    python experiments.py --source CelebAMask-HQ.zip     all five; tables and plots go to results/
-    python experiments.py covers data-size               two of them
-    python experiments.py --quick                        the machinery alone, in a minute, on drawn faces
+    python -m studies.experiments --source CelebAMask-HQ.zip     all five; tables and plots go to results/
+    python -m studies.experiments covers data-size               two of them
+    python -m studies.experiments --quick                        the machinery alone, in a minute, on drawn faces
 
 covers      does the hole of CoarseDropout help to leave out what covers a face?
 glasses     do masks without the glasses make the network avoid glasses?
@@ -31,11 +31,11 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import const
-import covers
 import data_preprocessing as preparation
+from common import write_text
 from data_preprocessing import DataError
-from files import write_text
 from main import Runner, UserError
+from robust import occluders
 from training import Config, TrainingError, settings_of
 
 # --- The table of settings ------------------------------------------------------------------------------------------
@@ -84,7 +84,7 @@ VARIANTS = {  # what a run changes of the budget; its name is this and the seed
 }
 MODELS = {"models-unet": {"model": "unet"}, "models-deeplabv3": {"model": "deeplabv3"}}
 MODEL_SEEDS = {"gpu": (42,), "cpu": (42, 43, 44), "quick": (42,)}
-COVERS = ["clean", *covers.KINDS]
+COVERS = ["clean", *occluders.KINDS]
 MEASURED = {  # on which validation faces the runs of an experiment are measured
     "covers": COVERS,
     "glasses": ["clean", "glasses", "real glasses"],
@@ -160,14 +160,14 @@ class Place:
     @cached_property
     def store(self):
         """The validation faces at 512x512, masks without glasses."""
-        import scenes
+        from robust import scenes
 
         return scenes.FaceStore([self.data / "images_val"], [self.data / "masks_val"], [None])
 
     @cached_property
     def composer(self):
         """The faces that get covers; textures are drawn, too."""
-        import scenes
+        from robust import scenes
 
         few = scenes.FaceStore([self.data / "images_val"], [self.data / "masks_val"], [None], limit=COVERED_FACES)
         return scenes.SceneComposer(few, scenes.PhotoStore([]))
@@ -187,7 +187,7 @@ def _ids(folder: Path) -> set[int]:
 
 def drawn_data(folder: Path) -> Path:
     """A drawn data set in the official layout, for --quick; nothing where it is there already."""
-    from drawn_faces import draw_celeb_tree
+    from studies.drawn_faces import draw_celeb_tree
 
     if not (folder / "CelebAMask-HQ" / "DRAWN.txt").exists():
         draw_celeb_tree(folder, [*const.IDS_TRAIN[:12], *const.IDS_VAL[:6]], image_size=256)
@@ -314,8 +314,8 @@ def samples(place: Place, kind: str) -> Iterator[tuple]:
     `hidden` is the part of the face behind the cover or the glasses. `kind` is clean, one of the covers, glasses
     (drawn) or real glasses (the faces that wear some, where `prepare_whole` was called).
     """
-    import robustness
-    import scenes
+    from robust import scenes
+    from studies import robustness
 
     if kind == "clean":
         for image, mask in robustness.faces_of(place.store):
@@ -510,7 +510,7 @@ def results_of(place: Place, name: str, kept: dict[str, Measured]) -> dict:
     }
     plain = [run for run in runs if run.name in first]
     out = {
-        "command": f"python experiments.py {name} {ending}",
+        "command": f"python -m studies.experiments {name} {ending}",
         "budget": place.budget,
         "date": record["date"],
         "hardware": record["hardware"],
@@ -600,10 +600,10 @@ def aligned_photographs(runner: Runner) -> list:
         if n < 2:
             continue
         x, y, w, h, _ = max(stats[1:].tolist(), key=lambda row: row[4])
-        scale = covers.FACE_WIDTH / w
-        cx, cy = covers.FACE_CENTRE
+        scale = occluders.FACE_WIDTH / w
+        cx, cy = occluders.FACE_CENTRE
         matrix = np.float32([[scale, 0, cx - (x + w / 2) * scale], [0, scale, cy - (y + h / 2) * scale]])
-        size = covers.SIZE, covers.SIZE
+        size = occluders.SIZE, occluders.SIZE
         image = cv2.warpAffine(picture, matrix, size, flags=cv2.INTER_AREA, borderMode=cv2.BORDER_REPLICATE)
         faces.append((image, cv2.warpAffine(mask, matrix, size, flags=cv2.INTER_NEAREST)))
     return faces
@@ -621,7 +621,7 @@ def covered_photographs(faces: list, kinds: list[str], seed: int) -> list:
         image, mask = faces[i % len(faces)]
         for attempt in range(100):
             rng = np.random.default_rng((seed, i, attempt))
-            drawn, left, _ = covers.draw_cover(rng, image, mask, kind=kind)
+            drawn, left, _ = occluders.draw_cover(rng, image, mask, kind=kind)
             if 0.05 < 1 - left.sum() / max(mask.sum(), 1) < 0.6:
                 break
         images.append(drawn)
@@ -631,7 +631,7 @@ def covered_photographs(faces: list, kinds: list[str], seed: int) -> list:
 FIGURE_SEED = 7  # of the drawn covers
 FIGURES = {  # experiment: kinds of cover, {row: variant}
     "covers": (
-        list(covers.KINDS),
+        list(occluders.KINDS),
         {"hole in image\nand mask": "covers-on", "no hole": "covers-off", "the silent\nfailure": "covers-lost"},
     ),
     "glasses": (
@@ -643,7 +643,7 @@ FIGURES = {  # experiment: kinds of cover, {row: variant}
 
 def draw_figure(place: Place, name: str, path: Path) -> None:
     """The same covered faces for the first seed's networks of an experiment, a row each."""
-    from experiment_report import save_grid
+    from studies.report import save_grid
 
     kinds, rows = FIGURES[name]
     images = covered_photographs(aligned_photographs(place.runner), kinds, FIGURE_SEED)
@@ -657,7 +657,7 @@ def draw_figure(place: Place, name: str, path: Path) -> None:
 # --- The command ------------------------------------------------------------------------------------------------------
 def run_all(place: Place, names: list[str], out: Path) -> None:
     """Train, measure, and write the results of these experiments; those of others are left as they are."""
-    import experiment_report
+    from studies import report
 
     results = _earlier(out, place.budget == "quick")
     for name in names:
@@ -675,7 +675,7 @@ def run_all(place: Place, names: list[str], out: Path) -> None:
             draw_figure(place, name, out / f"{name}-faces.png")
     results["experiments"] = {name: results["experiments"][name] for name in NAMES if name in results["experiments"]}
     write_text(out / "results.json", json.dumps(results, indent=1) + "\n")
-    experiment_report.write(out)
+    report.write(out)
 
 
 def _earlier(out: Path, quick: bool) -> dict:

@@ -16,11 +16,11 @@ import cv2
 import numpy as np
 
 import const
-import covers
+from robust import occluders
 
-SIZE = covers.SIZE
-FACE_WIDTH = covers.FACE_WIDTH
-FACE_CENTRE = covers.FACE_CENTRE
+SIZE = occluders.SIZE
+FACE_WIDTH = occluders.FACE_WIDTH
+FACE_CENTRE = occluders.FACE_CENTRE
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class PhotoStore:
 
     def draw(self, rng: np.random.Generator) -> np.ndarray:
         if not self.paths:
-            return covers.flat(rng)
+            return occluders.flat(rng)
         index = int(rng.integers(len(self.paths)))
         if index not in self._kept:
             self._kept[index] = cv2.cvtColor(cv2.imread(str(self.paths[index]), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
@@ -146,7 +146,7 @@ def paste(canvas, truth, layer, matrix, alpha) -> tuple[np.ndarray, np.ndarray]:
     size = truth.shape
     image, mask = warp(layer.image, matrix, size, cv2.BORDER_REPLICATE), warp(layer.mask, matrix, size)
     opacity = warp(alpha, matrix, size)
-    canvas = covers.blend(image, canvas, opacity.astype(np.float32) / 255)
+    canvas = occluders.blend(image, canvas, opacity.astype(np.float32) / 255)
     return canvas, np.where(opacity > 127, mask, truth)
 
 
@@ -160,7 +160,7 @@ def with_body(face: Face, cloth: np.ndarray | None = None) -> tuple[Face, np.nda
     image = pad(face.image)
     if cloth is not None:
         blend = np.clip(np.arange(SIZE, dtype=np.float32) / 40, 0, 1)[:, None].repeat(SIZE, 1)
-        image[SIZE:] = covers.blend(cloth, image[SIZE:], blend)
+        image[SIZE:] = occluders.blend(cloth, image[SIZE:], blend)
     return Face(image, pad(face.mask, "constant"), None), pad(face.person)
 
 
@@ -184,7 +184,7 @@ class SceneComposer:
         photo = self.photos.draw(rng)
         if rng.random() < 0.2:
             face = self.faces[int(rng.integers(len(self.faces)))]
-            photo = tinted(rng, photo, covers.skin_color(rng, face.image, face.mask))
+            photo = tinted(rng, photo, occluders.skin_color(rng, face.image, face.mask))
         return photo
 
     def compose(self, rng: np.random.Generator, index: int, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -200,13 +200,13 @@ class SceneComposer:
         face = self.faces[index]
         image, mask = face.image, face.mask
         alpha = face.person if person and face.person is not None else np.full((SIZE, SIZE), 255, np.uint8)
-        bare_eyes = all(mask[y, x] for x, y in covers.EYES)
+        bare_eyes = all(mask[y, x] for x, y in occluders.EYES)
         kinds = ["glasses"] if bare_eyes and rng.random() < self.glasses_p else []
         if rng.random() < self.cover_p:
             kinds += [None] * (1 if rng.random() < 0.75 else 2)
         for kind in kinds:
             other = self.faces[int(rng.integers(len(self.faces)))]
-            image, mask, opacity = covers.draw_cover(
+            image, mask, opacity = occluders.draw_cover(
                 rng, image, mask, photo=self._texture(rng), other=(other.image, other.mask), kind=kind
             )
             alpha = np.maximum(alpha, opacity)
@@ -265,7 +265,7 @@ class SceneComposer:
     def add_hand(self, rng, canvas, truth, index: int, width: float) -> tuple[np.ndarray, np.ndarray]:
         """A drawn hand of this person's skin anywhere in the picture, as large as a face `width` pixels wide asks."""
         face = self.faces[index]
-        picture, alpha = covers.hand(rng, covers.skin_color(rng, face.image, face.mask))
+        picture, alpha = occluders.hand(rng, occluders.skin_color(rng, face.image, face.mask))
         h, w = truth.shape
         matrix = similarity(width, rng.uniform(0, 360), rng.uniform(0.05, 0.95, 2) * (w, h))
         hand = Face(picture, np.zeros((SIZE, SIZE), np.uint8), None)
@@ -278,7 +278,7 @@ class SceneComposer:
         if rng.random() < 0.7:
             face = Face(_relight(rng, face.image), face.mask, face.person)
         if cut and rng.random() < 0.6:
-            cloth = covers.photo_patch(rng, self._texture(rng)) if rng.random() < 0.6 else None
+            cloth = occluders.photo_patch(rng, self._texture(rng)) if rng.random() < 0.6 else None
             face, alpha = with_body(Face(face.image, face.mask, alpha), cloth)
         degrees = rng.normal(0, 8) if rng.random() < 0.8 else rng.uniform(-60, 60)
         centre = rng.uniform(-0.02, 1.02, 2) * (w, h)
@@ -324,8 +324,8 @@ class SceneComposer:
         face = self.faces[index]  # hair, ears, neck, clothes: no face
         hidden = cv2.dilate(face.mask, np.ones((15, 15), np.uint8))
         hidden = cv2.GaussianBlur(cv2.morphologyEx(hidden, cv2.MORPH_CLOSE, np.ones((61, 61), np.uint8)), (0, 0), 3)
-        texture = covers.photo_patch(rng, self._texture(rng)) if rng.random() < 0.6 else covers.flat(rng)
-        image = covers.blend(texture, face.image, hidden.astype(np.float32) / 255)
+        texture = occluders.photo_patch(rng, self._texture(rng)) if rng.random() < 0.6 else occluders.flat(rng)
+        image = occluders.blend(texture, face.image, hidden.astype(np.float32) / 255)
         alpha = face.person if face.person is not None else np.full((SIZE, SIZE), 255, np.uint8)
         matrix = similarity(size * rng.uniform(0.1, 0.7), rng.normal(0, 10), rng.uniform(0.2, 0.8, 2) * size)
         return paste(canvas, nothing, Face(image, np.zeros((SIZE, SIZE), np.uint8), None), matrix, alpha)

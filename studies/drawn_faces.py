@@ -1,6 +1,6 @@
 """Draws cartoon faces with part masks in the layout of CelebAMask-HQ, for tests and for a first run without the data.
 
-    python drawn_faces.py --out DIR --train 200 --val 50    # then: python data_preprocessing.py --source DIR
+    python -m studies.drawn_faces --out DIR --train 200 --val 50    # then: python data_preprocessing.py --source DIR
 
 The faces are drawn by this file, nobody's photograph: what a network learns from them says nothing about real ones.
 """

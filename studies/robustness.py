@@ -1,7 +1,7 @@
 """How weights hold up: whole photographs, covers, bad light, no face at all; measured as `predict` works.
 
     python data_preprocessing.py --persons
-    python robustness.py --weights bundled --backgrounds DIR
+    python -m studies.robustness --weights bundled --backgrounds DIR
 
 Nothing measured here was trained on: the faces are the validation split's, and of the photographs without faces every
 fifth, in name order, is held out by the robust recipe. The drawn covers and changes have a fixed seed. Writes
@@ -21,10 +21,9 @@ import cv2
 import numpy as np
 
 import const
-import covers
-import scenes
 from data_preprocessing import positive
 from metrics import Counts
+from robust import occluders, scenes
 
 SEED = 7
 SIZE = scenes.SIZE
@@ -103,7 +102,7 @@ def covered_faces(composer: scenes.SceneComposer, kind: str) -> Iterator[Sample]
         other = composer.faces[int(rng.integers(len(composer.faces)))]
         face = composer.faces[i]
         photo = composer.photos.draw(rng)
-        image, mask, _ = covers.draw_cover(
+        image, mask, _ = occluders.draw_cover(
             rng, face.image, face.mask, photo=photo, other=(other.image, other.mask), kind=kind
         )
         yield image, mask
@@ -180,7 +179,7 @@ def _rows(section: str, composer, held_out: list[Path], scenes_count: int) -> It
     elif section == "covers":
         if worn := [f for f in faces_of(store) if _wears_glasses(f[1])]:
             yield "real glasses", worn
-        for kind in ("glasses", *covers.KINDS):
+        for kind in ("glasses", *occluders.KINDS):
             yield f"drawn: {kind}", covered_faces(composer, kind)
     elif section == "changes":
         for name, change in CHANGES.items():
@@ -216,7 +215,7 @@ def speed(segmenter, picture: np.ndarray, runs: int = 15) -> dict[str, float]:
 
 def _wears_glasses(mask: np.ndarray) -> bool:
     """Whether the mask leaves out both eyes at their usual places, as it does where `eye_g` was annotated."""
-    return not any(mask[y - 6 : y + 7, x - 6 : x + 7].any() for x, y in covers.EYES)
+    return not any(mask[y - 6 : y + 7, x - 6 : x + 7].any() for x, y in occluders.EYES)
 
 
 def _read(path: Path) -> np.ndarray:
@@ -253,8 +252,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--flip", action="store_true")
     parser.add_argument("--device", default="auto")
     args = parser.parse_args(argv)
+    from common import write_text
     from data_preprocessing import DataError, is_prepared
-    from files import write_text
     from main import Runner, UserError
     from model import ModelError
 
