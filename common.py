@@ -8,6 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+
+class UserError(Exception):
+    """Something that the user can mend; the message is one sentence. Every error of this kind in the project is one."""
+
+
 TEMP = ".tmp-"  # begins the name of every file that is not finished
 
 

@@ -26,7 +26,7 @@ from functools import partial
 from pathlib import Path
 
 import const
-from common import TEMP, replacing
+from common import TEMP, UserError, replacing
 
 ARCHIVE = "CelebAMask-HQ.zip"
 IMAGES = "CelebA-HQ-img"
@@ -48,7 +48,7 @@ _MEMBER = re.compile(rf"(?:.*/)?(?:{IMAGES}|{PARTS}/[0-9]+)/([^/]+)")
 _ESCAPING = re.compile(r"[/\\]|[A-Za-z]:|(?:.*[/\\])?\.\.(?:[/\\]|$)", re.DOTALL)  # absolute, drive letter, '..'
 
 
-class DataError(Exception):
+class DataError(UserError):
     """What a person has to mend before the data can be prepared, in one sentence."""
 
 

@@ -33,23 +33,23 @@ def _albumentations():
     return albumentations
 
 
-def train_transform(size: int = const.IMG_SIZE, *, seed: int | None = const.SEED, hole: str = "on"):
+def train_transform(size: int = const.IMG_SIZE, *, seed: int | None = const.SEED, cutout: str = "image+mask"):
     """The original's augmentation, every argument that matters by its name of today (albumentations 2.0.8).
 
     Resize, ColorJitter (hue 0.2), HorizontalFlip, CoarseDropout (one hole of 0.2-0.7 of the height and 0.3-0.8 of the
     width, grey 120 on the image and 0 on the mask, p 0.7), Normalize.
 
     Args:
-        hole: "on"; "off" leaves CoarseDropout out; "lost" is what the original's code comes to under albumentations 2,
-            which warns of its arguments' names and falls back to its defaults: one or two small black holes, of which
-            the mask knows nothing.
+        cutout: "image+mask"; "none" leaves CoarseDropout out; "image-only" is what the original's
+            code comes to under albumentations 2, which warns of its arguments' names and takes its defaults: one or two
+            small black holes, of which the mask knows nothing.
 
     Raises:
         ValueError: for an argument that albumentations does not know, thanks to `strict=True`.
     """
     A = _albumentations()
     holes = {
-        "on": [
+        "image+mask": [
             A.CoarseDropout(
                 num_holes_range=(1, 1),
                 hole_height_range=const.HOLE_HEIGHT,
@@ -59,9 +59,9 @@ def train_transform(size: int = const.IMG_SIZE, *, seed: int | None = const.SEED
                 p=const.HOLE_P,
             )
         ],
-        "off": [],
-        "lost": [A.CoarseDropout(p=const.HOLE_P)],
-    }[hole]
+        "none": [],
+        "image-only": [A.CoarseDropout(p=const.HOLE_P)],
+    }[cutout]
     return A.Compose(
         [
             A.Resize(height=size, width=size),
@@ -287,10 +287,10 @@ class Scenes(Dataset):
     def __getitem__(self, key) -> tuple[torch.Tensor, torch.Tensor]:
         index, seed = _index_and_seed(key)
         rng = np.random.default_rng(seed)
-        image, truth = self.composer.compose(rng, index % len(self.composer.faces), self.size)
+        image, target = self.composer.compose(rng, index % len(self.composer.faces), self.size)
         reseed(self.photo, seed)
         image = self.photo(image=image)["image"]
-        return _to_tensor(normalize(image)), _to_tensor(truth.astype(np.float32) / 255)
+        return _to_tensor(normalize(image)), _to_tensor(target.astype(np.float32) / 255)
 
 
 # --- Loading --------------------------------------------------------------------------------------------------------
@@ -308,18 +308,18 @@ class EpochSampler(Sampler):
     """
 
     def __init__(
-        self, length: int, *, seed: int, shuffle: bool, size: int | None = None, group: int = 1, rank=0, processes=1
+        self, length: int, *, seed: int, shuffle: bool, size: int | None = None, group: int = 1, rank=0, world_size=1
     ):
         self.length, self.seed, self.shuffle, self.epoch = length, seed, shuffle, 0
         self.size = size or length
-        self.group, self.rank, self.processes = group, rank, processes
+        self.group, self.rank, self.world_size = group, rank, world_size
 
     def _shown(self) -> np.ndarray:
         """The places in the epoch's order that are this process's."""
         if self.group == 0:
-            return np.arange(self.rank, self.size, self.processes)
-        steps = self.size // (self.group * self.processes)
-        return np.arange(steps * self.group * self.processes).reshape(steps, self.processes, -1)[:, self.rank].ravel()
+            return np.arange(self.rank, self.size, self.world_size)
+        steps = self.size // (self.group * self.world_size)
+        return np.arange(steps * self.group * self.world_size).reshape(steps, self.world_size, -1)[:, self.rank].ravel()
 
     def __len__(self) -> int:
         return len(self._shown())
@@ -348,7 +348,7 @@ def make_loader(
     size: int | None = None,
     accumulate: int = 1,
     rank: int = 0,
-    processes: int = 1,
+    world_size: int = 1,
 ) -> DataLoader:
     """A loader whose `sampler.epoch` is to be set before every epoch.
 
@@ -356,7 +356,7 @@ def make_loader(
     fails on a batch of one. Its length is a multiple of `accumulate`, the batches that make a step. Of several
     processes, each loads its share; see `EpochSampler`.
     """
-    share = {"group": batch_size * accumulate if train else 0, "rank": rank, "processes": processes}
+    share = {"group": batch_size * accumulate if train else 0, "rank": rank, "world_size": world_size}
     return DataLoader(
         dataset,
         batch_size,

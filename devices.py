@@ -75,7 +75,7 @@ def world_size() -> int:
 
 
 @contextmanager
-def joined(device: torch.device):
+def process_group(device: torch.device):
     """The processes of a torchrun job, connected while the block runs: NCCL between GPUs, Gloo between CPUs."""
     if world_size() == 1 or dist.is_initialized():
         yield
@@ -97,25 +97,25 @@ def step_group() -> dist.ProcessGroup | None:
 
 
 @contextmanager
-def first_alone():
+def rank_zero_first():
     """The first process runs the block, then the others do: for files that one makes and all of them read."""
     if not dist.is_initialized():
         yield
         return
     if rank() != 0:
-        wait_for_all()
+        barrier()
     yield
     if rank() == 0:
-        wait_for_all()
+        barrier()
 
 
-def wait_for_all() -> None:
+def barrier() -> None:
     """Go on when all processes have come here, however long one of them takes."""
     if dist.is_initialized():
         dist.barrier(_groups.get("wait"))
 
 
-def summed(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+def all_reduce_sum(values: torch.Tensor, device: torch.device) -> torch.Tensor:
     """The sum of a tensor over the processes, on the CPU."""
     if not dist.is_initialized():
         return values
@@ -124,7 +124,7 @@ def summed(values: torch.Tensor, device: torch.device) -> torch.Tensor:
     return shared.cpu()
 
 
-def gathered(value) -> list:
+def all_gather(value) -> list:
     """A value of every process, in the order of their numbers. It is pickled."""
     if not dist.is_initialized():
         return [value]

@@ -67,18 +67,18 @@ def contour(picture: np.ndarray, mask: np.ndarray, color: tuple[int, int, int], 
 
 
 def worst_sheet(rows: list[tuple[str, np.ndarray, np.ndarray, np.ndarray]], path: Path, cell: int = 224) -> None:
-    """A sheet of pictures with the truth's outline in green and the prediction's in magenta, titled.
+    """A sheet of pictures with the target's outline in green and the prediction's in magenta, titled.
 
     Args:
         rows: (title, picture uint8 (H, W, 3), predicted mask, true mask), the masks uint8 (H, W).
     """
     cells = []
-    for title, picture, predicted, truth in rows:
+    for title, picture, predicted, target in rows:
         side = max(picture.shape[:2])
         scale = cell / side
         size = round(picture.shape[1] * scale), round(picture.shape[0] * scale)
         small = cv2.resize(picture, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-        for mask, color in ((truth, (0, 255, 0)), (predicted, (255, 0, 255))):
+        for mask, color in ((target, (0, 255, 0)), (predicted, (255, 0, 255))):
             small = contour(small, cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST), color, 1)
         tile = np.full((cell + 20, cell, 3), 255, np.uint8)
         tile[: size[1], : size[0]] = small

@@ -24,25 +24,26 @@ import torch
 
 import const
 import devices
+from common import UserError
 from data_preprocessing import usable_cores
 from drawing import RESULTS
 from model import Info
 from regions import merge_boxes
 
-SECOND_MARGIN = 1.5  # side of the second look's square, in lengths of the face found
+FINE_MARGIN = 1.5  # side of the second look's square, in lengths of the face found
 NEAR = 2.5  # a second look that enlarges less than this sees no more than the first: the two are averaged
 COARSE_THRESHOLD = 0.25  # probability from which the second look is worth taking
 # How sure a network is of a region: the mean probability of the surer half of its pixels. The weights say how sure they
 # are of a face in the open; one that is mostly covered, or a part that a cover divides from the rest, may be as unsure
 # as this. For the bundled weights the first is 0.965: of 554 faces pasted into photographs 549 reach it, and one of the
 # other regions that were found there and in 39 photographs without a face.
-SURE = Info.sure
+MIN_CONFIDENCE = Info.confidence
 LONGEST_SIDE = 65_500  # pixels; what a JPEG, and so an overlay, can hold
 BATCH_PIXELS = 24_000_000  # pictures in hand are batched up to this many pixels, so that memory has a bound
 AT_ONCE = 4  # batches in hand at most; on machines of more cores, each gets several
 
 
-class PictureError(Exception):
+class PictureError(UserError):
     """A picture that cannot be read; the message is one sentence for the user."""
 
 
@@ -114,7 +115,7 @@ def _read_with_opencv(path: Path | io.BytesIO, shown) -> np.ndarray:
 
 
 # --- Looking --------------------------------------------------------------------------------------------------------
-def folded(net: torch.nn.Module) -> torch.nn.Module:
+def fused(net: torch.nn.Module) -> torch.nn.Module:
     """A copy of a network in evaluation mode whose batch normalisations are part of the convolutions before them.
 
     In the networks of model.py the two are neighbours. A network without any is returned as it is.
@@ -131,7 +132,7 @@ def folded(net: torch.nn.Module) -> torch.nn.Module:
 
 
 class Segmenter:
-    """A network ready to predict. `net` stays as it was given; what looks is a folded copy.
+    """A network ready to predict. `net` stays as it was given; what looks is a fused copy.
 
     The copy computes in 16 bits where the device is fast in them: half of the time for the small model. Rounding moves
     single pixels of an edge, and decides where it is a close call whether a region is a face: of 400 composed
@@ -144,7 +145,7 @@ class Segmenter:
         device: where to compute.
         flip: average with the mirrored picture; twice the time, a little more accurate.
         looks: 1 or 2; as the weights say without it.
-        exact: full precision everywhere, for measuring how good weights are.
+        precision: "fp32" for measuring how good weights are; "auto" is the faster one of the device.
     """
 
     def __init__(
@@ -154,17 +155,17 @@ class Segmenter:
         device="cpu",
         *,
         flip: bool = False,
-        looks: int | None = None,
-        exact: bool = False,
+        passes: int | None = None,
+        precision: str = "auto",
     ):
         self.device = torch.device(device)
         self.net = net.to(self.device, memory_format=torch.channels_last).eval()
-        self.info, self.flip, self.looks = info, flip, looks or info.looks
-        dtype = None if exact else devices.autocast_dtype(self.device)
-        self._swift = folded(self.net)
-        if self._swift is not self.net:
-            self._swift.to(dtype or torch.float32)
-        self.dtype = next((p.dtype for p in self._swift.parameters()), torch.float32)  # what it computes in
+        self.info, self.flip, self.passes = info, flip, passes or info.passes
+        dtype = None if precision == "fp32" else devices.autocast_dtype(self.device)
+        self._fused = fused(self.net)
+        if self._fused is not self.net:
+            self._fused.to(dtype or torch.float32)
+        self.dtype = next((p.dtype for p in self._fused.parameters()), torch.float32)  # what it computes in
 
     @torch.inference_mode()
     def _logits(self, pictures: list[np.ndarray]) -> np.ndarray:
@@ -173,9 +174,9 @@ class Segmenter:
         mean = torch.tensor(const.IMAGENET_MEAN, device=self.device).view(1, 3, 1, 1) * 255
         std = torch.tensor(const.IMAGENET_STD, device=self.device).view(1, 3, 1, 1) * 255
         x = ((x - mean) / std).to(self.dtype)
-        logits = self._swift(x).float()
+        logits = self._fused(x).float()
         if self.flip:
-            logits = (logits + self._swift(x.flip(3)).flip(3).float()) / 2
+            logits = (logits + self._fused(x.flip(3)).flip(3).float()) / 2
         return logits[:, 0].cpu().numpy()
 
     def _scaled(self, picture: np.ndarray, side: int) -> tuple[np.ndarray, tuple[int, int]]:
@@ -190,8 +191,8 @@ class Segmenter:
 
     def logits(self, pictures: list[np.ndarray]) -> list[np.ndarray]:
         """Pictures uint8 (H, W, 3) RGB of any sizes -> logits float32 (H, W), each at its picture's size."""
-        first = self._first_look(pictures)
-        if self.looks == 1:
+        first = self._coarse_pass(pictures)
+        if self.passes == 1:
             return [_enlarge(c, p.shape[:2]) for c, p in zip(first, pictures, strict=True)]
         boxes = [self._faces(c, p.shape[:2]) for c, p in zip(first, pictures, strict=True)]
         crops = [_crop(p, b, self.info.size) for p, bs in zip(pictures, boxes, strict=True) for b in bs]
@@ -199,11 +200,11 @@ class Segmenter:
         crops = [np.ascontiguousarray(c[:, ::-1]) for c in crops]
         second = iter([x[:, ::-1] for i in range(0, len(crops), 8) for x in self._logits(crops[i : i + 8])])
         return [
-            _without_unsure(_assemble(c, p.shape[:2], [(b, next(second)) for b in bs]), bs, self.info.sure)
+            _reject_unconfident(_assemble(c, p.shape[:2], [(b, next(second)) for b in bs]), bs, self.info.confidence)
             for c, p, bs in zip(first, pictures, boxes, strict=True)
         ]
 
-    def _first_look(self, pictures: list[np.ndarray]) -> list[np.ndarray]:
+    def _coarse_pass(self, pictures: list[np.ndarray]) -> list[np.ndarray]:
         scaled = [self._scaled(p, self.info.size) for p in pictures]
         out: list[np.ndarray | None] = [None] * len(pictures)
         for shape in {s.shape for s, _ in scaled}:
@@ -221,7 +222,7 @@ class Segmenter:
         sy, sx = shape[0] / coarse.shape[0], shape[1] / coarse.shape[1]  # unequal for thin pictures
         squares = []
         for x0, y0, x1, y1 in merge_boxes(boxes):
-            side = max((x1 - x0) * sx, (y1 - y0) * sy) * SECOND_MARGIN
+            side = max((x1 - x0) * sx, (y1 - y0) * sy) * FINE_MARGIN
             cx, cy = (x0 + x1) / 2 * sx, (y0 + y1) / 2 * sy
             squares.append((round(cx - side / 2), round(cy - side / 2), max(8, round(side))))
         return squares
@@ -291,17 +292,16 @@ def _assemble(
     return total
 
 
-def _without_unsure(logits: np.ndarray, squares: list[tuple[int, int, int]], sure: float) -> np.ndarray:
-    """Logits float32 (H, W), changed in place: no face is a region of which the network is less sure than `SURE`, nor,
-    in a picture with a region of which it is as sure as `sure`, one that shares no second look's square (x, y, side)
-    with such a one."""
+def _reject_unconfident(logits: np.ndarray, squares: list[tuple[int, int, int]], confidence: float) -> np.ndarray:
+    """Logits float32 (H, W), changed in place: a region below `MIN_CONFIDENCE` is rejected, and so is, in a picture
+    with a region that reaches `confidence`, one that shares no square (x, y, side) of the fine pass with it."""
     h, w = logits.shape
     scale = min(1.0, 256 / max(h, w))
     size = max(1, round(w * scale)), max(1, round(h * scale))
     small = cv2.resize(logits, size, interpolation=cv2.INTER_AREA)
     n, labels, stats, _ = cv2.connectedComponentsWithStats((small > 0).astype(np.uint8))
     boxes = [tuple(map(float, (x, y, x + bw, y + bh))) for x, y, bw, bh, _ in stats[1:n]]
-    regions = []  # (where, sureness, the squares that it lies in)
+    regions = []  # (where, own, the squares that it lies in)
     for x0, y0, x1, y1 in merge_boxes(boxes):
         box = np.s_[int(y0) : int(y1), int(x0) : int(x1)]
         inside = small[box][small[box] > 0]
@@ -309,15 +309,15 @@ def _without_unsure(logits: np.ndarray, squares: list[tuple[int, int, int]], sur
         cx, cy = (x0 + x1) / 2 * w / size[0], (y0 + y1) / 2 * h / size[1]
         within = {s for s in squares if s[0] <= cx <= s[0] + s[2] and s[1] <= cy <= s[1] + s[2]}
         regions.append((box, probability[inside.size // 2 :].mean(), within))
-    doubtful, kept = np.zeros_like(labels, np.uint8), np.zeros_like(labels, np.uint8)
-    needed = sure if any(sureness >= sure for _, sureness, _ in regions) else SURE
-    for box, sureness, within in regions:
+    rejected, kept = np.zeros_like(labels, np.uint8), np.zeros_like(labels, np.uint8)
+    needed = confidence if any(own >= confidence for _, own, _ in regions) else MIN_CONFIDENCE
+    for box, own, within in regions:
         beside = [other for _, other, its in regions if its & within]
-        is_face = sureness >= SURE and max([sureness, *beside]) >= needed
-        (kept if is_face else doubtful)[box] |= labels[box] > 0
+        is_face = own >= MIN_CONFIDENCE and max([own, *beside]) >= needed
+        (kept if is_face else rejected)[box] |= labels[box] > 0
     wide = np.ones((3, 3), np.uint8)
-    doubtful = cv2.dilate(doubtful, wide) & (kept == 0)
-    where = cv2.resize(doubtful, (w, h), interpolation=cv2.INTER_NEAREST) > 0
+    rejected = cv2.dilate(rejected, wide) & (kept == 0)
+    where = cv2.resize(rejected, (w, h), interpolation=cv2.INTER_NEAREST) > 0
     # Specks too small for the small scale belong to no face either.
     where |= (cv2.resize(cv2.dilate(kept, wide), (w, h), interpolation=cv2.INTER_NEAREST) == 0) & (logits > 0)
     logits[where] = np.minimum(logits[where], -4)

@@ -19,10 +19,7 @@ from itertools import islice
 from pathlib import Path
 
 import const
-
-
-class UserError(Exception):
-    """Something to be mended by the user; the message is one sentence."""
+from common import UserError
 
 
 class Runner:
@@ -40,8 +37,8 @@ class Runner:
         mask = runner.predict_image("photo.jpg")  # uint8 (H, W), 0/255
     """
 
-    def __init__(self, device: str = "auto", *, say=print):
-        self.device_name, self.say, self.segmenter = device, say, None
+    def __init__(self, device: str = "auto", *, log=print):
+        self.device_name, self.log, self.segmenter = device, log, None
 
     @property
     def device(self):
@@ -69,7 +66,7 @@ class Runner:
             (torch.ones(8, 8, device="cuda") @ torch.ones(8, 8, device="cuda")).cpu()
             return "cuda"
         except RuntimeError as error:
-            self.say(f"The GPU cannot be used ({str(error).splitlines()[0]}); going on with the CPU.")
+            self.log(f"The GPU cannot be used ({str(error).splitlines()[0]}); going on with the CPU.")
             return "cpu"
 
     def _joined(self):
@@ -81,13 +78,14 @@ class Runner:
         here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         if self.device.type == "cuda" and here > torch.cuda.device_count():
             raise UserError(f"{here} processes need a GPU each, and there are {torch.cuda.device_count()}.")
-        return devices.joined(self.device)
+        return devices.process_group(self.device)
 
     def load(
-        self, weights: str | Path | None = None, *, online: bool = False, flip=False, looks=None, exact=False
+        self, weights: str | Path | None = None, *, online: bool = False, flip=False, passes=None, precision="auto"
     ) -> Runner:
-        """Get ready to predict with a weights file, "bundled", "published", or the first that there is; `exact` is for
-        measuring how good they are, in full precision.
+        """Get ready to predict with a weights file, "bundled", "published", or the first that there is.
+
+        `precision` "fp32" is for measuring how good they are.
 
         Raises:
             ModelError: the weights cannot be had or used.
@@ -95,10 +93,10 @@ class Runner:
         import model as networks
         from inference import Segmenter
 
-        path = networks.find_weights(weights, online=online, say=self.say)
+        path = networks.find_weights(weights, online=online, log=self.log)
         net, info = networks.load(path)
         self.weights_name = path.name
-        self.segmenter = Segmenter(net, info, self.device, flip=flip, looks=looks, exact=exact)
+        self.segmenter = Segmenter(net, info, self.device, flip=flip, passes=passes, precision=precision)
         return self
 
     # -- predict
@@ -196,7 +194,7 @@ class Runner:
             raise UserError(f"The results cannot be written to {out} ({error.strerror or error}).") from error
         before = f", {skipped} were there already" if skipped else ""
         part = f" of part {shard[0]}/{shard[1]}" if shard[1] > 1 else ""
-        self.say(f"{done} of {mine_total} pictures{part} done{before}: {_listing(save)} are in {out}")
+        self.log(f"{done} of {mine_total} pictures{part} done{before}: {_listing(save)} are in {out}")
         return faults
 
     def predict_video(
@@ -251,7 +249,7 @@ class Runner:
             start=start,
             end=end,
             keep=smooth,
-            say=self.say,
+            log=self.log,
         )
         return list(targets)
 
@@ -275,7 +273,7 @@ class Runner:
             threshold=threshold,
             seconds=end,
             keep=smooth,
-            say=self.say,
+            log=self.log,
         )
         return target
 
@@ -313,7 +311,7 @@ class Runner:
             save_gif(frames(), target, fps=fps)
         except ValueError:
             raise UserError("There is no frame for the GIF.") from None
-        self.say(f"GIF: {target} ({target.stat().st_size / 1e6:.1f} MB)")
+        self.log(f"GIF: {target} ({target.stat().st_size / 1e6:.1f} MB)")
 
     def predict_stream(self, source, target, threshold: float = const.THRESHOLD) -> None:
         """Read one picture from a binary stream, write its mask as PNG to another.
@@ -345,7 +343,7 @@ class Runner:
         info = self.segmenter.info
         worst = export(self.segmenter.net, info, out, pictures)
         side = info.size
-        self.say(
+        self.log(
             f"{out}: {info.model}, opset {OPSET}, largest difference from PyTorch {worst:.1e} in probability on "
             f"{len(pictures)} pictures.\n"
             f"Input  image        float32 (batch, 3, {side}, {side}), RGB, 0 to 255; normalisation is inside\n"
@@ -403,17 +401,17 @@ class Runner:
         state = state_to_resume(run_dir, config) if resume else None
         if not resume and (run_dir / "last.pth").exists():
             raise UserError(f"{run_dir} holds a run already; continue it with --resume, or give another --run-dir.")
-        with devices.first_alone():
+        with devices.rank_zero_first():
             self.prepared(data)
         workers, masks = recipes.usable_workers(workers), None
         if config.unlabelled is not None:
             if config.init is None:
                 raise UserError("--unlabelled needs --init: the weights that predict the masks.")
-            teacher = Runner(self.device_name, say=self.say).load(config.init, flip=True).segmenter
-            if teacher.looks == 2:  # masks as fine as they will be used
+            teacher = Runner(self.device_name, log=self.log).load(config.init, flip=True).segmenter
+            if teacher.passes == 2:  # masks as fine as they will be used
                 teacher.info = replace(teacher.info, size=config.size)
-            masks = recipes.pseudo_label(teacher, Path(config.unlabelled), run_dir / "pseudo", say=self.say)
-        train_loader = recipes.train_loader(config, data, workers=workers, masks=masks, cache=cache, say=self.say)
+            masks = recipes.pseudo_label(teacher, Path(config.unlabelled), run_dir / "pseudo", log=self.log)
+        train_loader = recipes.train_loader(config, data, workers=workers, masks=masks, cache=cache, log=self.log)
         val_set = dataset.Celeb(
             data / "images_val",
             data / "masks_val",
@@ -421,7 +419,7 @@ class Runner:
             limit=config.limit,
             cache=config.size if cache else None,
         )
-        share = {"rank": devices.rank(), "processes": devices.world_size()}
+        share = {"rank": devices.rank(), "world_size": devices.world_size()}
         val_loader = dataset.make_loader(val_set, config.batch_size, train=False, workers=workers, **share)
         if config.batch_size == 1 and (config.model == "deeplabv3" or config.size <= 32):
             raise UserError("Batch normalisation needs more than one value a channel; give --batch-size 2 or more.")
@@ -449,19 +447,19 @@ class Runner:
         )
         if state is not None:
             trainer.resume(state)
-            self.say(f"Resuming {run_dir} after epoch {trainer.epoch}")
+            self.log(f"Resuming {run_dir} after epoch {trainer.epoch}")
         shared = f", {devices.world_size()} processes" if devices.world_size() > 1 else ""
-        self.say(
+        self.log(
             f"Training {config.model} ({config.recipe}) on {trainer.train_loader.sampler.size} pictures an epoch, "
             f"validating on {len(val_set)}, on {self.device}{shared} in {trainer.precision}; files in {run_dir}"
         )
         if trainer.effective_batch != config.batch_size:
-            self.say(
+            self.log(
                 f"A step sees {trainer.effective_batch} pictures: {config.batch_size} at a time x {config.accumulate} "
                 f"accumulated x {devices.world_size()} processes; the learning rate is {config.lr}, as given."
             )
         if trainer.epoch >= config.epochs:
-            self.say(f"All {config.epochs} epochs are done; --epochs N trains for longer.")
+            self.log(f"All {config.epochs} epochs are done; --epochs N trains for longer.")
         try:
             return trainer.fit(on_epoch, stop_after=stop_after)
         finally:
@@ -482,10 +480,10 @@ class Runner:
                 source = preparation.find_source(data)
             except preparation.DataError:
                 source = preparation.find_source()
-            self.say(f"Preparing {data} from {source.path}")
+            self.log(f"Preparing {data} from {source.path}")
             report = preparation.prepare(source, data)
             for fault in report.faults:
-                self.say(f"left out: {fault}")
+                self.log(f"left out: {fault}")
         return data
 
     # -- evaluate
@@ -510,7 +508,7 @@ class Runner:
         from drawing import worst_sheet
         from metrics import Counts, SplitCounts
 
-        with devices.first_alone():
+        with devices.rank_zero_first():
             data = self.prepared(data)
         pairs = dataset.Celeb(data / "images_val", data / "masks_val", limit=limit).pairs
         out = Path(out)
@@ -519,46 +517,46 @@ class Runner:
 
         def look(pair):
             picture = dataset.read_rgb(pair[0])
-            truth = cv2.imread(str(pair[1]), cv2.IMREAD_GRAYSCALE)
-            if truth is None:
+            target = cv2.imread(str(pair[1]), cv2.IMREAD_GRAYSCALE)
+            if target is None:
                 raise dataset.DataError(f"{pair[1]} cannot be read as a picture; prepare the data set again.")
             logits = self.segmenter.logits([picture])[0]
-            if logits.shape != truth.shape:
-                logits = cv2.resize(logits, truth.shape[::-1], interpolation=cv2.INTER_LINEAR)
-            return picture, truth, logits
+            if logits.shape != target.shape:
+                logits = cv2.resize(logits, target.shape[::-1], interpolation=cv2.INTER_LINEAR)
+            return picture, target, logits
 
-        rank, processes = devices.rank(), devices.world_size()
-        for pair in tqdm(pairs[rank::processes], unit="picture", disable=True if rank else None):
-            _, truth, logits = look(pair)
-            counts.add(pair[0].name, logits, truth > 127)
+        rank, world_size = devices.rank(), devices.world_size()
+        for pair in tqdm(pairs[rank::world_size], unit="picture", disable=True if rank else None):
+            _, target, logits = look(pair)
+            counts.add(pair[0].name, logits, target > 127)
         # All processes' counts; a process with no picture of its own has none to add.
         shared = {name: counts.pooled.get(name, Counts()).summed(self.device) for name in counts.thresholds}
         table = {name: pooled.summary() for name, pooled in shared.items()}
-        parts = devices.gathered(counts.per_picture)
+        parts = devices.all_gather(counts.per_picture)
         if rank:
             return table
-        per_picture = [parts[i % processes][i // processes] for i in range(len(pairs))]
+        per_picture = [parts[i % world_size][i // world_size] for i in range(len(pairs))]
         out.mkdir(parents=True, exist_ok=True)
         record = {
             "weights": self.weights_name,
             "model": self.segmenter.info.model,
-            "looks": self.segmenter.looks,
+            "passes": self.segmenter.passes,
             "data": str(data),
             "pictures": len(pairs),
             "device": str(self.device),
-            "processes": processes,
+            "world_size": world_size,
             "metrics": table,
         }
         write_text(out / "metrics.json", json.dumps(record, indent=2) + "\n")
         worst = sorted(range(len(pairs)), key=lambda i: per_picture[i][1].dice)[:10]
         rows = []
         for i in worst:
-            picture, truth, logits = look(pairs[i])
+            picture, target, logits = look(pairs[i])
             title = f"{pairs[i][0].name}  Dice {per_picture[i][1].dice:.3f}"
-            rows.append((title, picture, np.where(logits > 0, 255, 0).astype(np.uint8), truth))
+            rows.append((title, picture, np.where(logits > 0, 255, 0).astype(np.uint8), target))
         worst_sheet(rows, out / "worst.jpg")
-        self.say(format_table(table))
-        self.say(f"{len(pairs)} pictures; metrics.json and worst.jpg are in {out}")
+        self.log(format_table(table))
+        self.log(f"{len(pairs)} pictures; metrics.json and worst.jpg are in {out}")
         return table
 
 
@@ -667,7 +665,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--batch-size", type=_count, default=4, help="pictures looked at together; default 4")
     p.add_argument("--flip", action="store_true", help="average with the mirrored picture: twice the time")
     p.add_argument(
-        "--looks", type=int, choices=(1, 2), help="2: look again at each face found; default: by the weights"
+        "--passes", type=int, choices=(1, 2), help="2: look again at each face found; default: by the weights"
     )
     p.add_argument(
         "--save", type=_kinds, metavar="A,B", help=f"which results, of {','.join(_KINDS)}; default mask,overlay"
@@ -707,7 +705,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--limit", type=_count, help="only the first N pictures")
     p.add_argument("--device", **device)
     p.add_argument("--flip", action="store_true", help="average with the mirrored picture")
-    p.add_argument("--looks", type=int, choices=(1, 2), help="default: by the weights")
+    p.add_argument("--passes", type=int, choices=(1, 2), help="default: by the weights")
     p.set_defaults(run=_evaluate)
 
     p = commands.add_parser("train", help="train a network; defaults are the original's")
@@ -743,8 +741,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--unlabelled", type=Path, metavar="DIR", help="robust: more aligned faces, whose masks --init predicts"
     )
     p.add_argument("--stop-after", type=_count, metavar="N", help="stop after epoch N; --resume goes on")
-    p.add_argument("--close-ups", type=_share, metavar="P", help="robust: share of large faces; default 0.55")
-    p.add_argument("--cover-p", type=_share, help="robust: share of covered faces")
+    p.add_argument("--single-face", type=_share, metavar="P", help="robust: share of large faces; default 0.55")
+    p.add_argument("--occlusion-p", type=_share, help="robust: share of covered faces")
     p.add_argument("--glasses-p", type=_share, help="robust: share of faces that get drawn glasses")
     p.add_argument("--clearml", action="store_true", help="also report to ClearML, as the original did")
     p.add_argument("--tensorboard", action="store_true", help="also write logs for TensorBoard")
@@ -769,7 +767,7 @@ def _predict(args) -> int:
     films = [p for p in args.inputs if p.suffix.lower() in SUFFIXES and not p.is_dir()]
     pictures = [p for p in args.inputs if p not in films]
     shard = _my_part(args.shard)
-    runner = Runner(args.device).load(args.weights, flip=args.flip, looks=args.looks)
+    runner = Runner(args.device).load(args.weights, flip=args.flip, passes=args.passes)
     look = {"threshold": args.threshold, "color": args.color, "alpha": args.alpha}
     timing = {"every": args.every, "start": args.start, "end": args.end, "smooth": args.smooth}
     faults, gif = [], []
@@ -801,8 +799,8 @@ def _predict(args) -> int:
 def _predict_stream(args) -> int:
     if len(args.inputs) > 1:
         raise UserError("- stands alone: one picture from standard input.")
-    runner = Runner(args.device, say=lambda *words: print(*words, file=sys.stderr))
-    runner.load(args.weights, flip=args.flip, looks=args.looks)
+    runner = Runner(args.device, log=lambda *words: print(*words, file=sys.stderr))
+    runner.load(args.weights, flip=args.flip, passes=args.passes)
     runner.predict_stream(sys.stdin.buffer, sys.stdout.buffer, args.threshold)
     return 0
 
@@ -831,12 +829,12 @@ def _runner(device: str) -> Runner:
     """A Runner that speaks in the first process of a torchrun job alone."""
     import devices
 
-    return Runner(device, say=print if devices.rank() == 0 else lambda *words: None)
+    return Runner(device, log=print if devices.rank() == 0 else lambda *words: None)
 
 
 def _evaluate(args) -> int:
     runner = _runner(args.device)
-    runner.load(args.weights, flip=args.flip, looks=args.looks, exact=True)
+    runner.load(args.weights, flip=args.flip, passes=args.passes, precision="fp32")
     path = Path(args.weights)
     name = path.parent.name if path.name == "model.best.pth" and path.parent.name else path.stem  # a run's, or its own
     runner.evaluate(args.data, args.out or const.RUNS_DIR / f"evaluate-{name}", limit=args.limit)
@@ -850,8 +848,8 @@ def _train(args) -> int:
         "--backgrounds": args.backgrounds,
         "--unlabelled": args.unlabelled,
         "--init": args.init,
-        "--close-ups": args.close_ups,
-        "--cover-p": args.cover_p,
+        "--single-face": args.single_face,
+        "--occlusion-p": args.occlusion_p,
         "--glasses-p": args.glasses_p,
     }
     given = [name for name, value in robust_only.items() if value is not None]
@@ -873,8 +871,8 @@ def _train(args) -> int:
         "limit",
         "seed",
         "init",
-        "close_ups",
-        "cover_p",
+        "single_face",
+        "occlusion_p",
         "glasses_p",
         "accumulate",
         "precision",
@@ -910,8 +908,8 @@ def _report_together(faults: list[str]) -> int:
 
     import devices
 
-    with devices.joined(torch.device("cpu")):
-        together = list(dict.fromkeys(fault for part in devices.gathered(faults) for fault in part))
+    with devices.process_group(torch.device("cpu")):
+        together = list(dict.fromkeys(fault for part in devices.all_gather(faults) for fault in part))
     return _report_faults(together) if devices.rank() == 0 else int(bool(together))
 
 
@@ -919,14 +917,6 @@ def _report_faults(faults: list[str]) -> int:
     for fault in faults:
         print(f"error: {fault}", file=sys.stderr)
     return 1 if faults else 0
-
-
-def _known_errors() -> tuple[type[Exception], ...]:
-    """The one-sentence errors of the modules that have been imported."""
-    places = (("data_preprocessing", "DataError"), ("model", "ModelError"), ("training", "TrainingError"),
-              ("inference", "PictureError"), ("video", "VideoError"), ("onnx_export", "ExportError"),
-              ("experiment_logs", "LogError"))  # fmt: skip
-    return (UserError, *(getattr(sys.modules[m], e) for m, e in places if m in sys.modules))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -937,7 +927,7 @@ def main(argv: list[str] | None = None) -> int:
         print("stopped", file=sys.stderr)
         return 130
     except Exception as error:
-        if isinstance(error, _known_errors()):
+        if isinstance(error, UserError):
             print(f"error: {error}", file=sys.stderr)
             return 1
         if isinstance(error, OSError):

@@ -42,29 +42,29 @@ class Counts:
     def __add__(self, other: Counts) -> Counts:
         return Counts(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
-    def add(self, predicted: np.ndarray, truth: np.ndarray, *, boundary: bool = True) -> Counts:
-        """Count one picture: `predicted` and `truth` boolean (H, W). Returns itself.
+    def add(self, predicted: np.ndarray, target: np.ndarray, *, boundary: bool = True) -> Counts:
+        """Count one picture: `predicted` and `target` boolean (H, W). Returns itself.
 
         Raises:
             ValueError: the two shapes differ.
         """
-        predicted, truth = np.asarray(predicted, bool), np.asarray(truth, bool)
-        if predicted.shape != truth.shape:
-            raise ValueError(f"prediction {predicted.shape} and truth {truth.shape} differ in shape")
-        tp = int(np.count_nonzero(predicted & truth))
+        predicted, target = np.asarray(predicted, bool), np.asarray(target, bool)
+        if predicted.shape != target.shape:
+            raise ValueError(f"prediction {predicted.shape} and target {target.shape} differ in shape")
+        tp = int(np.count_nonzero(predicted & target))
         fp = int(np.count_nonzero(predicted)) - tp
-        fn = int(np.count_nonzero(truth)) - tp
+        fn = int(np.count_nonzero(target)) - tp
         self.tp, self.fp, self.fn = self.tp + tp, self.fp + fp, self.fn + fn
-        self.tn += truth.size - tp - fp - fn
+        self.tn += target.size - tp - fp - fn
         if boundary:
-            a, b = boundary_region(predicted), boundary_region(truth)
+            a, b = boundary_region(predicted), boundary_region(target)
             self.boundary_inter += int(np.count_nonzero(a & b))
             self.boundary_union += int(np.count_nonzero(a | b))
         return self
 
-    def add_bce(self, logits: np.ndarray, truth: np.ndarray) -> Counts:
-        """Binary cross-entropy of logits float (H, W) against truth boolean (H, W), summed over pixels."""
-        x, y = logits.astype(np.float64), truth.astype(np.float64)
+    def add_bce(self, logits: np.ndarray, target: np.ndarray) -> Counts:
+        """Binary cross-entropy of logits float (H, W) against target boolean (H, W), summed over pixels."""
+        x, y = logits.astype(np.float64), target.astype(np.float64)
         self.bce_sum += float((np.maximum(x, 0) - x * y + np.log1p(np.exp(-np.abs(x)))).sum())
         self.bce_pixels += x.size
         return self
@@ -76,8 +76,10 @@ class Counts:
         import devices
 
         values = [getattr(self, f.name) for f in fields(self)]
-        whole = devices.summed(torch.tensor([v for v in values if isinstance(v, int)]), device).tolist()
-        real = devices.summed(torch.tensor([v for v in values if isinstance(v, float)], dtype=torch.float64), device)
+        whole = devices.all_reduce_sum(torch.tensor([v for v in values if isinstance(v, int)]), device).tolist()
+        real = devices.all_reduce_sum(
+            torch.tensor([v for v in values if isinstance(v, float)], dtype=torch.float64), device
+        )
         whole, real = iter(whole), iter(real.tolist())
         return Counts(*(next(whole if isinstance(v, int) else real) for v in values))
 
@@ -130,11 +132,11 @@ class SplitCounts:
     pooled: dict[str, Counts] = field(default_factory=dict)
     per_picture: list[tuple[str, Counts]] = field(default_factory=list)
 
-    def add(self, name: str, logits: np.ndarray, truth: np.ndarray) -> None:
-        """One picture: logits float (H, W), truth boolean (H, W)."""
+    def add(self, name: str, logits: np.ndarray, target: np.ndarray) -> None:
+        """One picture: logits float (H, W), target boolean (H, W)."""
         for i, (key, logit) in enumerate(self.thresholds.items()):
-            one = Counts().add(logits > logit, truth)
+            one = Counts().add(logits > logit, target)
             if i == 0:
-                one.add_bce(logits, truth)
+                one.add_bce(logits, target)
                 self.per_picture.append((name, one))
             self.pooled[key] = self.pooled.get(key, Counts()) + one

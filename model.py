@@ -28,10 +28,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import const
-from common import TEMP, replacing
+from common import TEMP, UserError, replacing
 
 
-class ModelError(Exception):
+class ModelError(UserError):
     """Weights that cannot be found, fetched or used; the message is one sentence for the user."""
 
 
@@ -179,13 +179,13 @@ NETWORKS = {"deeplabv3": DeepLabV3, "unet": UNet, "lite": Lite}
 # --- What is known of a checkpoint ----------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Info:
-    """How a network wants its pictures. `size` is the side, in pixels, of the square it looks at."""
+    """How a network wants its pictures. `size` is the side, in pixels, of its square input."""
 
     model: str
     size: int = const.IMG_SIZE
-    looks: int = 1  # 2: find the faces coarsely, look again at each in full detail
-    trained: str = ""  # a word on the training, for people
-    sure: float = 0.9  # of two looks: how sure the network is of a face in the open, see SURE in inference.py
+    passes: int = 1  # 2: a coarse pass finds the faces, a fine pass segments each
+    trained: str = ""  # the recipe, for people
+    confidence: float = 0.9  # of two passes: that of a face in the open, see MIN_CONFIDENCE in inference.py
 
     @staticmethod
     def default(model: str) -> Info:
@@ -193,6 +193,7 @@ class Info:
 
 
 _META_KEY = "face_segmentation"  # among the module paths of a state_dict's `_metadata`
+_OLD_NAMES = {"looks": "passes", "sure": "confidence"}  # fields of `Info` in files written before
 
 
 def build(name: str, *, pretrained: bool = False) -> nn.Module:
@@ -219,6 +220,7 @@ def identify(state: dict) -> Info | None:
     """What a state_dict holds: from its metadata, else from its key names; None for anything else."""
     meta = (getattr(state, "_metadata", None) or {}).get(_META_KEY)
     if isinstance(meta, dict) and meta.get("model") in NETWORKS:
+        meta = {_OLD_NAMES.get(k, k): v for k, v in meta.items()}
         return Info(**{k: v for k, v in meta.items() if k in Info.__dataclass_fields__})
     for prefix, name in (("deep_lab_v3.", "deeplabv3"), ("encoder.layer4.", "unet"), ("stages.0.", "lite")):
         if any(key.startswith(prefix) for key in state):
@@ -406,7 +408,7 @@ def bundled_weights() -> Path:
     return path
 
 
-def find_weights(choice: str | Path | None = None, *, online: bool = False, say=print) -> Path:
+def find_weights(choice: str | Path | None = None, *, online: bool = False, log=print) -> Path:
     """A weights file by choice: a path, "published" or "bundled"; without one, the first that there is of
     `model.best.pth` at the root, the published file (only if `online`, or cached), and the bundled one.
 
@@ -420,15 +422,15 @@ def find_weights(choice: str | Path | None = None, *, online: bool = False, say=
     if choice is not None:
         return Path(choice)
     if const.MODEL_PATH.is_file():
-        say(f"Weights: {const.MODEL_PATH}")
+        log(f"Weights: {const.MODEL_PATH}")
         return const.MODEL_PATH
     if online:
         try:
             path = fetch_published()
-            say(f"Weights: the original's published checkpoint, {path}")
+            log(f"Weights: the original's published checkpoint, {path}")
             return path
         except ModelError as error:
-            say(f"{error} Going on with the bundled weights.")
+            log(f"{error} Going on with the bundled weights.")
     path = bundled_weights()
-    say(f"Weights: the bundled small model, {path}")
+    log(f"Weights: the bundled small model, {path}")
     return path

@@ -14,7 +14,7 @@ from training import Config, TrainingError
 
 
 def train_loader(
-    config: Config, data: Path, *, workers: int, masks: Path | None = None, cache: bool = False, say=print
+    config: Config, data: Path, *, workers: int, masks: Path | None = None, cache: bool = False, log=print
 ) -> Callable:
     """A function of the picture size that makes the training loader of `config.recipe`, of several processes this
     one's share.
@@ -30,7 +30,7 @@ def train_loader(
     """
     if config.recipe == "original":
         return _original(config, data, workers, cache)
-    return _robust(config, data, workers, masks, say)
+    return _robust(config, data, workers, masks, log)
 
 
 def _loader(config: Config, pictures, workers: int):
@@ -48,13 +48,13 @@ def _loader(config: Config, pictures, workers: int):
         size=config.epoch_size,
         accumulate=config.accumulate,
         rank=devices.rank(),
-        processes=devices.world_size(),
+        world_size=devices.world_size(),
     )
 
 
 def _original(config: Config, data: Path, workers: int, cache: bool) -> Callable:
     def make(size: int):
-        transform = dataset.train_transform(size, seed=config.seed, hole=config.hole)
+        transform = dataset.train_transform(size, seed=config.seed, cutout=config.cutout)
         celeb = dataset.Celeb(
             data / "images_train", data / "masks_train", transform, limit=config.limit, cache=size if cache else None
         )
@@ -63,15 +63,15 @@ def _original(config: Config, data: Path, workers: int, cache: bool) -> Callable
     return make
 
 
-def _robust(config: Config, data: Path, workers: int, masks: Path | None, say) -> Callable:
+def _robust(config: Config, data: Path, workers: int, masks: Path | None, log) -> Callable:
     from robust import scenes
 
     if config.backgrounds is None:
-        say("No --backgrounds: faces are pasted on drawn colours, and no photograph without a face is seen.")
+        log("No --backgrounds: faces are pasted on drawn colours, and no photograph without a face is seen.")
     elif not Path(config.backgrounds).is_dir():
         raise TrainingError(f"There is no folder {config.backgrounds}.")
     if not (data / "persons_train").is_dir():
-        say(f"No {data / 'persons_train'}: nobody is cut out; make it with `data_preprocessing.py --persons`.")
+        log(f"No {data / 'persons_train'}: nobody is cut out; make it with `data_preprocessing.py --persons`.")
     sets = [(data / "images_train", data / "masks_train", data / "persons_train")]
     if masks is not None:  # the annotated faces twice, to keep their say
         sets += [*sets, (Path(config.unlabelled), masks, None)]
@@ -79,7 +79,7 @@ def _robust(config: Config, data: Path, workers: int, masks: Path | None, say) -
     if not len(faces):
         raise TrainingError(f"{data / 'masks_train'} holds no masks; run `python data_preprocessing.py` again.")
     photos = scenes.PhotoStore(scenes.find_backgrounds(config.backgrounds) if config.backgrounds else [])
-    shares = {"close_ups": config.close_ups, "cover_p": config.cover_p, "glasses_p": config.glasses_p}
+    shares = {"single_face": config.single_face, "occlusion_p": config.occlusion_p, "glasses_p": config.glasses_p}
     composer = scenes.SceneComposer(faces, photos, **shares)
 
     def make(size: int):
@@ -88,7 +88,7 @@ def _robust(config: Config, data: Path, workers: int, masks: Path | None, say) -
     return make
 
 
-def pseudo_label(segmenter, unlabelled: Path, masks: Path, *, say=print) -> Path:
+def pseudo_label(segmenter, unlabelled: Path, masks: Path, *, log=print) -> Path:
     """Masks for aligned faces that have none, predicted and tidied; those already there are kept. Gives `masks`.
 
     One round of self-training (Xie et al. 2020, https://arxiv.org/abs/1911.04252).
@@ -101,24 +101,26 @@ def pseudo_label(segmenter, unlabelled: Path, masks: Path, *, say=print) -> Path
     from common import write_bytes
     from drawing import encode
     from inference import find_jobs, predict_files, to_mask
-    from regions import tidy
+    from regions import remove_small_components
 
     jobs = find_jobs([unlabelled], masks)
     if not jobs:
         raise TrainingError(f"{unlabelled} holds no pictures.")
 
     def write(job, _, logits):
-        write_bytes(masks / f"{job.name}_mask.png", encode(tidy(to_mask(logits, const.THRESHOLD)), ".png"))
+        write_bytes(
+            masks / f"{job.name}_mask.png", encode(remove_small_components(to_mask(logits, const.THRESHOLD)), ".png")
+        )
 
     mine = jobs[devices.rank() :: devices.world_size()]
     todo = [job for job in mine if not (masks / f"{job.name}_mask.png").exists()]
     if todo:
-        say(f"Predicting the masks of {len(todo)} faces")
+        log(f"Predicting the masks of {len(todo)} faces")
     done = predict_files(segmenter, todo, batch_size=4, on_result=write)
     for _, fault in tqdm(done, total=len(todo), unit="face", disable=None):
         if fault:
             raise TrainingError(fault)
-    devices.wait_for_all()
+    devices.barrier()
     return masks
 
 

@@ -41,7 +41,7 @@ def _distance(a: tuple, b: tuple) -> float:
     return max(a[0] - b[2], b[0] - a[2], a[1] - b[3], b[1] - a[3], 0.0)
 
 
-def tidy(mask: np.ndarray, share: float = 0.02) -> np.ndarray:
+def remove_small_components(mask: np.ndarray, share: float = 0.02) -> np.ndarray:
     """A predicted mask without specks and pinholes: parts, and holes, smaller than `share` of the largest part."""
     n, labels, stats, _ = cv2.connectedComponentsWithStats(mask)
     if n < 2:

@@ -25,11 +25,11 @@ from tqdm.auto import tqdm
 import const
 import devices
 import model as networks
-from common import write_text
+from common import UserError, write_text
 from metrics import Counts
 
 
-class TrainingError(Exception):
+class TrainingError(UserError):
     """A run that cannot go on; the message is one sentence for the user."""
 
 
@@ -51,13 +51,15 @@ class Config:
     epoch_size: int | None = None  # pictures an epoch shows; all of them once without it
     ema: float = 0.0  # decay of the averaged weights, 0 for none
     # The original's recipe alone:
-    hole: str = "on"  # its CoarseDropout: on, off, or lost, as its code is under albumentations 2
+    cutout: str = (
+        "image+mask"  # its CoarseDropout: image+mask, none, or image-only, as its code is under albumentations 2
+    )
     # The robust recipe alone:
     repeat: int = 1  # times an epoch shows every face
     weight_decay: float = 0.0
     phases: list[tuple[float, int]] = field(default_factory=list)  # (share of the epochs, picture size): small first
-    close_ups: float = 0.55  # share of pictures with one large face; of the rest, 0.7 scenes, 0.3 without a face
-    cover_p: float = 0.5
+    single_face: float = 0.55  # share of pictures with one large face; of the rest, 0.7 scenes, 0.3 without a face
+    occlusion_p: float = 0.5
     glasses_p: float = 0.2
     init: str | None = None  # weights that the run starts from
     unlabelled: str | None = None  # a folder of more faces, whose masks `init` predicts
@@ -65,21 +67,21 @@ class Config:
 
 
 # --- Losses ---------------------------------------------------------------------------------------------------------
-def bce(logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+def bce(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """The original's loss; both (B, 1, H, W)."""
-    return F.binary_cross_entropy_with_logits(logits, truth)
+    return F.binary_cross_entropy_with_logits(logits, target)
 
 
-def edge_bce_dice(logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+def edge_bce_dice(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """BCE that counts pixels near the contour four times, plus Dice loss over the pictures that show a face.
 
     Dice is taken picture by picture, so that a face of 15 pixels weighs as much as one of 150.
     """
-    band = F.max_pool2d(truth, 5, 1, 2) + F.max_pool2d(-truth, 5, 1, 2)  # 1 within two pixels of the contour
+    band = F.max_pool2d(target, 5, 1, 2) + F.max_pool2d(-target, 5, 1, 2)  # 1 within two pixels of the contour
     weight = 1 + 3 * band
-    loss = (F.binary_cross_entropy_with_logits(logits, truth, reduction="none") * weight).sum() / weight.sum()
+    loss = (F.binary_cross_entropy_with_logits(logits, target, reduction="none") * weight).sum() / weight.sum()
     probability = logits.sigmoid().flatten(1)
-    t = truth.flatten(1)
+    t = target.flatten(1)
     shown = t.sum(1) > 0
     if shown.any():
         inter = (probability * t).sum(1)[shown]
@@ -115,8 +117,8 @@ FORMATS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 class Trainer:
     """Trains one network; keeps `config.json`, `history.csv`, `curves.png`, `model.best.pth`, `last.pth` in a folder.
 
-    In a job of several processes (`devices.joined`) each takes its share of every step and of the validation pictures,
-    and the first writes the files.
+    In a job of several processes (`devices.process_group`) each takes its part of every step and of the validation
+    pictures, and the first writes the files.
 
     Args:
         net: the network; moved to `device`.
@@ -167,7 +169,7 @@ class Trainer:
         if name is None:
             dtype = self._faster_dtype() if devices.rank() == 0 else None
             name = next(key for key, value in FORMATS.items() if value == dtype)
-            name = devices.gathered(name)[0]
+            name = devices.all_gather(name)[0]
         self.precision, self.dtype = name, FORMATS[name]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
 
@@ -241,29 +243,29 @@ class Trainer:
         """One pass over the training loader; the mean loss."""
         if self.size_at(self.epoch) != self.size_at(max(0, self.epoch - 1)):
             self.train_loader = self.make_train_loader(self.size_at(self.epoch))
-        devices.wait_for_all()  # from here on, none is to wait long for another
+        devices.barrier()  # from here on, none is to wait long for another
         self.train_loader.sampler.epoch = self.epoch
         torch.manual_seed(self.config.seed + self.epoch + 1_000_003 * devices.rank())  # dropout
         self.net.train()
         total = torch.zeros((), device=self.device)
         title = f"epoch {self.epoch + 1}/{self.config.epochs}"
         bar = tqdm(self.train_loader, desc=title, leave=False, disable=True if devices.rank() else None)
-        for i, (image, truth) in enumerate(bar):
-            total += self.step(image, truth, update=(i + 1) % self.config.accumulate == 0)
+        for i, (image, target) in enumerate(bar):
+            total += self.step(image, target, update=(i + 1) % self.config.accumulate == 0)
         shown = torch.tensor([total.item(), len(self.train_loader)], dtype=torch.float64)  # which MPS has not
-        sums = devices.summed(shown, self.device)
+        sums = devices.all_reduce_sum(shown, self.device)
         return (sums[0] / sums[1]).item()
 
-    def step(self, image: torch.Tensor, truth: torch.Tensor, *, update: bool = True) -> torch.Tensor:
-        """Gradients of image (B, 3, H, W) and truth (B, 1, H, W), then a step of the optimiser, or, without `update`,
+    def step(self, image: torch.Tensor, target: torch.Tensor, *, update: bool = True) -> torch.Tensor:
+        """Gradients of image (B, 3, H, W) and target (B, 1, H, W), then a step of the optimiser, or, without `update`,
         none yet: they add up to those of a batch larger than memory holds. The loss, detached."""
         image = image.to(self.device, non_blocking=True, memory_format=torch.channels_last)
-        truth = truth.to(self.device, non_blocking=True)
+        target = target.to(self.device, non_blocking=True)
         waits = not update and self.parallel is not self.net
         with self.parallel.no_sync() if waits else nullcontext():
             with torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
                 logits = self.parallel(image)
-            loss = self.loss(logits.float(), truth)
+            loss = self.loss(logits.float(), target)
             self.scaler.scale(loss / self.config.accumulate).backward()
         if update:
             self.scaler.step(self.optimizer)
@@ -276,23 +278,23 @@ class Trainer:
         return loss.detach()
 
     @property
-    def judged(self) -> nn.Module:
+    def eval_model(self) -> nn.Module:
         """The network that is validated and kept: the averaged one where there is one."""
         return self.net if self.averaged is None else self.averaged.module
 
     @torch.inference_mode()
     def validate(self) -> Counts:
         """Pooled counts over the validation split, of all processes, at the loader's size, probability 0.5."""
-        net = self.judged.eval()
+        net = self.eval_model.eval()
         if dist.is_initialized():  # each process has its own running statistics; the first one's are kept
             for buffer in net.buffers():
                 dist.broadcast(buffer, 0)
         counts = Counts()
-        for image, truth in self.val_loader:
+        for image, target in self.val_loader:
             image = image.to(self.device, non_blocking=True, memory_format=torch.channels_last)
             with torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
                 logits = net(image)
-            for x, y in zip(logits.float().cpu().numpy(), truth.numpy() > 0.5, strict=True):
+            for x, y in zip(logits.float().cpu().numpy(), target.numpy() > 0.5, strict=True):
                 counts.add(x[0] > 0, y[0], boundary=False).add_bce(x[0], y[0])
         return counts.summed(self.device)
 
@@ -304,7 +306,7 @@ class Trainer:
             "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type,
             "cpu_threads": torch.get_num_threads(),
             "precision_used": self.precision,
-            "processes": devices.world_size(),
+            "world_size": devices.world_size(),
             "effective_batch": self.effective_batch,
             "train_pictures": len(self.train_loader.dataset),
             "val_pictures": len(self.val_loader.dataset),
@@ -332,7 +334,7 @@ class Trainer:
             return
         if counts.bce < self.best:
             self.best = counts.bce
-            networks.save_state(self.judged.state_dict(), self.run_dir / "model.best.pth", self.info())
+            networks.save_state(self.eval_model.state_dict(), self.run_dir / "model.best.pth", self.info())
         networks.save_atomically(self.state(), self.run_dir / "last.pth")
         self._write_history()
         tqdm.write(
@@ -428,7 +430,7 @@ def state_to_resume(run_dir: Path, config: Config) -> dict:
         raise TrainingError(
             f"{path} is not the state of a run, or is damaged; start anew in another --run-dir."
         ) from error
-    fixed = ["model", "recipe", "size", "batch_size", "accumulate", "seed", "limit", "epoch_size", "hole", "ema"]
+    fixed = ["model", "recipe", "size", "batch_size", "accumulate", "seed", "limit", "epoch_size", "cutout", "ema"]
     if config.recipe == "robust":  # its schedule is drawn over all of the run
         fixed += ["epochs", "lr"]
     for name in fixed:

@@ -16,14 +16,14 @@ import numpy as np
 import torch
 
 import const
-from common import replacing
+from common import UserError, replacing
 from model import Info
 
 OPSET = 18
 TOLERANCE = 1e-3  # largest difference in probability that passes
 
 
-class ExportError(Exception):
+class ExportError(UserError):
     """A file that could not be made or does not agree; the message is one sentence for the user."""
 
 

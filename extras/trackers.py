@@ -8,13 +8,15 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
+from common import UserError
 from training import Config
 
 METRICS = {"loss": "train", "val_loss": "validation", "dice": "validation", "iou": "validation", "lr": "train"}
+
 PROJECT = "face-seg"  # the original's project in ClearML
 
 
-class LogError(Exception):
+class LogError(UserError):
     """A log that cannot be kept; the message is one sentence for the user."""
 
 

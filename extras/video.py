@@ -20,13 +20,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from common import replacing
+from common import UserError, replacing
 
 SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 CUT = 40.0  # mean grey-level change, of 255, between two frames that is taken for a cut: smoothing starts anew
 
 
-class VideoError(Exception):
+class VideoError(UserError):
     """A video or camera that cannot be read or written; the message is one sentence for the user."""
 
 
@@ -183,7 +183,7 @@ def masked_frames(
 
 
 def record_camera(
-    segmenter, camera: int, target: Path, draw, *, threshold: float, seconds: float | None, keep: float, say=print
+    segmenter, camera: int, target: Path, draw, *, threshold: float, seconds: float | None, keep: float, log=print
 ) -> int:
     """Show `draw(frame, mask)` of a camera live, where OpenCV has windows, and record it; the number of frames.
 
@@ -211,12 +211,12 @@ def record_camera(
                             break
                     except cv2.error:
                         window = False
-                        say(f"This OpenCV has no windows; recording to {target} until Ctrl-C.")
+                        log(f"This OpenCV has no windows; recording to {target} until Ctrl-C.")
                 if seconds is not None and time.perf_counter() - began >= seconds:
                     break
         except KeyboardInterrupt:
             pass  # the usual end: what was recorded is kept
-    say(f"{written} frames recorded: {target}")
+    log(f"{written} frames recorded: {target}")
     return written
 
 
@@ -230,7 +230,7 @@ def predict_video(
     start: float = 0.0,
     end: float | None = None,
     keep: float = 0.0,
-    say=print,
+    log=print,
 ) -> int:
     """Write each target file, of frames that its function makes of (frame, mask); the number of frames written.
 
@@ -256,10 +256,10 @@ def predict_video(
             raise VideoError(f"{path} has no frames between {start:g} s and {f'{end:g} s' if end else 'its end'}.")
     if written < expected:
         bad = written + round(start * clip.fps) + 1
-        say(f"{path}: frame {bad} of {clip.frames} cannot be read; the results end there.")
+        log(f"{path}: frame {bad} of {clip.frames} cannot be read; the results end there.")
     seconds = time.perf_counter() - began
     names = ", ".join(map(str, targets))
-    say(f"{written} frames of {path} in {seconds:.1f} s ({written / seconds:.1f} frames/s): {names}")
+    log(f"{written} frames of {path} in {seconds:.1f} s ({written / seconds:.1f} frames/s): {names}")
     return written
 
 

@@ -286,7 +286,7 @@ KINDS = {  # and how often each is drawn
 }
 
 
-def draw_cover(
+def draw_occluder(
     rng: np.random.Generator,
     image: np.ndarray,
     mask: np.ndarray,

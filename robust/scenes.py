@@ -1,4 +1,4 @@
-"""Pictures of known truth: faces at every size and place, on other backgrounds, covered, or no face at all.
+"""Pictures of known target: faces at every size and place, on other backgrounds, covered, or no face at all.
 
 CelebAMask-HQ shows one upright face in the middle of every picture. A network trained on that alone paints whatever
 stands in the middle. `Scenes` composes, from the prepared faces, the people cut out along their annotated parts
@@ -141,13 +141,13 @@ def background(rng: np.random.Generator, photo: np.ndarray, size: tuple[int, int
     return np.ascontiguousarray(part[:, ::-1]) if rng.random() < 0.5 else part
 
 
-def paste(canvas, truth, layer, matrix, alpha) -> tuple[np.ndarray, np.ndarray]:
-    """Lay a warped face over a canvas: truth is 0 under the person, the face's own mask where it shows."""
-    size = truth.shape
+def paste(canvas, target, layer, matrix, alpha) -> tuple[np.ndarray, np.ndarray]:
+    """Lay a warped face over a canvas: target is 0 under the person, the face's own mask where it shows."""
+    size = target.shape
     image, mask = warp(layer.image, matrix, size, cv2.BORDER_REPLICATE), warp(layer.mask, matrix, size)
     opacity = warp(alpha, matrix, size)
     canvas = occluders.blend(image, canvas, opacity.astype(np.float32) / 255)
-    return canvas, np.where(opacity > 127, mask, truth)
+    return canvas, np.where(opacity > 127, mask, target)
 
 
 def with_body(face: Face, cloth: np.ndarray | None = None) -> tuple[Face, np.ndarray]:
@@ -173,11 +173,11 @@ def tinted(rng: np.random.Generator, photo: np.ndarray, color: np.ndarray) -> np
 
 # --- Scenes ---------------------------------------------------------------------------------------------------------
 class SceneComposer:
-    """Draws training pictures: `compose(rng, index, size)` -> (image uint8 (S, S, 3), truth uint8 (S, S) 0/255)."""
+    """Draws training pictures: `compose(rng, index, size)` -> (image uint8 (S, S, 3), target uint8 (S, S) 0/255)."""
 
-    def __init__(self, faces: FaceStore, photos: PhotoStore, *, close_ups=0.55, cover_p=0.5, glasses_p=0.2):
+    def __init__(self, faces: FaceStore, photos: PhotoStore, *, single_face=0.55, occlusion_p=0.5, glasses_p=0.2):
         self.faces, self.photos = faces, photos
-        self.close_ups, self.cover_p, self.glasses_p = close_ups, cover_p, glasses_p
+        self.single_face, self.occlusion_p, self.glasses_p = single_face, occlusion_p, glasses_p
 
     def photo(self, rng: np.random.Generator) -> np.ndarray:
         """A photograph without faces; one in five in the shades of somebody's skin, which alone makes no face."""
@@ -189,9 +189,9 @@ class SceneComposer:
 
     def compose(self, rng: np.random.Generator, index: int, size: int) -> tuple[np.ndarray, np.ndarray]:
         kind = rng.random()
-        if kind < self.close_ups:
-            return self.close_up(rng, index, size)
-        if kind < self.close_ups + 0.7 * (1 - self.close_ups):
+        if kind < self.single_face:
+            return self.single_face_picture(rng, index, size)
+        if kind < self.single_face + 0.7 * (1 - self.single_face):
             return self.scene(rng, index, size)
         return self.empty(rng, index, size)
 
@@ -202,11 +202,11 @@ class SceneComposer:
         alpha = face.person if person and face.person is not None else np.full((SIZE, SIZE), 255, np.uint8)
         bare_eyes = all(mask[y, x] for x, y in occluders.EYES)
         kinds = ["glasses"] if bare_eyes and rng.random() < self.glasses_p else []
-        if rng.random() < self.cover_p:
+        if rng.random() < self.occlusion_p:
             kinds += [None] * (1 if rng.random() < 0.75 else 2)
         for kind in kinds:
             other = self.faces[int(rng.integers(len(self.faces)))]
-            image, mask, opacity = occluders.draw_cover(
+            image, mask, opacity = occluders.draw_occluder(
                 rng, image, mask, photo=self._texture(rng), other=(other.image, other.mask), kind=kind
             )
             alpha = np.maximum(alpha, opacity)
@@ -229,7 +229,7 @@ class SceneComposer:
                 return face.image[box]
         return None
 
-    def close_up(self, rng: np.random.Generator, index: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    def single_face_picture(self, rng: np.random.Generator, index: int, size: int) -> tuple[np.ndarray, np.ndarray]:
         """One face large in the picture, as in CelebAMask-HQ and in the second look of prediction."""
         swap = self.faces[index].person is not None and rng.random() < 0.3
         face, alpha = self.covered(rng, index, person=swap)
@@ -238,7 +238,7 @@ class SceneComposer:
         centre = size * (0.5 + rng.normal(0, 0.07, 2))
         matrix = similarity(width, degrees, centre, flip=rng.random() < 0.5, stretch=rng.uniform(0.92, 1.08))
         border = rng.random()
-        if not swap and border < 0.35:  # the picture reflected beyond its edge, the truth with it
+        if not swap and border < 0.35:  # the picture reflected beyond its edge, the target with it
             image = warp(face.image, matrix, (size, size), cv2.BORDER_REFLECT_101)
             return image, warp(face.mask, matrix, (size, size), cv2.BORDER_REFLECT_101)
         if border < 0.55:
@@ -251,28 +251,28 @@ class SceneComposer:
     def scene(self, rng: np.random.Generator, index: int, size: int) -> tuple[np.ndarray, np.ndarray]:
         """One to four people, faces from 5 to 50 % of the width, anywhere, over one another; here and there a hand."""
         canvas = background(rng, self.photo(rng), (size, size))
-        truth = np.zeros((size, size), np.uint8)
+        target = np.zeros((size, size), np.uint8)
         if self.faces.entries[index][2] is None and rng.random() < 0.7:  # one who can be cut out, rather
             index = int(rng.integers(len(self.faces)))
         people = [index, *rng.integers(len(self.faces), size=int(rng.choice([0, 1, 2, 3], p=[0.4, 0.3, 0.2, 0.1])))]
         widths = np.sort(size * np.exp(rng.uniform(np.log(0.05), np.log(0.5), len(people))))  # the near ones last
         for who, width in zip(people, widths, strict=True):
-            canvas, truth = self.add_person(rng, canvas, truth, int(who), width)
+            canvas, target = self.add_person(rng, canvas, target, int(who), width)
         if rng.random() < 0.3:
-            canvas, truth = self.add_hand(rng, canvas, truth, int(people[-1]), widths[-1] * rng.uniform(0.7, 1.3))
-        return canvas, truth
+            canvas, target = self.add_hand(rng, canvas, target, int(people[-1]), widths[-1] * rng.uniform(0.7, 1.3))
+        return canvas, target
 
-    def add_hand(self, rng, canvas, truth, index: int, width: float) -> tuple[np.ndarray, np.ndarray]:
+    def add_hand(self, rng, canvas, target, index: int, width: float) -> tuple[np.ndarray, np.ndarray]:
         """A drawn hand of this person's skin anywhere in the picture, as large as a face `width` pixels wide asks."""
         face = self.faces[index]
         picture, alpha = occluders.hand(rng, occluders.skin_color(rng, face.image, face.mask))
-        h, w = truth.shape
+        h, w = target.shape
         matrix = similarity(width, rng.uniform(0, 360), rng.uniform(0.05, 0.95, 2) * (w, h))
         hand = Face(picture, np.zeros((SIZE, SIZE), np.uint8), None)
-        return paste(canvas, truth, hand, matrix, (alpha * 255).astype(np.uint8))
+        return paste(canvas, target, hand, matrix, (alpha * 255).astype(np.uint8))
 
-    def add_person(self, rng, canvas, truth, index: int, width: float) -> tuple[np.ndarray, np.ndarray]:
-        h, w = truth.shape
+    def add_person(self, rng, canvas, target, index: int, width: float) -> tuple[np.ndarray, np.ndarray]:
+        h, w = target.shape
         cut = self.faces[index].person is not None and rng.random() < 0.8
         face, alpha = self.covered(rng, index, person=cut)
         if rng.random() < 0.7:
@@ -285,15 +285,15 @@ class SceneComposer:
         matrix = similarity(width, degrees, centre, flip=rng.random() < 0.5)
         if cut:
             alpha = cv2.GaussianBlur(alpha, (0, 0), 1.5)
-        return paste(canvas, truth, face, matrix, alpha)
+        return paste(canvas, target, face, matrix, alpha)
 
     def photograph(
         self, rng: np.random.Generator, people: list[int], size: tuple[int, int], share: tuple[float, float]
     ) -> tuple[np.ndarray, np.ndarray, list[float]]:
         """A test picture at (height, width): these people side by side, cut out, their faces `share` (from, to) of the
-        width; (image, truth, the shares drawn)."""
+        width; (image, target, the shares drawn)."""
         canvas = background(rng, self.photos.draw(rng), size)
-        truth = np.zeros(size, np.uint8)
+        target = np.zeros(size, np.uint8)
         shares = np.sort(np.exp(rng.uniform(*np.log(share), len(people)))).tolist()
         columns = rng.permutation(len(people))
         for who, part, column in zip(people, shares, columns, strict=True):
@@ -302,8 +302,8 @@ class SceneComposer:
             face, alpha = with_body(self.faces[who])
             alpha = cv2.GaussianBlur(alpha, (0, 0), 1.5)
             matrix = similarity(part * size[1], rng.normal(0, 6), (x, y), flip=rng.random() < 0.5)
-            canvas, truth = paste(canvas, truth, face, matrix, alpha)
-        return canvas, truth, shares
+            canvas, target = paste(canvas, target, face, matrix, alpha)
+        return canvas, target, shares
 
     def empty(self, rng: np.random.Generator, index: int, size: int) -> tuple[np.ndarray, np.ndarray]:
         """No face: a photograph, a patch of hair or cloth, or people whose face is wholly hidden."""

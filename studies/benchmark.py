@@ -100,7 +100,7 @@ def seconds(way: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def in_turns(
+def interleaved(
     ways: dict[str, Callable[[], object]], runs: int, *, warm: bool = True, at_least: float = 0.5
 ) -> dict[str, float]:
     """Median seconds of each way, one turn of each at a time, so that a slower minute of the machine slows all.
@@ -176,13 +176,13 @@ def plain_mask(net, picture, size: int):
 
 
 def plain_segmenter(net, info):
-    """A Segmenter whose network is the plain one: fp32, contiguous, nothing folded. Its masks are the same."""
+    """A Segmenter whose network is the plain one: fp32, contiguous, nothing fused. Its masks are the same."""
     import torch
 
     from inference import Segmenter
 
-    segmenter = Segmenter(copy.deepcopy(net), info, exact=True)
-    segmenter._swift = lambda x: net(x.contiguous(memory_format=torch.contiguous_format))
+    segmenter = Segmenter(copy.deepcopy(net), info, precision="fp32")
+    segmenter._fused = lambda x: net(x.contiguous(memory_format=torch.contiguous_format))
     return segmenter
 
 
@@ -193,9 +193,9 @@ def plain_training(net, batches: Iterable, lr: float) -> Iterator[float]:
     optimizer = torch.optim.Adam(net.parameters(), lr=lr)
     criterion = torch.nn.BCEWithLogitsLoss()
     net.train()
-    for image, truth in batches:
+    for image, target in batches:
         optimizer.zero_grad()
-        loss = criterion(net(image), truth)
+        loss = criterion(net(image), target)
         loss.backward()
         optimizer.step()
         yield loss.item()
@@ -240,8 +240,8 @@ def briefly_trained(name: str, place: Place, size: int):
     loader = dataset.make_loader(celeb, 2, train=True)
     trainer = _trainer(place, net, name, size, loader, "cpu", 2, lr=1e-3)
     trainer.net.train()
-    for image, truth in itertools.islice(_epochs(loader), steps):
-        trainer.step(image, truth)
+    for image, target in itertools.islice(_epochs(loader), steps):
+        trainer.step(image, target)
     return net.eval()
 
 
@@ -271,13 +271,13 @@ def predict(place: Place):
         formats[name] = str(here.dtype).removeprefix("torch.")
     bundled = Segmenter(*networks.load(networks.bundled_weights()))
     ways["bundled"] = lambda: bundled.mask(pictures[0])
-    took = in_turns(ways, place.runs)
+    took = interleaved(ways, place.runs)
     rows = [
         row(f"{shown}, {side}x{side}", took[f"{name} plain"], took[name], target=TARGETS.get(f"predict {name}"),
             iou=agreement[name], format=formats[name])
         for name, shown in (("deeplabv3", "DeepLabV3"), ("unet", "U-Net"))
     ]  # fmt: skip
-    looks = "two looks" if bundled.looks == 2 else "one look"
+    looks = "two looks" if bundled.passes == 2 else "one look"
     rows.append(
         row(f"bundled model ({looks}) against plain DeepLabV3", took["deeplabv3 plain"], took["bundled"],
             target=TARGETS["predict bundled"], format=str(bundled.dtype).removeprefix("torch."))
@@ -303,7 +303,7 @@ def convolution_gflops(dtype, runs: int) -> float:
     x = torch.randn(1, channels, side, side).to(dtype, memory_format=torch.channels_last)
     conv = torch.nn.Conv2d(channels, channels, 3, padding=1).to(dtype, memory_format=torch.channels_last)
     with torch.inference_mode():
-        return 2 * 9 * (channels * side) ** 2 / in_turns({"": lambda: conv(x)}, runs)[""] / 1e9
+        return 2 * 9 * (channels * side) ** 2 / interleaved({"": lambda: conv(x)}, runs)[""] / 1e9
 
 
 def start(place: Place):
@@ -330,9 +330,9 @@ def start(place: Place):
         name: lambda c=command: subprocess.run([sys.executable, *c], check=True, stdout=subprocess.DEVNULL)
         for name, command in commands.items()
     }
-    took = in_turns(ways, place.runs)
+    took = interleaved(ways, place.runs)
     segmenter, pixels = Segmenter(*load(bundled_weights())), read_picture(picture)
-    forward = in_turns({"forward": lambda: segmenter.mask(pixels)}, place.runs)["forward"]
+    forward = interleaved({"forward": lambda: segmenter.mask(pixels)}, place.runs)["forward"]
     return [
         cost("predict one picture against importing torch and torchvision, and the forward pass",
              took["import"] + forward, took["predict"], target=TARGETS["start"]),
@@ -354,7 +354,7 @@ def folder(place: Place):
     inputs.mkdir()
     for i, source in zip(range(total), itertools.cycle(place.pictures()), strict=False):
         shutil.copy(source, inputs / f"{i:05d}.jpg")
-    runner = Runner("cpu", say=lambda *words: None).load("bundled")
+    runner = Runner("cpu", log=lambda *words: None).load("bundled")
     plain = plain_segmenter(*load(bundled_weights()))
     color, out = parse_color(const.OVERLAY_COLOR), place.temp / "folder-out"
     (out / "plain").mkdir(parents=True)
@@ -369,11 +369,13 @@ def folder(place: Place):
             picture = read_picture(path)
             write(path.stem, picture, plain.mask(picture))
 
-    took = in_turns({"plain": in_turn, "here": lambda: runner.predict([inputs], out / "here")}, place.runs, warm=False)
+    took = interleaved(
+        {"plain": in_turn, "here": lambda: runner.predict([inputs], out / "here")}, place.runs, warm=False
+    )
     some = sorted(inputs.iterdir())[:20]
     pictures = [read_picture(p) for p in some]
     masks = [runner.segmenter.mask(p) for p in pictures]
-    stages = in_turns(
+    stages = interleaved(
         {
             "read": lambda: [read_picture(p) for p in some],
             "infer": lambda: [runner.segmenter.mask(p) for p in pictures],
@@ -453,7 +455,7 @@ def _train_side_by_side(place: Place, name: str, size: int, steps: int) -> dict:
     loader = _training_loader(place, size, workers)
     trainer = _trainer(place, net, name, size, loader, "cpu")
     trainer.net.train()
-    here = (trainer.step(image, truth).item() for image, truth in _epochs(loader))
+    here = (trainer.step(image, target).item() for image, target in _epochs(loader))
     losses: dict[str, list[float]] = {"plain": [], "here": []}
 
     def some(way, steps):
@@ -463,7 +465,7 @@ def _train_side_by_side(place: Place, name: str, size: int, steps: int) -> dict:
     ways = {way: lambda way=way: some(way, max(1, steps // place.runs)) for way in losses}
     some("plain", 1)
     some("here", 1)
-    took = in_turns(ways, place.runs, warm=False)
+    took = interleaved(ways, place.runs, warm=False)
     per_block = max(1, steps // place.runs)
     tail = max(2, len(losses["here"]) // 4)
     ends = {way: values[-tail:] for way, values in losses.items()}
@@ -483,9 +485,9 @@ def _train_on_gpu(place: Place) -> list[dict]:
 
     import model as networks
 
-    def plain_step(net, optimizer, image, truth):
+    def plain_step(net, optimizer, image, target):
         optimizer.zero_grad()
-        torch.nn.functional.binary_cross_entropy_with_logits(net(image), truth).backward()
+        torch.nn.functional.binary_cross_entropy_with_logits(net(image), target).backward()
         optimizer.step()
 
     def measure(make_step, batch: int) -> tuple[float, float]:
@@ -493,20 +495,20 @@ def _train_on_gpu(place: Place) -> list[dict]:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         image = torch.randn(batch, 3, 512, 512, device="cuda")
-        truth = (torch.rand(batch, 1, 512, 512, device="cuda") > 0.5).float()
+        target = (torch.rand(batch, 1, 512, 512, device="cuda") > 0.5).float()
         step = make_step(batch)
 
         def steps():
             for _ in range(5):
-                step(image, truth)
+                step(image, target)
             torch.cuda.synchronize()
 
-        return 5 * batch / in_turns({"step": steps}, place.runs)["step"], torch.cuda.max_memory_allocated()
+        return 5 * batch / interleaved({"step": steps}, place.runs)["step"], torch.cuda.max_memory_allocated()
 
     def plain(batch: int):
         net = networks.build("deeplabv3").cuda().train()
         optimizer = torch.optim.Adam(net.parameters(), lr=const.LR)
-        return lambda image, truth: plain_step(net, optimizer, image, truth)
+        return lambda image, target: plain_step(net, optimizer, image, target)
 
     def here(batch: int):
         loader = _training_loader(place, 512, 0, batch=1)
@@ -551,8 +553,8 @@ def load(place: Place):
         loader = _training_loader(place, size, 0)
         trainer = _trainer(place, networks.build(name), name, size, loader, "cpu")
         trainer.net.train()
-        image, truth = next(iter(loader))
-        eats = len(image) / in_turns({"step": lambda i=image, t=truth, s=trainer: s.step(i, t).item()},
+        image, target = next(iter(loader))
+        eats = len(image) / interleaved({"step": lambda i=image, t=target, s=trainer: s.step(i, t).item()},
                                      place.runs)["step"]  # fmt: skip
         batches = 10 if place.quick else 50
         for cache in (False, True):
@@ -560,7 +562,7 @@ def load(place: Place):
             for workers in (0, 1, 2):
                 stream = _epochs(_training_loader(place, size, workers, cache=cache))
                 ways[workers] = lambda stream=stream, n=batches: [next(stream) for _ in range(n)]
-            took = in_turns(ways, place.runs)
+            took = interleaved(ways, place.runs)
             for workers, value in took.items():
                 brings = batches * const.BATCH_SIZE / value
                 what = f"{size}x{size}, {plural(workers, 'worker')}" + (", cached" if cache else "")
@@ -671,8 +673,8 @@ def growth(place: Place):
             os.link(first, first.with_name(f"{i}.jpg"))
         return first.parent
 
-    def add(what: str, inputs: Path, runs: int, *options, processes: int = 1, **more) -> None:
-        taken = [_watched_prediction(place, inputs, options, processes) for _ in range(1 if place.quick else runs)]
+    def add(what: str, inputs: Path, runs: int, *options, world_size: int = 1, **more) -> None:
+        taken = [_watched_prediction(place, inputs, options, world_size) for _ in range(1 if place.quick else runs)]
         took, peak = (statistics.median(values) for values in zip(*taken, strict=True))
         rows.append({"what": what, "here": took, "unit": "s", "peak_mb": peak, **more})
 
@@ -689,9 +691,9 @@ def growth(place: Place):
             continue  # over five minutes
         add(f"{count} pictures of 256x256", inputs, place.runs if count < 1000 else 1, pictures=count)
     inputs, count = (many("shared", 256, 40), 40) if place.quick else (place.temp / "count1000", 1000)
-    for processes in (1, 2):
-        add(f"{count} pictures of 256x256, {plural(processes, 'process', 'processes')}", inputs,
-            1 if count == 1000 else place.runs, processes=processes)  # fmt: skip
+    for world_size in (1, 2):
+        add(f"{count} pictures of 256x256, {plural(world_size, 'process', 'processes')}", inputs,
+            1 if count == 1000 else place.runs, world_size=world_size)  # fmt: skip
     return rows, [
         "Seconds include the start, peak_mb is that of the largest process; the bundled model, on the CPU. From 1000 "
         "pictures on they are of one run."
@@ -709,23 +711,23 @@ sys.exit(os.waitstatus_to_exitcode(status))
 """
 
 
-def _watched_prediction(place: Place, inputs: Path, options, processes: int) -> tuple[float, float]:
+def _watched_prediction(place: Place, inputs: Path, options, world_size: int) -> tuple[float, float]:
     """(seconds, peak resident megabytes of the largest process) of `main.py predict`, in shards where there are several
     processes, which share the cores."""
     out = Path(tempfile.mkdtemp(dir=place.temp))
     command = [sys.executable, str(const.DIR_PATH / "main.py"), "predict", str(inputs), "--weights", "bundled"]
-    env = {**os.environ, "LOCAL_WORLD_SIZE": str(processes)}
-    if processes > 1:
-        env["OMP_NUM_THREADS"] = str(max(1, usable_cores() // processes))
+    env = {**os.environ, "LOCAL_WORLD_SIZE": str(world_size)}
+    if world_size > 1:
+        env["OMP_NUM_THREADS"] = str(max(1, usable_cores() // world_size))
     started = time.perf_counter()
     running = [
         subprocess.Popen(
-            [sys.executable, "-c", WATCH, *command, "--out", str(out), "--shard", f"{i + 1}/{processes}", *options],
+            [sys.executable, "-c", WATCH, *command, "--out", str(out), "--shard", f"{i + 1}/{world_size}", *options],
             env=env,
             stdout=subprocess.PIPE,
             text=True,
         )
-        for i in range(processes)
+        for i in range(world_size)
     ]
     peaks = [process.communicate()[0] for process in running]
     took = time.perf_counter() - started

@@ -78,8 +78,8 @@ SEEDS = {"gpu": (1, 2, 3), "cpu": (1, 2, 3), "quick": (1, 2)}
 FEWEST = {"gpu": 50, "cpu": 50, "quick": 3}  # training faces; doubled up to all of them
 VARIANTS = {  # what a run changes of the budget; its name is this and the seed
     "covers-on": {},
-    "covers-off": {"hole": "off"},
-    "covers-lost": {"hole": "lost"},
+    "covers-off": {"cutout": "none"},
+    "covers-lost": {"cutout": "image-only"},
     "glasses-left-in": {},  # but for the masks
 }
 MODELS = {"models-unet": {"model": "unet"}, "models-deeplabv3": {"model": "deeplabv3"}}
@@ -252,7 +252,7 @@ def train(place: Place, run: Run) -> None:
     folder = place.folder(run)
     if made(folder):
         return
-    place.runner.say(f"--- {run.name}")
+    place.runner.log(f"--- {run.name}")
     if run.alone:  # a fresh process, so that its memory is this run's
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             pool.submit(train_here, run, _data_of(place, run), folder, place.runner.device_name, place.workers).result()
@@ -309,7 +309,7 @@ def peak_memory(device) -> int | None:
 
 # --- Measuring ------------------------------------------------------------------------------------------------------
 def samples(place: Place, kind: str) -> Iterator[tuple]:
-    """Validation faces: (image uint8 (512, 512, 3), truth boolean (512, 512), hidden boolean or None).
+    """Validation faces: (image uint8 (512, 512, 3), target boolean (512, 512), hidden boolean or None).
 
     `hidden` is the part of the face behind the cover or the glasses. `kind` is clean, one of the covers, glasses
     (drawn) or real glasses (the faces that wear some, where `prepare_whole` was called).
@@ -323,10 +323,10 @@ def samples(place: Place, kind: str) -> Iterator[tuple]:
     elif kind == "real glasses":
         whole = scenes.FaceStore([place.whole / "images_val"], [place.whole / "masks_val"], [None])
         for i in range(len(whole)):
-            truth = place.store[i].mask > 127
-            hidden = (whole[i].mask > 127) & ~truth
+            target = place.store[i].mask > 127
+            hidden = (whole[i].mask > 127) & ~target
             if hidden.any():
-                yield place.store[i].image, truth, hidden
+                yield place.store[i].image, target, hidden
     else:
         bare = robustness.faces_of(place.composer.faces)
         for (_, clean), (image, mask) in zip(bare, robustness.covered_faces(place.composer, kind), strict=True):
@@ -342,21 +342,21 @@ class Tally:
         self.counts, self.near, self.hidden, self.called, self.pictures = Counts(), Counts(), 0, 0, 0
         self.each: list[list[Counts]] = []  # of clean faces: picture by picture, at each of LOGITS
 
-    def add(self, logits, truth, hidden) -> None:
+    def add(self, logits, target, hidden) -> None:
         from metrics import Counts
 
         predicted = logits > 0
         self.pictures += 1
-        self.counts.add(predicted, truth, boundary=False)
+        self.counts.add(predicted, target, boundary=False)
         if hidden is None:
-            self.counts.add_bce(logits, truth)
-            self.each.append([Counts().add(logits > t, truth, boundary=False) for t in LOGITS])
+            self.counts.add_bce(logits, target)
+            self.each.append([Counts().add(logits > t, target, boundary=False) for t in LOGITS])
         elif hidden.any():
             self.hidden += int(hidden.sum())
             self.called += int((predicted & hidden).sum())
             rows, columns = hidden.any(1).nonzero()[0], hidden.any(0).nonzero()[0]
             box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-            self.near.add(predicted[box], truth[box], boundary=False)
+            self.near.add(predicted[box], target[box], boundary=False)
 
     def record(self) -> dict:
         """Plain numbers: pixel counts, and of clean faces the figures at each threshold, averaged either way."""
@@ -392,9 +392,9 @@ def measure(segmenters: dict, faces) -> dict[str, dict]:
     from tqdm.auto import tqdm
 
     tallies = {name: Tally() for name in segmenters}
-    for image, truth, hidden in tqdm(faces, unit="face", disable=None, leave=False):
+    for image, target, hidden in tqdm(faces, unit="face", disable=None, leave=False):
         for name, segmenter in segmenters.items():
-            tallies[name].add(segmenter.logits([image])[0], truth, hidden)
+            tallies[name].add(segmenter.logits([image])[0], target, hidden)
     return {name: tally.record() for name, tally in tallies.items()}
 
 
@@ -419,13 +419,13 @@ class Measured:
         write_text(self.path, json.dumps(record, indent=1) + "\n")
 
 
-def segmenter(place: Place, weights: Path, *, exact: bool = True):
-    """Ready to predict; `exact`: in full precision, for measuring how good the weights are."""
+def segmenter(place: Place, weights: Path, *, precision: str = "fp32"):
+    """Ready to predict; "fp32" is for measuring how good the weights are."""
     import model as networks
     from inference import Segmenter
 
     net, info = networks.load(weights)
-    return Segmenter(net, info, place.runner.device, exact=exact)
+    return Segmenter(net, info, place.runner.device, precision=precision)
 
 
 def measure_all(place: Place, names: list[str]) -> dict[str, Measured]:
@@ -445,7 +445,7 @@ def measure_all(place: Place, names: list[str]) -> dict[str, Measured]:
         missing = [run for run in wanted if kind in wanted[run] and kind not in kept[run].kinds]
         if not missing:
             continue
-        place.runner.say(f"--- measuring {len(missing)} networks: {kind}")
+        place.runner.log(f"--- measuring {len(missing)} networks: {kind}")
         for run in missing:
             loaded[run] = loaded.get(run) or segmenter(place, weights[run])
         for run, record in measure({run: loaded[run] for run in missing}, samples(place, kind)).items():
@@ -463,7 +463,7 @@ def speed(place: Place, weights: dict[str, Path], rounds: int = 15) -> dict[str,
     """Median seconds that `predict` takes for a 512x512 picture, in turns, so that all suffer the same load."""
     import statistics
 
-    networks = {run: segmenter(place, path, exact=False) for run, path in weights.items()}
+    networks = {run: segmenter(place, path, precision="auto") for run, path in weights.items()}
     times = {run: [] for run in networks}
     for _ in range(rounds + 2):
         for run, network in networks.items():
@@ -473,7 +473,7 @@ def speed(place: Place, weights: dict[str, Path], rounds: int = 15) -> dict[str,
     return {run: statistics.median(seconds[2:]) for run, seconds in times.items()}
 
 
-def hole_share(hole: str, size: int, masks: list, draws: int = 1000) -> tuple[float, float]:
+def cutout_fraction(cutout: str, size: int, masks: list, draws: int = 1000) -> tuple[float, float]:
     """The mean shares of the picture and of the face that the augmentation's CoarseDropout takes.
 
     Args:
@@ -487,7 +487,7 @@ def hole_share(hole: str, size: int, masks: list, draws: int = 1000) -> tuple[fl
     white = np.full((size, size, 3), 255, np.uint8)
     masks = [(cv2.resize(mask, (size, size)) > 127).astype(np.uint8) for mask in masks]
     taken = np.zeros(2)
-    for transform in train_transform(size, hole=hole).transforms:
+    for transform in train_transform(size, cutout=cutout).transforms:
         if type(transform).__name__ == "CoarseDropout":
             for seed in range(draws):
                 mask = masks[seed % len(masks)]
@@ -524,7 +524,9 @@ def results_of(place: Place, name: str, kept: dict[str, Measured]) -> dict:
     }
     if name == "covers":
         masks = [place.store[i].mask for i in range(min(len(place.store), 100))]
-        out["hole"] = {hole: hole_share(hole, runs[0].config.size, masks) for hole in ("on", "off", "lost")}
+        out["cutout"] = {
+            hole: cutout_fraction(hole, runs[0].config.size, masks) for hole in ("image+mask", "none", "image-only")
+        }
     if name == "glasses":
         out["wearers"] = {split: _wearers(place, split) for split in ("train", "val")}
     if name == "models":
@@ -591,7 +593,7 @@ def aligned_photographs(runner: Runner) -> list:
 
     from inference import find_jobs, read_picture
 
-    finder = Runner(runner.device_name, say=lambda *words: None).load("bundled")
+    finder = Runner(runner.device_name, log=lambda *words: None).load("bundled")
     faces = []
     for job in find_jobs([const.TEST_DIR], const.PREDICTIONS_DIR):
         picture = read_picture(job.path)
@@ -621,7 +623,7 @@ def covered_photographs(faces: list, kinds: list[str], seed: int) -> list:
         image, mask = faces[i % len(faces)]
         for attempt in range(100):
             rng = np.random.default_rng((seed, i, attempt))
-            drawn, left, _ = occluders.draw_cover(rng, image, mask, kind=kind)
+            drawn, left, _ = occluders.draw_occluder(rng, image, mask, kind=kind)
             if 0.05 < 1 - left.sum() / max(mask.sum(), 1) < 0.6:
                 break
         images.append(drawn)
@@ -708,7 +710,7 @@ def find_place(args) -> Place:
     runner = Runner(args.device)
     if not preparation.is_prepared(data):
         for fault in preparation.prepare(find_source(source, data), data).faults:
-            runner.say(f"left out: {fault}")
+            runner.log(f"left out: {fault}")
     budget = "quick" if args.quick else "gpu" if runner.device.type == "cuda" else "cpu"
     return Place(data, runs, runner, budget, source, 0 if args.quick else args.workers)
 

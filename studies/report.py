@@ -265,7 +265,7 @@ def covers_section(e: dict, out: Path) -> str:
         runs = seeded(e, variant)
         clean, both = [counts(run["clean"]) for run in runs], [covered(run) for run in runs]
         values[variant] = [c.dice for c, _ in both], [share for _, share in both], [c.dice for c in clean]
-        hole = e["hole"][variant.removeprefix("covers-")]
+        hole = e["cutout"][{"covers-on": "image+mask", "covers-off": "none", "covers-lost": "image-only"}[variant]]
         rows.append([
             VARIANTS[variant], f"{hole[0]:.1%}", f"{hole[1]:.1%}",
             spread(values[variant][2]), spread([c.iou for c in clean]),
@@ -281,7 +281,7 @@ def covers_section(e: dict, out: Path) -> str:
         "*Of the picture, of the face*: what CoarseDropout takes of the picture, and of the face from the mask; "
         f"mean over 1000 draws, the three in ten without it counted. *Covered*: {pictures} validation faces with "
         f"each of {len(occluders.KINDS)} drawn covers (`covers.py`, fixed seed, drawn textures), pooled. *Hidden "
-        "face*: the face's pixels behind the cover; the truth calls none of them face.",
+        "face*: the face's pixels behind the cover; the target calls none of them face.",
         f"The hole against none: Dice on covered faces {compared(on[0], off[0])}, hidden face called face "
         f"{compared(on[1], off[1])}, Dice on clean faces {compared(on[2], off[2])}. The silent failure against no "
         f"hole: Dice on covered faces {compared(lost[0], off[0])}, hidden face called face "
@@ -339,7 +339,7 @@ def glasses_section(e: dict, out: Path) -> str:
     return "\n\n".join([
         table(head, rows),
         "*Called face*: the share of the glasses' pixels within the face (rims, lenses and what is seen through them). "
-        "*Box*: the rectangle around the glasses. The truth is the face without the glasses, for both. Of the training "
+        "*Box*: the rectangle around them. The target is the face without the glasses, for both. Of the training "
         f"faces {e['wearers']['train']} wear glasses, of the validation faces {e['wearers']['val']}.{few}",
         " ".join(words),
         "![Faces with drawn glasses, painted by the two networks](glasses-faces.png)",

@@ -27,52 +27,52 @@ from robust import occluders, scenes
 
 SEED = 7
 SIZE = scenes.SIZE
-Sample = tuple[np.ndarray, np.ndarray]  # image uint8 (H, W, 3), truth uint8 (H, W)
+Sample = tuple[np.ndarray, np.ndarray]  # image uint8 (H, W, 3), target uint8 (H, W)
 
 
-# --- Changes of a face: image, truth -> image, truth ----------------------------------------------------------------
-def grey(image, truth) -> Sample:
-    return np.repeat(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2), truth
+# --- Changes of a face: image, target -> image, target ----------------------------------------------------------------
+def grey(image, target) -> Sample:
+    return np.repeat(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2), target
 
 
-def dim(image, truth) -> Sample:
-    return (image * 0.25).astype(np.uint8), truth
+def dim(image, target) -> Sample:
+    return (image * 0.25).astype(np.uint8), target
 
 
-def overexposed(image, truth) -> Sample:
-    return np.clip(image * 1.9 + 20, 0, 255).astype(np.uint8), truth
+def overexposed(image, target) -> Sample:
+    return np.clip(image * 1.9 + 20, 0, 255).astype(np.uint8), target
 
 
-def low_contrast(image, truth) -> Sample:
-    return (image * 0.4 + 80).astype(np.uint8), truth
+def low_contrast(image, target) -> Sample:
+    return (image * 0.4 + 80).astype(np.uint8), target
 
 
 def rolled(degrees: float) -> Callable[..., Sample]:
-    def change(image, truth) -> Sample:
+    def change(image, target) -> Sample:
         matrix = cv2.getRotationMatrix2D((SIZE / 2, SIZE / 2), degrees, 1.0)
         turned = cv2.warpAffine(image, matrix, (SIZE, SIZE), borderMode=cv2.BORDER_REFLECT_101)
-        return turned, cv2.warpAffine(truth, matrix, (SIZE, SIZE), flags=cv2.INTER_NEAREST)
+        return turned, cv2.warpAffine(target, matrix, (SIZE, SIZE), flags=cv2.INTER_NEAREST)
 
     return change
 
 
-def blurred(image, truth) -> Sample:
-    return cv2.GaussianBlur(image, (0, 0), 4), truth
+def blurred(image, target) -> Sample:
+    return cv2.GaussianBlur(image, (0, 0), 4), target
 
 
-def jpeg(image, truth) -> Sample:
+def jpeg(image, target) -> Sample:
     data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 20])[1]
-    return cv2.imdecode(data, cv2.IMREAD_COLOR), truth
+    return cv2.imdecode(data, cv2.IMREAD_COLOR), target
 
 
-def noisy(image, truth) -> Sample:
+def noisy(image, target) -> Sample:
     noise = np.random.default_rng(SEED).normal(0, 20, image.shape)
-    return np.clip(image + noise, 0, 255).astype(np.uint8), truth
+    return np.clip(image + noise, 0, 255).astype(np.uint8), target
 
 
-def tiny(image, truth) -> Sample:
+def tiny(image, target) -> Sample:
     small = cv2.resize(image, (64, 64), interpolation=cv2.INTER_AREA)
-    return cv2.resize(small, (SIZE, SIZE), interpolation=cv2.INTER_CUBIC), truth
+    return cv2.resize(small, (SIZE, SIZE), interpolation=cv2.INTER_CUBIC), target
 
 
 CHANGES = {
@@ -102,7 +102,7 @@ def covered_faces(composer: scenes.SceneComposer, kind: str) -> Iterator[Sample]
         other = composer.faces[int(rng.integers(len(composer.faces)))]
         face = composer.faces[i]
         photo = composer.photos.draw(rng)
-        image, mask, _ = occluders.draw_cover(
+        image, mask, _ = occluders.draw_occluder(
             rng, face.image, face.mask, photo=photo, other=(other.image, other.mask), kind=kind
         )
         yield image, mask
@@ -115,8 +115,8 @@ def photographs(
     for i in range(count):
         rng = np.random.default_rng((SEED, i))
         people = rng.choice(len(composer.faces), size=min(1 + i % 3, len(composer.faces)), replace=False).tolist()
-        image, truth, _ = composer.photograph(rng, people, size, share)
-        yield image, truth
+        image, target, _ = composer.photograph(rng, people, size, share)
+        yield image, target
 
 
 def skin_tone(image: np.ndarray, mask: np.ndarray) -> float:
@@ -128,11 +128,11 @@ def skin_tone(image: np.ndarray, mask: np.ndarray) -> float:
 
 # --- Measuring ------------------------------------------------------------------------------------------------------
 def measure(segmenter, samples) -> tuple[Counts, list[float]]:
-    """Pooled counts over (image, truth), and the Dice of each picture."""
+    """Pooled counts over (image, target), and the Dice of each picture."""
     total, each = Counts(), []
-    for image, truth in samples:
+    for image, target in samples:
         logits = segmenter.logits([image])[0]
-        one = Counts().add(logits > 0, truth > 127).add_bce(logits, truth > 127)
+        one = Counts().add(logits > 0, target > 127).add_bce(logits, target > 127)
         each.append(one.dice)
         total = total + one
     return total, each
@@ -142,7 +142,7 @@ SECTIONS = ("faces", "skin tone", "covers", "changes", "photographs", "no face",
 
 
 def run(
-    segmenter, data: Path, backgrounds: Path | None, *, scenes_count: int = 150, sections=SECTIONS, say=print
+    segmenter, data: Path, backgrounds: Path | None, *, scenes_count: int = 150, sections=SECTIONS, log=print
 ) -> dict:
     """The tables of these sections: {section: {row: {"dice", "iou", "boundary_iou", ...}}}."""
     store = scenes.FaceStore([data / "images_val"], [data / "masks_val"], [data / "persons_val"])
@@ -153,7 +153,7 @@ def run(
         if section == "speed":
             table[section] = speed(segmenter, store[0].image)
             for name, seconds in table[section].items():
-                say(f"{seconds:.3f} s  {name}")
+                log(f"{seconds:.3f} s  {name}")
             continue
         for name, samples in _rows(section, composer, held_out, scenes_count):
             counts, each = measure(segmenter, samples)
@@ -161,7 +161,7 @@ def run(
                 **counts.summary(), "worst_tenth_dice": float(np.mean(sorted(each)[: max(1, len(each) // 10)])),
                 "painted": counts.painted, "pictures": len(each),
             }  # fmt: skip
-            say(f"{section:12} {name:32} Dice {counts.dice:.4f}  IoU {counts.iou:.4f}"
+            log(f"{section:12} {name:32} Dice {counts.dice:.4f}  IoU {counts.iou:.4f}"
                 f"  boundary {counts.boundary_iou:.4f}  painted {counts.painted:.4f}")  # fmt: skip
     return table
 
@@ -200,7 +200,7 @@ def speed(segmenter, picture: np.ndarray, runs: int = 15) -> dict[str, float]:
 
     from inference import Segmenter
 
-    swift = Segmenter(segmenter.net, segmenter.info, segmenter.device, flip=segmenter.flip, looks=segmenter.looks)
+    swift = Segmenter(segmenter.net, segmenter.info, segmenter.device, flip=segmenter.flip, passes=segmenter.passes)
     other = lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=1).eval().to(segmenter.device)
     x = torch.zeros(1, 3, SIZE, SIZE, device=segmenter.device)
     times: dict[str, list[float]] = {"these weights, 512x512 picture": [], "LR-ASPP MobileNetV3-Large, 512x512": []}
@@ -233,7 +233,9 @@ def to_markdown(table: dict) -> str:
             continue
         for name, v in rows.items():
             keys = ("dice", "iou", "boundary_iou", "worst_tenth_dice")
-            ratios = " | ".join("" if section == "no face" else f"{v[key]:.3f}" for key in keys)  # none without a truth
+            ratios = " | ".join(
+                "" if section == "no face" else f"{v[key]:.3f}" for key in keys
+            )  # none without a target
             lines.append(f"| {section}: {name} | {ratios} | {v['painted']:.2%} | {v['pictures']} |")
     return "\n".join(lines) + "\n"
 
@@ -248,7 +250,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=const.RUNS_DIR / "robustness")
     parser.add_argument("--scenes", type=positive, default=150, help="composed photographs per row")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, help="these tables alone")
-    parser.add_argument("--looks", type=int, choices=(1, 2))
+    parser.add_argument("--passes", type=int, choices=(1, 2))
     parser.add_argument("--flip", action="store_true")
     parser.add_argument("--device", default="auto")
     args = parser.parse_args(argv)
@@ -262,7 +264,7 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(f"{args.data} holds no prepared faces; run `python data_preprocessing.py --persons`.")
         if args.backgrounds is not None and not args.backgrounds.is_dir():
             raise UserError(f"There is no folder {args.backgrounds}.")
-        runner = Runner(args.device).load(args.weights, flip=args.flip, looks=args.looks, exact=True)
+        runner = Runner(args.device).load(args.weights, flip=args.flip, passes=args.passes, precision="fp32")
         table = run(runner.segmenter, args.data, args.backgrounds, scenes_count=args.scenes, sections=args.only)
         args.out.mkdir(parents=True, exist_ok=True)
         write_text(args.out / "robustness.json", json.dumps({"weights": runner.weights_name, **table}, indent=2) + "\n")

@@ -37,12 +37,12 @@ def test_ways_are_measured_in_turns(monkeypatch):
 
         return go
 
-    took = benchmark.in_turns({"a": way("a", iter([9, 1, 5, 2])), "b": way("b", iter([9, 4, 3, 8]))}, 3)
+    took = benchmark.interleaved({"a": way("a", iter([9, 1, 5, 2])), "b": way("b", iter([9, 4, 3, 8]))}, 3)
     assert order == ["a", "b"] * 4  # the first round warms up
     assert took == {"a": 2, "b": 4}
 
     order.clear()
-    took = benchmark.in_turns({"a": way("a", iter([3, 3, 6, 0])), "b": way("b", iter([9, 4]))}, 1, at_least=7)
+    took = benchmark.interleaved({"a": way("a", iter([3, 3, 6, 0])), "b": way("b", iter([9, 4]))}, 1, at_least=7)
     assert order == ["a", "b", "a", "a", "a", "b"]  # what is short is repeated
     assert took == {"a": 3, "b": 4}
 
@@ -61,7 +61,7 @@ def test_the_plain_ways_do_the_same(prepared, lite_weights, tmp_path):
 
     picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
     net, info = model.load(lite_weights)
-    exact = Segmenter(net, info, exact=True).logits([picture])[0]
+    exact = Segmenter(net, info, precision="fp32").logits([picture])[0]
     assert np.allclose(benchmark.plain_segmenter(net, info).logits([picture])[0], exact, atol=1e-3)
     assert (benchmark.plain_mask(model.load(lite_weights)[0], picture, 64) == (exact > 0)).mean() > 0.999
 

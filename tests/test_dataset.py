@@ -168,7 +168,7 @@ def test_arguments_that_matter():
     assert tuple(hole.hole_height_range) == (0.2, 0.7)
     assert tuple(hole.hole_width_range) == (0.3, 0.8)
     assert (hole.fill, hole.fill_mask) == (120, 0)
-    assert len(dataset.train_transform(96, hole="off").transforms) == 4
+    assert len(dataset.train_transform(96, cutout="none").transforms) == 4
 
 
 def test_an_unknown_argument_is_refused(monkeypatch):
@@ -198,7 +198,7 @@ def test_transforms_are_drawn_independently():
 
 
 def test_the_mask_follows_the_flip(prepared):
-    faces = celeb(prepared, dataset.train_transform(64, hole="off"))
+    faces = celeb(prepared, dataset.train_transform(64, cutout="none"))
     whole = celeb(prepared, dataset.val_transform(64))[0][1]
     ways = {("same" if torch.equal(m, whole) else "mirrored" if torch.equal(m, whole.flip(2)) else "other")
             for m in (faces[0, seed][1] for seed in range(12))}  # fmt: skip

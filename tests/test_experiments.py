@@ -158,7 +158,7 @@ def test_every_section_and_plot(tmp_path):
             "model_seeds": list(experiments.MODEL_SEEDS["cpu"]),
             "settings": [{**settings, "pretrained": False, "seeds": [1, 2, 3]}],
             "runs": {run: {kind: record(rng, kind != "clean") for kind in kinds} for run in runs},
-            "hole": {hole: [0.1, 0.2] for hole in ("on", "off", "lost")}, "wearers": {"train": 3, "val": 1},
+            "cutout": {c: [0.1, 0.2] for c in ("image+mask", "none", "image-only")}, "wearers": {"train": 3, "val": 1},
             "models": {"unet": row, "deeplabv3": row}, "counts": experiments.face_counts("cpu", 780),
         }  # fmt: skip
     (tmp_path / "results.json").write_text(json.dumps({"quick": False, "experiments": sections}))
@@ -193,10 +193,10 @@ def test_the_original_s_average_is_not_the_pooled_figure():
 def test_the_hole_as_meant_and_as_lost():
     mask = np.zeros((512, 512), np.uint8)
     mask[150:430, 120:390] = 255
-    picture, face = experiments.hole_share("on", 128, [mask], draws=200)
+    picture, face = experiments.cutout_fraction("image+mask", 128, [mask], draws=200)
     assert 0.14 < picture < 0.21  # 0.45 of the height x 0.55 of the width x p 0.7
     assert 0.25 < face < 0.5  # which lies in the middle
-    picture, face = experiments.hole_share("lost", 128, [mask], draws=200)
+    picture, face = experiments.cutout_fraction("image-only", 128, [mask], draws=200)
     assert 0 < picture < 0.05
     assert face == 0
-    assert experiments.hole_share("off", 128, [mask], draws=5) == (0, 0)
+    assert experiments.cutout_fraction("none", 128, [mask], draws=5) == (0, 0)

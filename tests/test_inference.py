@@ -211,28 +211,28 @@ class Red(torch.nn.Module):
         return (red - green - 0.5) * 10
 
 
-def looker(looks: int, size: int = 256) -> Segmenter:
-    return Segmenter(Red(), Info("lite", size, looks))
+def looker(passes: int, size: int = 256) -> Segmenter:
+    return Segmenter(Red(), Info("lite", size, passes))
 
 
-def painted(truth: np.ndarray) -> np.ndarray:
-    picture = np.zeros((*truth.shape, 3), np.uint8)
-    picture[truth > 0] = (255, 0, 0)
+def painted(target: np.ndarray) -> np.ndarray:
+    picture = np.zeros((*target.shape, 3), np.uint8)
+    picture[target > 0] = (255, 0, 0)
     return picture
 
 
-def overlap(mask: np.ndarray, truth: np.ndarray) -> float:
-    assert mask.shape == truth.shape
+def overlap(mask: np.ndarray, target: np.ndarray) -> float:
+    assert mask.shape == target.shape
     assert set(np.unique(mask)) <= {0, 255}
-    return np.count_nonzero(mask & truth) / max(1, np.count_nonzero(mask | truth))
+    return np.count_nonzero(mask & target) / max(1, np.count_nonzero(mask | target))
 
 
 def ellipses(shape, *given) -> np.ndarray:
     """Truth with ellipses (x, y, radius)."""
-    truth = np.zeros(shape, np.uint8)
+    target = np.zeros(shape, np.uint8)
     for x, y, r in given:
-        cv2.ellipse(truth, (int(x), int(y)), (max(1, int(r)), max(1, int(r * 1.2))), 20, 0, 360, 255, -1)
-    return truth
+        cv2.ellipse(target, (int(x), int(y)), (max(1, int(r)), max(1, int(r * 1.2))), 20, 0, 360, 255, -1)
+    return target
 
 
 CASES = {
@@ -251,27 +251,27 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("looks", [1, 2])
+@pytest.mark.parametrize("passes", [1, 2])
 @pytest.mark.parametrize("case", CASES)
-def test_the_mask_lies_where_the_face_is(case, looks):
-    mask = looker(looks).mask(painted(CASES[case]))
-    coarse = looks == 1 and case in ("small in a large picture", "a strip", "a panorama", "large and small", "tall")
+def test_the_mask_lies_where_the_face_is(case, passes):
+    mask = looker(passes).mask(painted(CASES[case]))
+    coarse = passes == 1 and case in ("small in a large picture", "a strip", "a panorama", "large and small", "tall")
     assert overlap(mask, CASES[case]) > (0.90 if coarse else 0.955)
 
 
-@pytest.mark.parametrize("looks", [1, 2])
-def test_random_places_and_sizes(looks):
-    rng = np.random.default_rng(looks)
-    net = looker(looks)
+@pytest.mark.parametrize("passes", [1, 2])
+def test_random_places_and_sizes(passes):
+    rng = np.random.default_rng(passes)
+    net = looker(passes)
     scores, shifts = [], []
     for _ in range(60):
         h, w = (int(v) for v in rng.integers(60, 900, 2))
         least, most = max(h, w) / 256 * 5, max(min(h, w) / 3, max(h, w) / 256 * 6)
-        truth = ellipses((h, w), (rng.uniform(0, w), rng.uniform(0, h), rng.uniform(least, most)))
-        mask = net.mask(painted(truth))
-        scores.append(overlap(mask, truth))
+        target = ellipses((h, w), (rng.uniform(0, w), rng.uniform(0, h), rng.uniform(least, most)))
+        mask = net.mask(painted(target))
+        scores.append(overlap(mask, target))
         if mask.any():
-            apart = np.argwhere(mask).mean(0) - np.argwhere(truth).mean(0)
+            apart = np.argwhere(mask).mean(0) - np.argwhere(target).mean(0)
             shifts.append(apart / max(h, w) * 256)  # in the network's pixels
     assert min(scores) > 0.85
     assert np.mean(scores) > 0.96
@@ -279,8 +279,8 @@ def test_random_places_and_sizes(looks):
 
 
 def test_the_second_look_is_sharper():
-    truth = ellipses((1800, 2400), (700, 500, 45))
-    once, twice = (overlap(looker(looks).mask(painted(truth)), truth) for looks in (1, 2))
+    target = ellipses((1800, 2400), (700, 500, 45))
+    once, twice = (overlap(looker(passes).mask(painted(target)), target) for passes in (1, 2))
     assert twice > 0.97
     assert twice > once + 0.02
 
@@ -292,10 +292,10 @@ def test_nothing_is_found_where_there_is_nothing():
     assert len(net.net.seen) == 1  # no second look without a face
 
 
-@pytest.mark.parametrize("looks", [1, 2])
+@pytest.mark.parametrize("passes", [1, 2])
 @pytest.mark.parametrize("shape", [(1, 1), (3, 1000), (1000, 2), (31, 33), (256, 256), (7, 7)])
-def test_odd_shapes_all_red(shape, looks):
-    net = looker(looks)
+def test_odd_shapes_all_red(shape, passes):
+    net = looker(passes)
     logits = net.logits([painted(np.full(shape, 255, np.uint8))])[0]
     assert logits.shape == shape
     assert logits.dtype == np.float32
@@ -305,8 +305,8 @@ def test_odd_shapes_all_red(shape, looks):
 
 def test_pictures_looked_at_together_are_as_alone():
     pictures = [painted(t) for t in CASES.values()]
-    for looks in (1, 2):
-        net = looker(looks)
+    for passes in (1, 2):
+        net = looker(passes)
         together, alone = net.logits(pictures), [net.logits([p])[0] for p in pictures]
         for a, b in zip(together, alone, strict=True):
             np.testing.assert_allclose(a, b, atol=1e-4)
@@ -463,14 +463,14 @@ def learnt():
 
     torch.manual_seed(0)
     net = model.build("unet")
-    truths = [ellipses((64, 64), (20 + 6 * i, 40 - 3 * i, 12 + 2 * i)) for i in range(4)]
-    pictures = [np.where(painted(t) > 0, painted(t), 90).astype(np.uint8) for t in truths]
+    targets = [ellipses((64, 64), (20 + 6 * i, 40 - 3 * i, 12 + 2 * i)) for i in range(4)]
+    pictures = [np.where(painted(t) > 0, painted(t), 90).astype(np.uint8) for t in targets]
     x = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 128 - 1
-    truth = torch.from_numpy(np.stack(truths))[:, None].float() / 255
+    target = torch.from_numpy(np.stack(targets))[:, None].float() / 255
     optimizer = torch.optim.Adam(net.parameters(), 1e-3)
     for _ in range(30):
         optimizer.zero_grad()
-        torch.nn.functional.binary_cross_entropy_with_logits(net(x), truth).backward()
+        torch.nn.functional.binary_cross_entropy_with_logits(net(x), target).backward()
         optimizer.step()
     return net.eval(), pictures
 
@@ -480,7 +480,7 @@ def test_bf16_masks_agree_with_full_precision(learnt, monkeypatch):
 
     net, pictures = learnt
     monkeypatch.setattr(devices, "cpu_has_bf16", lambda: True)  # others emulate it: as exact, only slower
-    fast, exact = (Segmenter(net, Info("unet", 64), exact=e) for e in (False, True))
+    fast, exact = (Segmenter(net, Info("unet", 64), precision=e) for e in ("auto", "fp32"))
     assert fast.dtype == torch.bfloat16
     assert exact.dtype == torch.float32
     a, b = (np.stack([s.mask(p) for p in pictures]) for s in (fast, exact))
@@ -489,14 +489,14 @@ def test_bf16_masks_agree_with_full_precision(learnt, monkeypatch):
     assert all(p.dtype == torch.float32 for p in fast.net.parameters())  # what is exported
 
 
-@pytest.mark.parametrize("looks", [1, 2])
-def test_no_bf16_without_the_processor(learnt, monkeypatch, looks):
+@pytest.mark.parametrize("passes", [1, 2])
+def test_no_bf16_without_the_processor(learnt, monkeypatch, passes):
     import devices
 
     net, _ = learnt
     for has, dtype in ((False, torch.float32), (True, torch.bfloat16)):
         monkeypatch.setattr(devices, "cpu_has_bf16", lambda has=has: has)
-        assert Segmenter(net, Info("unet", 64, looks)).dtype == dtype
+        assert Segmenter(net, Info("unet", 64, passes)).dtype == dtype
 
 
 def test_a_region_that_the_network_is_unsure_of_is_no_face():
@@ -507,12 +507,12 @@ def test_a_region_that_the_network_is_unsure_of_is_no_face():
         return logits
 
     def kept(logits, *squares):
-        found = inference._without_unsure(logits.copy(), list(squares), 0.965) > 0
+        found = inference._reject_unconfident(logits.copy(), list(squares), 0.965) > 0
         assert not (found & (logits <= 0)).any()
         return [bool(found[50, x]) for x in (20, 60, 160)]
 
     face, part, doubt = 0.99, 0.93, 0.8
-    left, right = (0, 10, 80), (140, 30, 40)  # second looks
+    left, right = (0, 10, 80), (140, 30, 40)  # second passes
     logits = regions((10, 30, face), (50, 70, part), (150, 170, part))
     assert kept(logits, left, right) == [True, True, False]  # a part of a face in the same look, and none in the other
     assert kept(logits, left, (140, 30, 40), (100, 10, 80)) == [True, True, False]
@@ -529,7 +529,7 @@ def test_the_bundled_weights_agree_in_bf16(monkeypatch):
     import model
 
     monkeypatch.setattr(devices, "cpu_has_bf16", lambda: True)
-    fast, exact = (Segmenter(*model.load(model.bundled_weights()), exact=e) for e in (False, True))
+    fast, exact = (Segmenter(*model.load(model.bundled_weights()), precision=e) for e in ("auto", "fp32"))
     assert (fast.dtype, exact.dtype) == (torch.bfloat16, torch.float32)
     for path in sorted(const.TEST_DIR.glob("*.*g")):
         picture = inference.read_picture(path)
@@ -547,9 +547,9 @@ def test_folding_changes_nothing_but_the_time(name):
         net(x)  # statistics that are not 0 and 1
         net.eval()
         before = net(x)
-        folded = inference.folded(net)
-        after = folded(x)
-    used = [m for key, m in folded.named_modules() if "aux_classifier" not in key]
+        fused = inference.fused(net)
+        after = fused(x)
+    used = [m for key, m in fused.named_modules() if "aux_classifier" not in key]
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in used)
     assert any(isinstance(m, torch.nn.BatchNorm2d) for m in net.modules())
     np.testing.assert_allclose(after.numpy(), before.numpy(), atol=1e-3 * float(before.abs().max()))

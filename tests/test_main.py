@@ -23,8 +23,11 @@ import main
 import model
 from main import Runner
 
-MODULES = ["const", "data_preprocessing", "dataset", "drawing", "inference", "main", "metrics", "model", "training",
-           "scenes", "covers"]  # fmt: skip
+MODULES = [
+    "main", "const", "common", "data_preprocessing", "dataset", "devices", "drawing", "inference", "metrics", "model",
+    "training", "extras.onnx_export", "extras.trackers", "extras.video", "robust.occluders", "robust.scenes",
+    "studies.benchmark", "studies.drawn_faces", "studies.experiments", "studies.report", "studies.robustness",
+]  # fmt: skip
 
 
 def python(code: str, *args, cwd=None, env=None, timeout=200) -> subprocess.CompletedProcess:
@@ -56,7 +59,7 @@ def files(folder: Path) -> set[str]:
 
 @pytest.fixture(scope="module")
 def runner(lite_weights) -> Runner:
-    return Runner("cpu", say=lambda line: None).load(lite_weights)
+    return Runner("cpu", log=lambda line: None).load(lite_weights)
 
 
 # --- Shape ----------------------------------------------------------------------------------------------------------
@@ -228,7 +231,7 @@ def test_thresholds(lite_weights, tmp_path, runner):
     [
         ("--threshold", "0"), ("--threshold", "1"), ("--threshold", "-1"), ("--threshold", "abc"),
         ("--threshold", "nan"), ("--threshold", "50"), ("--batch-size", "0"), ("--batch-size", "-2"),
-        ("--batch-size", "1.5"), ("--looks", "3"),
+        ("--batch-size", "1.5"), ("--passes", "3"),
     ],
 )  # fmt: skip
 def test_values_out_of_range(option, value, tmp_path, capsys):
@@ -352,7 +355,7 @@ def test_the_model_is_known_from_the_file(tmp_path, capsys):
     torch.save(model.build("unet").state_dict(), tmp_path / "unet.pth")  # no metadata, no --model
     net, info = model.load(tmp_path / "unet.pth")
     assert info.model == "unet"
-    runner = Runner("cpu", say=lambda line: None)
+    runner = Runner("cpu", log=lambda line: None)
     runner.segmenter = inference.Segmenter(net, model.Info("unet", 64))
     assert runner.predict([tmp_path / "a.png"], tmp_path / "out") == []
     assert files(tmp_path / "out") == {"a_mask.png", "a_overlay.jpg"}
@@ -420,20 +423,20 @@ def test_evaluate_gives_figures_that_masks_bear_out(prepared, lite_weights, tmp_
     assert record["model"] == "lite"
     assert list(record["metrics"]) == ["probability 0.5", "logit 0.1"]
     faces = dataset.Celeb(prepared / "images_val", prepared / "masks_val")
-    exact = inference.Segmenter(runner.segmenter.net, runner.segmenter.info, exact=True)  # as evaluate measures
+    exact = inference.Segmenter(runner.segmenter.net, runner.segmenter.info, precision="fp32")  # as evaluate measures
     sums = {name: np.zeros(4) for name in record["metrics"]}
     bce, pixels = 0.0, 0
     for image, mask in faces.pairs:
-        truth = cv2.imread(str(mask), cv2.IMREAD_GRAYSCALE) > 127
+        target = cv2.imread(str(mask), cv2.IMREAD_GRAYSCALE) > 127
         logits = exact.logits([inference.read_picture(image)])[0]
         logits = cv2.resize(logits, (512, 512), interpolation=cv2.INTER_LINEAR)
         for name, threshold in (("probability 0.5", 0.0), ("logit 0.1", 0.1)):
             face = logits > threshold
-            sums[name] += (face & truth).sum(), (face & ~truth).sum(), (~face & truth).sum(), 0
+            sums[name] += (face & target).sum(), (face & ~target).sum(), (~face & target).sum(), 0
         bce += torch.nn.functional.binary_cross_entropy_with_logits(
-            torch.from_numpy(logits), torch.from_numpy(truth).float(), reduction="sum"
+            torch.from_numpy(logits), torch.from_numpy(target).float(), reduction="sum"
         ).item()
-        pixels += truth.size
+        pixels += target.size
     for name, (tp, fp, fn, _) in sums.items():
         row = record["metrics"][name]
         assert row["dice"] == pytest.approx(2 * tp / (2 * tp + fp + fn), abs=2e-4)

@@ -10,10 +10,10 @@ from metrics import Counts, SplitCounts, boundary_region
 
 
 def masks(tp: int, fp: int, fn: int, tn: int) -> tuple[np.ndarray, np.ndarray]:
-    """One row of pixels with these counts: (predicted, truth)."""
+    """One row of pixels with these counts: (predicted, target)."""
     predicted = [1] * (tp + fp) + [0] * (fn + tn)
-    truth = [1] * tp + [0] * fp + [1] * fn + [0] * tn
-    return np.array([predicted], bool), np.array([truth], bool)
+    target = [1] * tp + [0] * fp + [1] * fn + [0] * tn
+    return np.array([predicted], bool), np.array([target], bool)
 
 
 def test_hand_computed_counts():
@@ -104,12 +104,12 @@ def test_bce_is_that_of_torch():
     rng = np.random.default_rng(1)
     logits = rng.normal(0, 4, (5, 33)).astype(np.float32)
     logits[0, :4] = (-200, 200, -90, 90)  # no overflow
-    truth = rng.random((5, 33)) < 0.4
-    truth[0, :4] = (True, False, False, True)
+    target = rng.random((5, 33)) < 0.4
+    target[0, :4] = (True, False, False, True)
     want = torch.nn.functional.binary_cross_entropy_with_logits(
-        torch.from_numpy(logits).double(), torch.from_numpy(truth).double()
+        torch.from_numpy(logits).double(), torch.from_numpy(target).double()
     )
-    assert Counts().add_bce(logits, truth).bce == pytest.approx(want.item(), rel=1e-9)
+    assert Counts().add_bce(logits, target).bce == pytest.approx(want.item(), rel=1e-9)
 
 
 def test_counts_add_up_in_any_order():
@@ -138,9 +138,9 @@ def test_pooling_is_not_a_mean_of_ratios():
 def test_thresholds_of_a_split():
     split = SplitCounts({"probability 0.5": 0.0, "logit 0.1": 0.1})
     logits = np.array([[-1.0, 0.0, 0.05, 0.1, 0.11, 3.0]])
-    truth = np.array([[0, 0, 1, 1, 1, 1]], bool)
-    split.add("a.jpg", logits, truth)
-    split.add("b.jpg", -logits, truth)
+    target = np.array([[0, 0, 1, 1, 1, 1]], bool)
+    split.add("a.jpg", logits, target)
+    split.add("b.jpg", -logits, target)
     half, original = split.pooled["probability 0.5"], split.pooled["logit 0.1"]
     assert (half.tp, half.fp, half.fn, half.tn) == (4, 1, 4, 3)  # a pixel at the threshold itself is not face
     assert (original.tp, original.fp, original.fn, original.tn) == (2, 1, 6, 3)

@@ -64,7 +64,7 @@ def test_deeplab_shape_and_keys(deeplab):
     net, info = deeplab
     with torch.inference_mode():
         assert net(torch.zeros(1, 3, 160, 96)).shape == (1, 1, 160, 96)
-    assert (info.model, info.size, info.looks) == ("deeplabv3", 512, 1)
+    assert (info.model, info.size, info.passes) == ("deeplabv3", 512, 1)
     state = net.state_dict()
     assert all(key.startswith("deep_lab_v3.") for key in state)
     assert state["deep_lab_v3.backbone.conv1.weight"].shape == (64, 3, 7, 7)
@@ -346,22 +346,22 @@ def places(lite_weights, tmp_path, monkeypatch):
 
 def test_the_order_of_weights(places, lite_weights):
     said = []
-    assert model.find_weights(online=True, say=said.append) == const.BUNDLED_WEIGHTS
+    assert model.find_weights(online=True, log=said.append) == const.BUNDLED_WEIGHTS
     assert "cannot be fetched" in said[0]
     assert "bundled" in said[-1]
     said.clear()
-    assert model.find_weights(say=said.append) == const.BUNDLED_WEIGHTS
+    assert model.find_weights(log=said.append) == const.BUNDLED_WEIGHTS
     assert len(said) == 1  # nothing was tried
 
     const.CACHE_DIR.mkdir()
     shutil.copy(lite_weights, const.CACHE_DIR / "published.pth")
     said.clear()
-    assert model.find_weights(online=True, say=said.append) == const.CACHE_DIR / "published.pth"
+    assert model.find_weights(online=True, log=said.append) == const.CACHE_DIR / "published.pth"
     assert "published" in said[-1]
 
     shutil.copy(lite_weights, const.MODEL_PATH)
     said.clear()
-    assert model.find_weights(online=True, say=said.append) == const.MODEL_PATH
+    assert model.find_weights(online=True, log=said.append) == const.MODEL_PATH
     assert str(const.MODEL_PATH) in said[-1]
 
     assert model.find_weights("bundled") == const.BUNDLED_WEIGHTS
@@ -374,7 +374,7 @@ def test_published_weights_are_fetched_when_the_network_answers(places, lite_wei
     monkeypatch.setattr(model, "_reachable", lambda url, seconds: True)
     with server(sends(lite_weights.read_bytes())) as url:
         monkeypatch.setattr(model, "fetch_published", lambda: fetch(url=url))
-        assert model.find_weights(online=True, say=lambda line: None) == const.CACHE_DIR / "published.pth"
+        assert model.find_weights(online=True, log=lambda line: None) == const.CACHE_DIR / "published.pth"
 
 
 def test_changed_or_missing_bundled_weights_are_refused(places):
@@ -392,5 +392,5 @@ def test_the_bundled_file_itself():
     assert path == ROOT / "weights" / "lite.pth"
     assert path.stat().st_size <= 12 * 2**20
     net, info = model.load(path)
-    assert (info.model, info.looks) == ("lite", 2)
+    assert (info.model, info.passes) == ("lite", 2)
     assert all(torch.isfinite(v).all() for v in net.state_dict().values())

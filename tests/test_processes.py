@@ -47,7 +47,7 @@ def rows(run_dir: Path) -> list[dict]:
 @pytest.fixture(scope="module")
 def trained(prepared, tmp_path_factory) -> tuple[Path, str]:
     """(run folder, what was printed) of two epochs by two processes."""
-    run_dir = tmp_path_factory.mktemp("processes") / "run"
+    run_dir = tmp_path_factory.mktemp("world_size") / "run"
     code, out, err = finished(start("train", "--data", prepared, "--run-dir", run_dir, *TINY, "--epochs", 2))
     assert code == 0, err
     return run_dir, out
@@ -59,7 +59,7 @@ def test_the_first_process_writes_and_speaks(trained):
         "config.json", "history.csv", "curves.png", "model.best.pth", "last.pth"
     }  # fmt: skip
     config = json.loads((run_dir / "config.json").read_text())
-    assert (config["processes"], config["batch_size"], config["effective_batch"]) == (2, 2, 4)
+    assert (config["world_size"], config["batch_size"], config["effective_batch"]) == (2, 2, 4)
     assert "2 processes" in out
     assert "4 pictures" in out
     assert sum(line.startswith("epoch") for line in out.splitlines()) == 2
@@ -87,7 +87,7 @@ def test_evaluate_is_that_of_one_process(trained, prepared, tmp_path):
     assert out.count("probability 0.5") == 1
     assert main.main([*map(str, command), "--out", str(tmp_path / "one")]) == 0
     one, two = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two"))
-    assert (one["processes"], two["processes"]) == (1, 2)
+    assert (one["world_size"], two["world_size"]) == (1, 2)
     for name, table in one["metrics"].items():
         assert two["metrics"][name] == pytest.approx(table, abs=1e-6)
     assert (tmp_path / "one" / "worst.jpg").read_bytes() == (tmp_path / "two" / "worst.jpg").read_bytes()
@@ -148,8 +148,10 @@ def test_processes_share_a_part_of_the_pictures(monkeypatch):
 
 
 def test_shares_of_an_epoch_are_what_one_process_would_see():
-    def shown(group, rank, processes, size=None):
-        sampler = dataset.EpochSampler(23, seed=5, shuffle=True, group=group, rank=rank, processes=processes, size=size)
+    def shown(group, rank, world_size, size=None):
+        sampler = dataset.EpochSampler(
+            23, seed=5, shuffle=True, group=group, rank=rank, world_size=world_size, size=size
+        )
         sampler.epoch = 2
         assert len(list(sampler)) == len(sampler)
         return list(sampler)

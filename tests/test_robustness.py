@@ -34,10 +34,10 @@ def test_the_command_writes_every_section(prepared, lite_weights, tmp_path):
 def test_a_change_keeps_the_shape_and_the_truth_binary(name):
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (512, 512, 3)).astype(np.uint8)
-    truth = np.zeros((512, 512), np.uint8)
-    truth[100:300, 150:350] = 255
+    target = np.zeros((512, 512), np.uint8)
+    target[100:300, 150:350] = 255
     before = image.copy()
-    changed, mask = robustness.CHANGES[name](image, truth)
+    changed, mask = robustness.CHANGES[name](image, target)
     assert changed.shape == image.shape
     assert changed.dtype == np.uint8
     assert (image == before).all()

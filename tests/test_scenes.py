@@ -42,12 +42,12 @@ def test_faces_are_read_with_their_partners(faces, prepared):
 def test_composed_truth_is_binary(size, composer):
     shown = []
     for seed in range(40):
-        image, truth = composer.compose(np.random.default_rng(seed), seed % 12, size)
+        image, target = composer.compose(np.random.default_rng(seed), seed % 12, size)
         assert image.shape == (size, size, 3)
-        assert truth.shape == (size, size)
-        assert image.dtype == truth.dtype == np.uint8
+        assert target.shape == (size, size)
+        assert image.dtype == target.dtype == np.uint8
         assert image.flags["C_CONTIGUOUS"]
-        shown.append((truth > 127).mean())
+        shown.append((target > 127).mean())
     shown = np.array(shown)
     assert (shown == 0).any()  # some without a face,
     assert (shown > 0.2).any()  # some close up,
@@ -58,17 +58,17 @@ def test_the_data_set_gives_binary_float_masks(composer):
     pictures = dataset.Scenes(composer, 64, repeat=2)
     assert len(pictures) == 24
     for index in range(0, 24, 4):
-        image, truth = pictures[index, 1000 + index]
+        image, target = pictures[index, 1000 + index]
         assert image.shape == (3, 64, 64)
-        assert str(image.dtype) == str(truth.dtype) == "torch.float32"
-        assert truth.shape == (1, 64, 64)
-        assert 0 <= truth.min() <= truth.max() <= 1
-        soft = ((truth > 0.02) & (truth < 0.98)).float().mean()  # nothing between but on the contour
+        assert str(image.dtype) == str(target.dtype) == "torch.float32"
+        assert target.shape == (1, 64, 64)
+        assert 0 <= target.min() <= target.max() <= 1
+        soft = ((target > 0.02) & (target < 0.98)).float().mean()  # nothing between but on the contour
         assert soft < 0.15
 
 
 def test_everything_is_seeded(composer):
-    for kind in ("compose", "close_up", "scene", "empty"):
+    for kind in ("compose", "single_face_picture", "scene", "empty"):
         make = getattr(composer, kind)
         first, again = (make(np.random.default_rng(7), 3, 96) for _ in range(2))
         np.testing.assert_array_equal(first[0], again[0])
@@ -81,16 +81,16 @@ def test_everything_is_seeded(composer):
 
 def test_empty_is_empty(composer):
     for seed in range(40):
-        image, truth = composer.empty(np.random.default_rng(seed), seed % 12, 96)
+        image, target = composer.empty(np.random.default_rng(seed), seed % 12, 96)
         assert image.shape == (96, 96, 3)
-        assert not truth.any()
+        assert not target.any()
 
 
 def test_without_photographs_colours_are_drawn(faces):
     alone = scenes.SceneComposer(faces, scenes.PhotoStore([]))
     for seed in range(12):
-        image, truth = alone.compose(np.random.default_rng(seed), 0, 64)
-        assert image.shape[:2] == truth.shape == (64, 64)
+        image, target = alone.compose(np.random.default_rng(seed), 0, 64)
+        assert image.shape[:2] == target.shape == (64, 64)
     assert scenes.PhotoStore([]).draw(np.random.default_rng(0)).shape == (512, 512, 3)
 
 
@@ -131,8 +131,8 @@ def test_a_face_lands_where_it_is_asked_for(faces):
 def test_the_near_person_hides_the_far_one(faces):
     face = faces[0]
     matrix = scenes.similarity(120, 0, (64, 64))
-    canvas, truth = np.zeros((128, 128, 3), np.uint8), np.full((128, 128), 255, np.uint8)
-    image, after = scenes.paste(canvas, truth, face, matrix, face.person)
+    canvas, target = np.zeros((128, 128, 3), np.uint8), np.full((128, 128), 255, np.uint8)
+    image, after = scenes.paste(canvas, target, face, matrix, face.person)
     opacity, mask = scenes.warp(face.person, matrix, (128, 128)), scenes.warp(face.mask, matrix, (128, 128))
     np.testing.assert_array_equal(after[opacity > 127], mask[opacity > 127])
     assert (after[opacity <= 127] == 255).all()
@@ -147,7 +147,7 @@ def test_covers_only_take_away(kind, faces):
     kept = face.image.copy(), face.mask.copy(), other.image.copy()
     taken = []
     for seed in range(6):
-        image, mask, opacity = occluders.draw_cover(
+        image, mask, opacity = occluders.draw_occluder(
             np.random.default_rng(seed), face.image, face.mask, photo=other.image, other=(other.image, other.mask),
             kind=kind,
         )  # fmt: skip
@@ -161,7 +161,7 @@ def test_covers_only_take_away(kind, faces):
             assert gone[(face.mask > 0) & (opacity > 127)].all()
             assert not gone[opacity < 127].any()
         taken.append(gone.mean())
-        again = occluders.draw_cover(
+        again = occluders.draw_occluder(
             np.random.default_rng(seed), face.image, face.mask, photo=other.image, other=(other.image, other.mask),
             kind=kind,
         )  # fmt: skip
@@ -175,7 +175,7 @@ def test_covers_only_take_away(kind, faces):
 def test_glasses_are_cut_from_the_truth(faces):
     face = next(faces[i] for i in range(12) if all(faces[i].mask[y, x] for x, y in occluders.EYES))
     for seed in range(10):
-        _, mask, _ = occluders.draw_cover(np.random.default_rng(seed), face.image, face.mask, kind="glasses")
+        _, mask, _ = occluders.draw_occluder(np.random.default_rng(seed), face.image, face.mask, kind="glasses")
         assert not any(mask[y, x] for x, y in occluders.EYES)  # even through clear lenses
         assert mask[occluders.MOUTH[1], occluders.MOUTH[0]] == face.mask[occluders.MOUTH[1], occluders.MOUTH[0]]
 

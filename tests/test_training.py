@@ -104,7 +104,7 @@ def test_the_files_of_a_run(finished):
     state = torch.load(run_dir / "model.best.pth", weights_only=True)
     assert all(isinstance(v, torch.Tensor) for v in state.values())
     net, info = model.load(run_dir / "model.best.pth")
-    assert (info.model, info.size, info.looks) == ("lite", 64, 1)
+    assert (info.model, info.size, info.passes) == ("lite", 64, 1)
     assert set(net.state_dict()) == set(state)
 
 
@@ -196,7 +196,7 @@ def test_a_killed_run_resumes_to_the_same_numbers(recipe, prepared, tmp_path, ca
         key = "stem.0.weight"
         assert not torch.equal(state["averaged"]["module." + key], state["model"][key])
         kept, info = model.load(whole / "model.best.pth")
-        assert info.looks == 2
+        assert info.passes == 2
         if min(history(whole), key=lambda row: row["val_loss"])["epoch"] == 5:
             assert torch.equal(kept.state_dict()[key], state["averaged"]["module." + key])
         rates = [row["lr"] for row in history(whole)]
@@ -279,13 +279,13 @@ def test_four_faces_can_be_learnt_by_heart(prepared, tmp_path):
     torch.manual_seed(0)
     run = trainer(prepared, tmp_path, Config("lite", size=64, lr=0.003), net=model.build("lite"))
     faces = dataset.Celeb(prepared / "images_train", prepared / "masks_train", dataset.val_transform(64), limit=4)
-    image, truth = (torch.stack(part) for part in zip(*faces, strict=True))
+    image, target = (torch.stack(part) for part in zip(*faces, strict=True))
     run.net.train()
-    losses = [run.step(image, truth).item() for _ in range(70)]
+    losses = [run.step(image, target).item() for _ in range(70)]
     assert losses[-1] < 0.25 * losses[0]
     with torch.inference_mode():
         painted = run.net(image) > 0
-    overlap = (painted & (truth > 0)).sum() / (painted | (truth > 0)).sum()
+    overlap = (painted & (target > 0)).sum() / (painted | (target > 0)).sum()
     assert overlap > 0.85
 
 
@@ -297,7 +297,7 @@ def test_a_changed_rate_is_taken_up(prepared, tmp_path):
 
 
 def test_a_loss_that_is_no_number(prepared, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(training.LOSSES, "original", lambda logits, truth: logits.sum() * float("nan"))
+    monkeypatch.setitem(training.LOSSES, "original", lambda logits, target: logits.sum() * float("nan"))
     assert train(prepared, tmp_path, "--epochs", 2, "--limit", 4, "--workers", 0) == 1
     one_sentence(capsys.readouterr().err, "nan", "epoch 1", "smaller --lr")
     assert not (tmp_path / "model.best.pth").exists()
@@ -313,25 +313,25 @@ def test_an_absurd_rate_ends_in_numbers_or_a_sentence(prepared, tmp_path, capsys
 
 
 def test_losses():
-    logits, truth = torch.randn(3, 1, 16, 16), torch.zeros(3, 1, 16, 16)
-    truth[0, :, 4:12, 4:12] = 1
-    want = nn.functional.binary_cross_entropy(logits.sigmoid(), truth)
-    torch.testing.assert_close(training.bce(logits, truth), want, rtol=1e-4, atol=1e-5)
-    right, wrong = (40 * sign * (truth - 0.5) for sign in (1, -1))
-    assert training.edge_bce_dice(right, truth) < 0.05
-    assert training.edge_bce_dice(wrong, truth) > 10
-    assert training.edge_bce_dice(right[1:], truth[1:]) < 1e-3  # no face in the batch: no Dice term
+    logits, target = torch.randn(3, 1, 16, 16), torch.zeros(3, 1, 16, 16)
+    target[0, :, 4:12, 4:12] = 1
+    want = nn.functional.binary_cross_entropy(logits.sigmoid(), target)
+    torch.testing.assert_close(training.bce(logits, target), want, rtol=1e-4, atol=1e-5)
+    right, wrong = (40 * sign * (target - 0.5) for sign in (1, -1))
+    assert training.edge_bce_dice(right, target) < 0.05
+    assert training.edge_bce_dice(wrong, target) > 10
+    assert training.edge_bce_dice(right[1:], target[1:]) < 1e-3  # no face in the batch: no Dice term
     # Four times the weight within two pixels of the contour: 12x12 less 4x4 pixels, of 256 in each of three pictures.
     band, even = 144 - 16, torch.zeros(3, 1, 16, 16)
     even[0] = 1
-    one = training.edge_bce_dice(logits[:1], truth[:1])
-    pixel = nn.functional.binary_cross_entropy_with_logits(logits[:1], truth[:1], reduction="none")[0, 0]
+    one = training.edge_bce_dice(logits[:1], target[:1])
+    pixel = nn.functional.binary_cross_entropy_with_logits(logits[:1], target[:1], reduction="none")[0, 0]
     weight = torch.ones(16, 16)
     weight[2:14, 2:14] = 4
     weight[6:10, 6:10] = 1
     assert (weight == 4).sum() == band
     p = logits[0].sigmoid()
-    dice = 1 - (2 * (p * truth[0]).sum() + 1) / (p.sum() + 64 + 1)
+    dice = 1 - (2 * (p * target[0]).sum() + 1) / (p.sum() + 64 + 1)
     torch.testing.assert_close(one, (pixel * weight).sum() / weight.sum() + dice)
 
 

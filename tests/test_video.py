@@ -58,7 +58,7 @@ def play(path):
 
 
 def test_overlay_and_mask_films_follow_the_face(red, film, tmp_path):
-    runner = main.Runner("cpu", say=lambda *_: None)
+    runner = main.Runner("cpu", log=lambda *_: None)
     runner.segmenter = red
     runner.predict_video(film, tmp_path / "out", save=("overlay", "mask"))
     overlays, fps = play(tmp_path / "out" / "clip_overlay.mp4")
@@ -75,7 +75,7 @@ def test_overlay_and_mask_films_follow_the_face(red, film, tmp_path):
 
 def test_start_end_and_every(red, film, tmp_path):
     said = []
-    runner = main.Runner("cpu", say=said.append)
+    runner = main.Runner("cpu", log=said.append)
     runner.segmenter = red
     runner.predict_video(film, tmp_path, save=("mask",), start=0.2, end=0.4, every=4)
     frames, _ = play(tmp_path / "clip_mask.mp4")
@@ -156,7 +156,7 @@ def test_a_camera_is_recorded_without_a_window(red, film, tmp_path, monkeypatch)
     monkeypatch.setattr(video.cv2, "imshow", no_window)
     said = []
     count = video.record_camera(
-        red, str(film), tmp_path / "cam.mp4", lambda f, m: f, threshold=0.5, seconds=None, keep=0, say=said.append
+        red, str(film), tmp_path / "cam.mp4", lambda f, m: f, threshold=0.5, seconds=None, keep=0, log=said.append
     )
     assert count == FRAMES == len(play(tmp_path / "cam.mp4")[0])
     assert sum("no windows" in line for line in said) == 1
