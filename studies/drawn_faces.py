@@ -6,15 +6,17 @@ The faces are drawn by this file, nobody's photograph: what a network learns fro
 """
 
 import argparse
-import struct
+import io
 import sys
-import zlib
 from pathlib import Path
 
 import cv2
 import numpy as np
+from PIL import Image
 
 import const
+from common import UserError, write_bytes
+from studies.command import exit_code
 
 MODES = ("L", "RGB", "P")  # the PNG modes found in the official archive
 NOTE = "These faces are drawn by drawn_faces.py; they are not CelebAMask-HQ and show nobody.\n"
@@ -24,13 +26,13 @@ IRISES = ((70, 45, 25), (95, 120, 75), (80, 120, 165), (40, 30, 25))  # RGB
 FRAMES = ((25, 22, 22), (90, 50, 30), (120, 120, 125), (140, 30, 40))  # RGB
 # Values of the label map; `skin` is no label but the oval minus what lies over it, as in CelebAMask-HQ.
 PARTS = ("cloth", "neck", "l_ear", "r_ear", "mouth", "u_lip", "l_lip", "nose")
-PARTS += ("l_eye", "r_eye", "l_brow", "r_brow", "hair", "hat", "eye_g")
+PARTS += ("l_eye", "r_eye", "l_brow", "r_brow", "hair", "eye_g")
 PAINT = {part: number for number, part in enumerate(PARTS, start=1)}
 FACE = 255  # the label of the bare oval
 
 
-def _mix(a, b, share: float) -> tuple[float, ...]:
-    return tuple((1 - share) * x + share * y for x, y in zip(a, b, strict=True))
+def _mix(a, b, fraction: float) -> tuple[float, ...]:
+    return tuple((1 - fraction) * x + fraction * y for x, y in zip(a, b, strict=True))
 
 
 def _ellipse(x: float, y: float, w: float, h: float, start: float = 0, end: float = 360, n: int = 40) -> np.ndarray:
@@ -108,12 +110,12 @@ def draw_face(seed, size: int = 512) -> tuple[np.ndarray, dict[str, np.ndarray]]
     mouth_y = _draw_nose(c, rng, look) + rng.uniform(0.27, 0.36)
     _draw_eyes(c, rng, look)
     _draw_mouth(c, rng, look, mouth_y)
-    _draw_over(c, rng, look)
+    _draw_hair(c, rng, look)
     if look.glasses:
         _draw_glasses(c, rng, look)
 
     parts = {part: c.labels == number for part, number in PAINT.items()}
-    parts["skin"] = oval_mask & ~(parts["hair"] | parts["hat"])
+    parts["skin"] = oval_mask & ~parts["hair"]
     grain = rng.normal(0, 4, (128, 128, 1)) + np.linspace(-1, 1, 128)[None, :, None] * rng.normal(0, 14)
     grain = np.repeat(grain.astype(np.float32), 3, axis=2)
     picture = cv2.add(c.picture, cv2.resize(grain, (c.size, c.size)), dtype=cv2.CV_8U)
@@ -133,7 +135,7 @@ class _Look:
         self.height = rng.uniform(1.2, 1.36)  # of the oval, in widths
         self.style = rng.choice(["short", "long", "bob", "curly", "bald"], p=[0.3, 0.3, 0.16, 0.16, 0.08])
         self.ears = self.style in ("short", "bald") or (self.style != "bob" and rng.random() < 0.4)
-        self.beard, self.hat, self.glasses = rng.random() < 0.18, rng.random() < 0.1, rng.random() < 0.25
+        self.glasses = rng.random() < 0.25
         self.eye_y, self.eyes_apart = rng.uniform(-0.18, -0.06), rng.uniform(0.38, 0.46)
         self.side = rng.choice([-1, 1])  # of the light and of the parting
 
@@ -173,10 +175,6 @@ def _draw_oval(c: _Canvas, rng: np.random.Generator, look: _Look) -> np.ndarray:
     c.fill(oval * [0.55, 0.9] + [look.side * 0.3, 0], look.light, alpha=0.25)
     for side in (-1, 1):
         c.fill(_ellipse(side * 0.52 + look.yaw, 0.38, 0.2, 0.15), _mix(look.skin, (230, 90, 90), 0.5), alpha=0.25)
-    if look.beard:  # part of the skin in CelebAMask-HQ
-        lower = oval[2:31]
-        beard = np.vstack([lower, lower[::-1] * [0.72, 0.42] + [look.yaw, 0.16]])
-        c.fill(beard, _mix(look.hair, look.skin, 0.25), alpha=0.75)
     return c.labels == FACE
 
 
@@ -224,8 +222,8 @@ def _draw_mouth(c: _Canvas, rng: np.random.Generator, look: _Look, y: float) -> 
     c.stroke(upper, _mix(lips, (40, 0, 0), 0.6), 0.02)
 
 
-def _draw_over(c: _Canvas, rng: np.random.Generator, look: _Look) -> None:
-    """Hair over the forehead, and a hat."""
+def _draw_hair(c: _Canvas, rng: np.random.Generator, look: _Look) -> None:
+    """Hair over the forehead."""
     if look.style != "bald":
         line, parting = rng.uniform(-0.75, -0.5), look.side * rng.uniform(0, 0.6)
         front = [[1.02, -0.1], [0.86, line], [parting, line - 0.3], [-0.86, line], [-1.02, -0.1]]
@@ -240,11 +238,6 @@ def _draw_over(c: _Canvas, rng: np.random.Generator, look: _Look) -> None:
         lock = np.array([[0.9, -0.6], [1.15, -0.5], [1.38, 1.2], [1.2, 2.1], [0.95, 2.0], [0.98, 0.9]])
         for side in (-1, 1):
             c.fill(lock * [side, 1], look.hair, PAINT["hair"])
-    if look.hat:
-        color = tuple(rng.uniform(20, 235, 3))
-        c.fill(_ellipse(0, -0.62, 1.2, 1.0, 180, 360), color, PAINT["hat"])
-        band = np.array([[-1.24, -0.8], [1.24, -0.8], [1.22, -0.5], [-1.22, -0.5]])
-        c.fill(band, _mix(color, (0, 0, 0), 0.25), PAINT["hat"])
 
 
 def _draw_glasses(c: _Canvas, rng: np.random.Generator, look: _Look) -> None:
@@ -266,27 +259,28 @@ def _draw_glasses(c: _Canvas, rng: np.random.Generator, look: _Look) -> None:
     c.stroke(bridge, frame, width, label)
 
 
-def _palette_png(mask: np.ndarray, index: int) -> bytes:
-    """A PNG of mode P whose palette shows `index` as white and 0 as black; OpenCV writes none."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    h, w = mask.shape
-    rows = np.zeros((h, w + 1), np.uint8)  # each row begins with its filter: none
-    rows[:, 1:] = mask * np.uint8(index)
-    palette = b"\0\0\0" * index + b"\xff\xff\xff"
-    header = struct.pack(">IIBBBBB", w, h, 8, 3, 0, 0, 0)  # 8 bits, palette
-    body = chunk(b"IHDR", header) + chunk(b"PLTE", palette) + chunk(b"IDAT", zlib.compress(rows.tobytes(), 1))
-    return b"\x89PNG\r\n\x1a\n" + body + chunk(b"IEND", b"")
-
-
 def encode_part(mask: np.ndarray, mode: str, index: int = 255) -> bytes:
     """The PNG of a part mask, (H, W) bool, in mode L, RGB or P (`index` is then the palette's white)."""
     if mode == "P":
-        return _palette_png(mask, index)
-    grey = mask.astype(np.uint8) * 255
-    return cv2.imencode(".png", grey if mode == "L" else cv2.merge([grey] * 3))[1].tobytes()
+        picture = Image.fromarray(mask * np.uint8(index))
+        picture.putpalette(bytes(3 * index) + b"\xff\xff\xff")
+    else:
+        picture = Image.fromarray(mask * np.uint8(255)).convert(mode)
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()
+
+
+def _write_new(path: Path, data: bytes) -> None:
+    """Write a file that is not there yet; nothing where it holds these bytes already.
+
+    Raises:
+        UserError: there is another file of this name.
+    """
+    if not path.exists():
+        write_bytes(path, data)
+    elif path.read_bytes() != data:
+        raise UserError(f"{path} is there already and is another picture; give another --out.")
 
 
 def draw_celeb_tree(root, ids, *, image_size: int = 512, seed: int = 0, part_modes=MODES) -> Path:
@@ -294,22 +288,24 @@ def draw_celeb_tree(root, ids, *, image_size: int = 512, seed: int = 0, part_mod
 
     A face depends on `seed` and its id alone; the PNG mode of its parts goes through `part_modes`. The official
     archive's stray `.DS_Store` is there too, and a note that all is drawn.
+
+    Raises:
+        UserError: the folder holds files that were not drawn here. None is written over.
     """
     folder = Path(root) / "CelebAMask-HQ"
-    pictures, parts = folder / "CelebA-HQ-img", folder / "CelebAMask-HQ-mask-anno"
-    pictures.mkdir(parents=True, exist_ok=True)
-    parts.mkdir(exist_ok=True)
-    (folder / "DRAWN.txt").write_text(NOTE)
-    (parts / ".DS_Store").write_bytes(b"\0\0\0\1Bud1")
+    note, pictures, parts = folder / "DRAWN.txt", folder / "CelebA-HQ-img", folder / "CelebAMask-HQ-mask-anno"
+    if folder.exists() and not note.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} holds files that were not drawn here; give another --out.")
+    _write_new(note, NOTE.encode())
+    _write_new(parts / ".DS_Store", b"\0\0\0\1Bud1")
     for i in ids:
         picture, masks = draw_face([seed, i], image_size)
         jpeg = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])[1]
-        (pictures / f"{i}.jpg").write_bytes(jpeg.tobytes())
-        annotations = parts / str(i // const.IDS_PER_FOLDER)
-        annotations.mkdir(exist_ok=True)
+        _write_new(pictures / f"{i}.jpg", jpeg.tobytes())
         for number, (part, mask) in enumerate(masks.items()):
             mode, index = part_modes[(i + number) % len(part_modes)], (1, 255)[i % 2]
-            (annotations / f"{i:05d}_{part}.png").write_bytes(encode_part(mask, mode, index))
+            path = parts / str(i // const.IDS_PER_FOLDER) / f"{i:05d}_{part}.png"
+            _write_new(path, encode_part(mask, mode, index))
     return folder
 
 
@@ -324,13 +320,12 @@ def main(argv: list[str] | None = None) -> int:
     ids = [*const.IDS_TRAIN[: args.train], *const.IDS_VAL[: args.val]]
     if min(args.train, args.val) < 0 or not ids or args.image_size < 32:
         parser.error("--train and --val are counts, not both 0, and --image-size is 32 or more")
-    try:
+
+    def work() -> None:
         folder = draw_celeb_tree(args.out, ids, image_size=args.image_size, seed=args.seed)
-    except OSError as error:
-        print(f"error: cannot write to {args.out}: {error.strerror or error}", file=sys.stderr)
-        return 1
-    print(f"{len(ids)} drawn faces (cartoons, not photographs) in {folder}")
-    return 0
+        print(f"{len(ids)} drawn faces (cartoons, not photographs) in {folder}")
+
+    return exit_code(work)
 
 
 if __name__ == "__main__":

@@ -533,7 +533,7 @@ def test_a_download_is_checked_and_named(celeb_source, tmp_path, fake_gdown):
     assert dp.download(target).path == target  # not fetched again
 
 
-# --- The module, the drawn faces, the real ones --------------------------------------------------------------------
+# --- The module, the real faces --------------------------------------------------------------------
 
 
 def test_help_and_import_are_light():
@@ -541,20 +541,6 @@ def test_help_and_import_are_light():
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
     assert "--persons" in run(SCRIPT, "--help").stdout
-
-
-def test_the_drawing_command(tmp_path):
-    result = run("studies.drawn_faces", "--out", tmp_path, "--train", 3, "--val", 2, "--image-size", 256)
-    assert result.returncode == 0, result.stderr
-    assert "drawn" in result.stdout
-    celeb = tmp_path / "CelebAMask-HQ"
-    assert sorted(p.name for p in (celeb / dp.IMAGES).iterdir()) == [
-        "16000.jpg", "16001.jpg", "16002.jpg", "24000.jpg", "24001.jpg",
-    ]  # fmt: skip
-    assert cv2.imread(str(celeb / dp.IMAGES / "16000.jpg")).shape == (256, 256, 3)
-    assert (celeb / dp.PARTS / ".DS_Store").exists()
-    assert 0.08 < (grey(part_path(celeb, 16000, "skin")) > 127).mean() < 0.4
-    refused(run("studies.drawn_faces", "--out", tmp_path, "--train", -1), "--train")
 
 
 @pytest.mark.skipif(not REAL.exists(), reason="the real faces are not here")
