@@ -15,10 +15,12 @@ import argparse
 import io
 import os
 import re
+import stat
 import sys
 import zipfile
 import zlib
 from collections import defaultdict
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,34 +28,39 @@ from functools import partial
 from pathlib import Path
 
 import const
-from common import TEMP, UserError, replacing
+from common import DownloadError, UserError, drive_link, replacing, sweep, usable_cores
+from common import download as fetch
+
+try:
+    from lzma import LZMAError
+except ImportError:  # Python built without it; then zipfile refuses such members by a RuntimeError
+    LZMAError = zlib.error
 
 ARCHIVE = "CelebAMask-HQ.zip"
 IMAGES = "CelebA-HQ-img"
 PARTS = "CelebAMask-HQ-mask-anno"
 KAGGLE = (Path("/kaggle/input/celebamaskhq"), Path("/kaggle/input/datasets/ipythonx/celebamaskhq"))
-DRIVE_LINK = f"https://drive.google.com/file/d/{const.CELEB_DRIVE_ID}"
+DRIVE_LINK = drive_link(const.CELEB_DRIVE_ID)
 THREE_WAYS = (
     f"run with --download, or fetch {DRIVE_LINK} by hand and put it at {const.DIR_PATH / ARCHIVE}, "
     "or attach the Kaggle dataset ipythonx/celebamaskhq"
 )
 MIN_PICTURE = 256  # pixels a side; the official pictures have 1024
-MAX_MEMBER = 64 << 20  # bytes; the largest official picture has under 1 MB, so more is a broken or hostile archive
+MAX_MEMBER = 64 << 20  # bytes of a picture or part; the largest official one has under 1 MB
 SEARCH_DEPTH = 5  # /kaggle/input/datasets/ipythonx/celebamaskhq/CelebAMask-HQ is 4 below /kaggle/input
 SEARCH_FOLDERS = 5000  # looked into at most, so that `--source /` ends
 
 _PICTURE = re.compile(r"([0-9]{1,9})\.jpg")
 _PART = re.compile(r"([0-9]{1,9})_([a-z_]+)\.png")
 _MEMBER = re.compile(rf"(?:.*/)?(?:{IMAGES}|{PARTS}/[0-9]+)/([^/]+)")
-_ESCAPING = re.compile(r"[/\\]|[A-Za-z]:|(?:.*[/\\])?\.\.(?:[/\\]|$)", re.DOTALL)  # absolute, drive letter, '..'
 
 
 class DataError(UserError):
     """What a person has to mend before the data can be prepared, in one sentence."""
 
 
-class _Fault(Exception):
-    """What is wrong with one face."""
+class _FaceError(Exception):
+    """Why one face is skipped."""
 
 
 @dataclass
@@ -73,13 +80,13 @@ class Report:
 
     out: Path
     splits: dict[str, SplitReport]
-    faults: list[str] = field(default_factory=list)  # "{id}: {reason}", sorted by id
+    skipped: list[str] = field(default_factory=list)  # "{id}: {reason}", sorted by id
     linked: int = 0
     copied: int = 0
 
     @property
     def idle(self) -> bool:
-        return not self.faults and not any(split.prepared or split.persons for split in self.splits.values())
+        return not self.skipped and not any(split.prepared or split.persons for split in self.splits.values())
 
     def __str__(self) -> str:
         counts = {name: f"{name}: {s.there + s.prepared} of {s.wanted}" for name, s in self.splits.items()}
@@ -117,6 +124,11 @@ class Folder:
             raise DataError(f"cannot read the source {self.path}: {error.strerror}") from error
 
     def open(self, entry: str) -> io.BufferedIOBase:
+        found = os.stat(entry)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError("not a regular file")  # a pipe or a device may never end
+        if found.st_size > MAX_MEMBER:
+            raise OSError(f"{found.st_size} bytes are too many")
         return open(entry, "rb")
 
     def link(self, entry: str, target: Path) -> bool:
@@ -139,21 +151,16 @@ class Archive:
         return str(self.path)
 
     def index(self, ids: set[int]) -> tuple[dict, dict]:
-        """As `Folder.index`; raises DataError for members which would land outside of the folder unpacked into."""
+        """As `Folder.index`. A member's name only tells which face it is of; nothing is ever written under it."""
         try:
             # A file of our own: ZipFile counts the readers of one that it opened itself, and not for several threads.
             self.zip = zipfile.ZipFile(open(self.path, "rb"))  # noqa: SIM115
-        except (OSError, zipfile.BadZipFile) as error:
+        except (OSError, NotImplementedError, ValueError, zipfile.BadZipFile) as error:
             raise DataError(f"cannot read the archive {self.path}: {error}") from error
         files = []
         for info in self.zip.infolist():
-            name = info.orig_filename
-            if _ESCAPING.match(name) or info.external_attr >> 28 == 0o12:  # the kind of file in Unix: a symbolic link
-                raise DataError(
-                    f"refused {self.path}: its member {name!r} is a link or leads out of the target folder, "
-                    f"so this is not the official archive, which is at {DRIVE_LINK}"
-                )
-            if (member := _MEMBER.fullmatch(name.replace("\\", "/"))) and not name.startswith("__MACOSX"):
+            name = info.orig_filename.replace("\\", "/")
+            if (member := _MEMBER.fullmatch(name)) and not name.startswith("__MACOSX"):
                 files.append((member[1], info))
         return _index(files, ids)
 
@@ -186,6 +193,14 @@ def _files(folder: Path) -> list[tuple[str, str]]:
         return []
 
 
+def _is_zip(path: str | Path) -> bool:
+    """Whether `path` is a file that ends as a zip archive does; a pipe is not opened, which would wait for a writer."""
+    try:
+        return os.path.isfile(path) and zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # one of several disks
+        return False
+
+
 def _is_celeb(folder: str | Path) -> bool:
     return os.path.isdir(os.path.join(folder, IMAGES)) and os.path.isdir(os.path.join(folder, PARTS))
 
@@ -198,7 +213,7 @@ def _search(top: Path) -> Folder | Archive | None:
         for folder in level[: max(0, SEARCH_FOLDERS - visited)]:
             if _is_celeb(folder):
                 return Folder(Path(folder))
-            if archive is None and zipfile.is_zipfile(path := os.path.join(folder, ARCHIVE)):
+            if archive is None and _is_zip(path := os.path.join(folder, ARCHIVE)):
                 archive = Archive(Path(path))
             try:
                 with os.scandir(folder) as entries:
@@ -220,7 +235,7 @@ def find_source(path: str | Path | None = None) -> Folder | Archive:
             if _is_celeb(place):
                 return Folder(place)
         for place in (const.DIR_PATH / ARCHIVE, const.CELEB_DIR / ARCHIVE):
-            if zipfile.is_zipfile(place):
+            if _is_zip(place):
                 return Archive(place)
         for place in KAGGLE:
             if found := _search(place):
@@ -229,8 +244,8 @@ def find_source(path: str | Path | None = None) -> Folder | Archive:
     path = Path(path).expanduser()
     if not os.path.exists(path):
         raise DataError(f"no such file or folder: {path}")
-    if os.path.isfile(path):
-        if not zipfile.is_zipfile(path):
+    if not os.path.isdir(path):
+        if not _is_zip(path):
             raise DataError(
                 f"{path} is not a whole zip archive: give the official {ARCHIVE} or the folder it unpacks to"
             )
@@ -240,38 +255,26 @@ def find_source(path: str | Path | None = None) -> Folder | Archive:
     raise DataError(f"no CelebAMask-HQ in {path}: {IMAGES} and {PARTS} are looked for side by side, in it and below it")
 
 
-def download(target: Path = const.DIR_PATH / ARCHIVE) -> Archive:
-    """Fetches the official archive (about 3 GB) to `target`, unless it is there; raises DataError when it fails.
+def download(path: Path = const.DIR_PATH / ARCHIVE) -> Archive:
+    """Fetches the official archive (about 3 GB) to `path`, unless it is there; raises DataError when it fails.
 
     A broken transfer is resumed by the next call. Source: https://github.com/switchablenorms/CelebAMask-HQ
     """
-    if zipfile.is_zipfile(target):
-        return Archive(target)
-    part = target.with_name(target.name + ".part")
+    if _is_zip(path):
+        return Archive(path)
+    part = path.with_name(path.name + ".part")
     try:
-        import gdown
-        from gdown import exceptions
-    except ImportError as error:
-        raise DataError("--download needs gdown: pip install gdown") from error
-    # gdown 6 raises DownloadError; 5.2 has no such class, and may return None; what requests raises is an OSError
-    failures = (OSError, exceptions.FileURLRetrievalError, getattr(exceptions, "DownloadError", OSError))
-    by_hand = f"fetch {DRIVE_LINK} by hand and put it at {target}"
-    try:
-        fetched = gdown.download(id=const.CELEB_DRIVE_ID, output=str(part), resume=True)
-    except failures as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        fetch(f"https://drive.google.com/uc?id={const.CELEB_DRIVE_ID}", part, resume=True)
+        if not _is_zip(part):
+            part.unlink(missing_ok=True)  # a web page in place of the archive, which gdown would resume as if whole
+            raise DownloadError("what arrived is no zip archive")
+    except DownloadError as error:
         raise DataError(
-            f"the download failed, most often because Google Drive's daily quota is used up (try again tomorrow, or "
-            f"{by_hand}): {reason}"
+            f"the download failed ({error}), most often because Google Drive's daily quota is used up: try again "
+            f"tomorrow, or fetch {DRIVE_LINK} by hand and put it at {path}"
         ) from error
-    if fetched is None or not zipfile.is_zipfile(part):
-        part.unlink(missing_ok=True)  # a web page in place of the archive, and gdown would take it for done
-        raise DataError(
-            f"the download brought no zip archive, most often because Google Drive's daily quota is used up: try again "
-            f"tomorrow, or {by_hand}"
-        )
-    os.replace(part, target)
-    return Archive(target)
+    os.replace(part, path)
+    return Archive(path)
 
 
 # --- One face ------------------------------------------------------------------------------------------------------
@@ -296,50 +299,40 @@ class _Face:
     pair: bool  # wanted, then made
     person: bool  # wanted, then made
     linked: bool = False
-    fault: str | None = None
+    error: str | None = None
+
+
+_UNREADABLE = (OSError, EOFError, RuntimeError, SyntaxError, ValueError, zipfile.BadZipFile, zlib.error, LZMAError)
 
 
 @contextmanager
 def _reading(name: str):
-    """A fault of the source's file, told from a failure to write, which ends the run."""
+    """An error of the source's file, told from a failure to write, which ends the run."""
     try:
         yield
-    except (OSError, EOFError, RuntimeError, SyntaxError, zipfile.BadZipFile, zlib.error) as error:
+    except _UNREADABLE as error:
         reason = getattr(error, "strerror", None) or error  # without the path, which the name says already
-        raise _Fault(f"{name} cannot be read ({reason})") from error
-
-
-def _png_size(data: bytes) -> tuple[int, int]:
-    """(width, height) of a PNG whose every chunk is whole. Decoders differ in what they make of a broken one."""
-    if data[:8] != b"\x89PNG\r\n\x1a\n":
-        raise SyntaxError("not a PNG")
-    at, kind = 8, b""
-    while kind != b"IEND":
-        end = at + 8 + int.from_bytes(data[at : at + 4], "big")  # length, kind, contents, CRC
-        kind = data[at + 4 : at + 8]
-        if end + 4 > len(data):
-            raise SyntaxError("truncated")
-        if zlib.crc32(data[at + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
-            raise SyntaxError("damaged")
-        at = end + 4
-    return int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
+        raise _FaceError(f"{name} cannot be read ({reason})") from error
 
 
 def _read_part(source: Folder | Archive, face: _Face, part: str):
     """(512, 512) uint8 of a part mask of any PNG mode: the decoder applies a palette, as a viewer does."""
     import cv2
     import numpy as np
+    from PIL import PngImagePlugin
 
     name = f"{face.id:05d}_{part}.png"
     with _reading(name):
         with source.open(face.parts[part]) as file:
             data = file.read()
-        size = _png_size(data)
+        image = PngImagePlugin.PngImageFile(io.BytesIO(data))
+        size = image.size
+        image.verify()  # every chunk's CRC: decoders differ in what they make of a broken one
     if size != (const.MASK_SIZE, const.MASK_SIZE):
-        raise _Fault(f"{name} is {size[0]}x{size[1]}, not {const.MASK_SIZE}x{const.MASK_SIZE}")
+        raise _FaceError(f"{name} is {size[0]}x{size[1]}, not {const.MASK_SIZE}x{const.MASK_SIZE}")
     mask = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
     if mask is None:
-        raise _Fault(f"{name} cannot be decoded")
+        raise _FaceError(f"{name} cannot be decoded")
     return mask
 
 
@@ -353,9 +346,9 @@ def _check_picture(name: str, file) -> None:
         file.seek(max(0, file.seek(0, os.SEEK_END) - 64))
         whole = b"\xff\xd9" in file.read()
     if not whole:
-        raise _Fault(f"{name} is truncated")
+        raise _FaceError(f"{name} is truncated")
     if width != height or width < MIN_PICTURE:
-        raise _Fault(f"{name} is {width}x{height}, not a square of at least {MIN_PICTURE} pixels")
+        raise _FaceError(f"{name} is {width}x{height}, not a square of at least {MIN_PICTURE} pixels")
 
 
 def _put_picture(source: Folder | Archive, name: str, entry, temp: Path) -> bool:
@@ -381,30 +374,33 @@ def _write_mask(mask, path: Path) -> None:
 
 
 def _make(source: Folder | Archive, out: Path, face: _Face) -> _Face:
-    """Makes what is wanted of a face; its fault, if it has one, is returned in it. OSError is a failure to write."""
-    made = _Face(face.id, face.split, face.picture, face.parts, pair=False, person=False)
+    """Makes what is wanted of a face and notes in it what was made, or why not. OSError is a failure to write."""
+    pair, person, face.pair, face.person = face.pair, face.person, False, False
     try:
-        if face.pair:
-            made.linked = _put_pair(source, out, face)
-            made.pair = True
-        if face.person:
+        if pair:
+            face.linked = _put_pair(source, out, face)
+            face.pair = True
+        if person:
             _put_person(source, out, face)
-            made.person = True
-    except _Fault as fault:
-        made.fault = f"{face.id}: {fault}"
-    return made
+            face.person = True
+    except _FaceError as error:
+        face.error = f"{face.id}: {error}"
+    return face
 
 
 def _put_pair(source: Folder | Archive, out: Path, face: _Face) -> bool:
     """The picture and its mask; whether the picture is a hard link."""
     if face.picture is None:
-        raise _Fault("no picture in the source")
-    if const.FACE_PART not in face.parts:
-        raise _Fault(f"no {const.FACE_PART} mask in the source")
-    glasses = _read_part(source, face, const.GLASSES_PART) if const.GLASSES_PART in face.parts else None
-    mask = build_mask(_read_part(source, face, const.FACE_PART), glasses)
+        raise _FaceError("no picture in the source")
     image_path = out / f"images_{face.split}" / f"{face.id}.jpg"
     mask_path = out / f"masks_{face.split}" / f"{face.id}_{const.FACE_PART}.png"
+    if _is_whole(mask_path):  # the user's own, since one made here has its picture; it is kept
+        with replacing(image_path) as image_temp:
+            return _put_picture(source, image_path.name, face.picture, image_temp)
+    if const.FACE_PART not in face.parts:
+        raise _FaceError(f"no {const.FACE_PART} mask in the source")
+    glasses = _read_part(source, face, const.GLASSES_PART) if const.GLASSES_PART in face.parts else None
+    mask = build_mask(_read_part(source, face, const.FACE_PART), glasses)
     # Both are whole before either gets its name, the mask last: a picture without one is done again.
     with replacing(mask_path) as mask_temp, replacing(image_path) as image_temp:
         _write_mask(mask, mask_temp)
@@ -416,7 +412,7 @@ def _put_person(source: Folder | Archive, out: Path, face: _Face) -> None:
     import numpy as np
 
     if not face.parts:
-        raise _Fault("no part masks in the source")
+        raise _FaceError("no part masks in the source")
     silhouette = np.maximum.reduce([_read_part(source, face, part) for part in sorted(face.parts)])
     with replacing(out / f"persons_{face.split}" / f"{face.id}_person.png") as temp:
         _write_mask(build_mask(silhouette), temp)
@@ -427,15 +423,17 @@ def _put_person(source: Folder | Archive, out: Path, face: _Face) -> None:
 
 def _finished(folder: Path, ending: str) -> set[int]:
     """The ids of which `folder` has a file `{id}{ending}` with something in it."""
+    return {int(name.removesuffix(ending)) for name, path in _files(folder)
+            if name.endswith(ending) and name.removesuffix(ending).isdecimal() and _is_whole(path)}  # fmt: skip
+
+
+def _is_whole(path: str | Path) -> bool:
+    """Whether a prepared file is there: not a link to nowhere, nor empty, as a power failure leaves one."""
     try:
-        with os.scandir(folder) as entries:
-            return {
-                int(e.name.removesuffix(ending))
-                for e in entries
-                if e.name.endswith(ending) and e.name.removesuffix(ending).isdecimal() and e.stat().st_size
-            }
-    except FileNotFoundError:
-        return set()
+        found = os.stat(path)
+    except OSError:
+        return False
+    return stat.S_ISREG(found.st_mode) and found.st_size > 0
 
 
 def _pairs(out: Path, split: str) -> set[int]:
@@ -451,25 +449,12 @@ def is_prepared(out: str | Path) -> bool:
     return all(_pairs(Path(out), split) for split in ("train", "val"))
 
 
-def _sweep(out: Path, splits) -> None:
-    """Removes what a killed run left unfinished."""
-    for kind in ("images", "masks", "persons"):
-        for split in splits:
-            for name, _ in _files(out / f"{kind}_{split}"):
-                if name.startswith(TEMP):
-                    (out / f"{kind}_{split}" / name).unlink(missing_ok=True)
-
-
 @contextmanager
 def _writing(out: Path):
     try:
         yield
     except OSError as error:
         raise DataError(f"cannot write to {out}: {error.strerror or error}; mend that and run again") from error
-
-
-def usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _undone(out: Path, ids: dict[str, set[int]], persons: bool) -> dict[str, tuple[set[int], set[int]]]:
@@ -481,7 +466,7 @@ def _undone(out: Path, ids: dict[str, set[int]], persons: bool) -> dict[str, tup
 
 
 def prepare(
-    source: "Folder | Archive | str | Path | None",
+    source: Folder | Archive | str | Path | Callable[[], Folder | Archive] | None,
     out: str | Path,
     *,
     workers: int | None = None,
@@ -492,22 +477,26 @@ def prepare(
 ) -> Report:
     """Makes the train and validation sets in `out` as far as `source` goes, and leaves what is there alone.
 
-    source: what `find_source` returned, or its argument; not looked at when nothing is missing in `out`.
+    source: what `find_source` returned, or its argument, or a function that finds it; not looked at when nothing is
+        missing in `out`.
     out gets images_{split}/{id}.jpg, the source's bytes, and masks_{split}/{id}_skin.png, 512x512 8-bit grey, 0 or 255;
     with `persons` also persons_{split}/{id}_person.png, the union of all parts, in the same form.
-    A face with a fault is left out and named in the report's `faults`; DataError is raised for what stops everything.
+    A face that cannot be made is named in the report's `skipped`; DataError is raised for what stops everything.
     Data: Lee et al., CVPR 2020, https://github.com/switchablenorms/CelebAMask-HQ
     """
     out = Path(out)
     ids = {"train": set(ids_train), "val": set(ids_val)}
     with _writing(out):
-        _sweep(out, ids)
+        for folder in (out / f"{kind}_{split}" for kind in ("images", "masks", "persons") for split in ids):
+            sweep(folder)
         undone = _undone(out, ids, persons)
     report = Report(out, {split: SplitReport(len(ids[split]), len(ids[split] - undone[split][0])) for split in ids})
     if not any(pairs or silhouettes for pairs, silhouettes in undone.values()):
         return report
 
-    if not isinstance(source, Folder | Archive):
+    if callable(source):
+        source = source()
+    elif not isinstance(source, Folder | Archive):
         source = find_source(source)
     pictures, parts = source.index(ids["train"] | ids["val"])
     held = pictures.keys() | parts.keys()
@@ -523,6 +512,21 @@ def prepare(
             faces, source, report, workers or usable_cores(), ("images", "masks") + ("persons",) * persons, progress
         )
     return report
+
+
+def ensure(out: str | Path, log=print) -> Path:
+    """The folder `out` once it holds prepared sets; if it does not, they are made from the data set in it or in the
+    usual places. Raises DataError where there is none."""
+    out = Path(out)
+    if not is_prepared(out):
+        try:
+            source = find_source(out)
+        except DataError:
+            source = find_source()
+        log(f"Preparing {out} from {source}")
+        for reason in prepare(source, out).skipped:
+            log(f"skipped: {reason}")
+    return out
 
 
 def _make_all(faces: list[_Face], source, report: Report, workers: int, kinds, progress: bool) -> None:
@@ -547,8 +551,8 @@ def _make_all(faces: list[_Face], source, report: Report, workers: int, kinds, p
                 report.splits[face.split].persons += face.person
                 report.linked += face.linked
                 report.copied += face.pair and not face.linked
-                if face.fault:
-                    report.faults.append(face.fault)
+                if face.error:
+                    report.skipped.append(face.error)
         finally:
             pool.shutdown(cancel_futures=True)  # waits for the faces in hand only
 
@@ -570,14 +574,15 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.download and args.source:
         parser.error("--download fetches the source, so give no --source beside it")
+    given = None
+
+    def source() -> Folder | Archive:
+        found = download() if args.download else given or find_source()
+        print(f"source: {found}", flush=True)
+        return found
+
     try:
-        source = find_source(args.source) if args.source else None
-        with _writing(args.out):
-            ids = {"train": set(const.IDS_TRAIN), "val": set(const.IDS_VAL)}
-            complete = not any(map(any, _undone(args.out, ids, args.persons).values()))
-        if not complete:
-            source = download() if args.download else source or find_source()
-            print(f"source: {source}", flush=True)
+        given = find_source(args.source) if args.source else None
         report = prepare(source, args.out, workers=args.workers, persons=args.persons)
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -586,13 +591,11 @@ def main(argv: list[str] | None = None) -> int:
         print("stopped; the next run goes on from here", file=sys.stderr)
         return 130
     print(report)
-    for fault in report.faults:
-        print(f"fault: {fault}", file=sys.stderr)
-    if report.faults:
-        print(
-            f"error: not prepared in full, because of their faults: {len(report.faults)} of the faces", file=sys.stderr
-        )
-    return 1 if report.faults else 0
+    for reason in report.skipped:
+        print(f"skipped: {reason}", file=sys.stderr)
+    if report.skipped:
+        print(f"error: {len(report.skipped)} faces of the source could not be prepared, see above", file=sys.stderr)
+    return 1 if report.skipped else 0
 
 
 if __name__ == "__main__":

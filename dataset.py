@@ -22,7 +22,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 import const
-from data_preprocessing import DataError, usable_cores
+from common import usable_cores
+from data_preprocessing import DataError
 
 
 # --- Transforms -----------------------------------------------------------------------------------------------------

@@ -24,8 +24,7 @@ import torch
 
 import const
 import devices
-from common import UserError
-from data_preprocessing import usable_cores
+from common import UserError, usable_cores
 from drawing import RESULTS
 from model import Info
 from regions import merge_boxes

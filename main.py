@@ -482,8 +482,8 @@ class Runner:
                 source = preparation.find_source()
             self.log(f"Preparing {data} from {source.path}")
             report = preparation.prepare(source, data)
-            for fault in report.faults:
-                self.log(f"left out: {fault}")
+            for reason in report.skipped:
+                self.log(f"skipped: {reason}")
         return data
 
     # -- evaluate

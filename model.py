@@ -13,11 +13,9 @@ in the dictionary's own `_metadata`, so that strict loading, here or in the orig
 from __future__ import annotations
 
 import hashlib
-import inspect
 import os
 import pickle
 import shutil
-import tempfile
 import threading
 from collections import OrderedDict
 from dataclasses import asdict, dataclass
@@ -28,7 +26,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import const
-from common import TEMP, UserError, replacing
+from common import DownloadError, UserError, download, drive_link, replacing, sweep, temporary_name
 
 
 class ModelError(UserError):
@@ -313,10 +311,6 @@ def load(path: Path) -> tuple[nn.Module, Info]:
     return net.eval(), info
 
 
-def drive_link(file_id: str) -> str:
-    return f"https://drive.google.com/file/d/{file_id}/view"
-
-
 def _reachable(url: str, seconds: float) -> bool:
     """Whether the host answers at all. In a thread, since looking up a name has no time limit of its own."""
     import urllib.error
@@ -357,41 +351,24 @@ def fetch_published(target: Path | None = None, *, url: str | None = None, wait:
     by_hand = f"fetch {drive_link(const.WEIGHTS_DRIVE_ID)} by hand and put it at {const.MODEL_PATH}"
     if not _reachable(url, wait):
         raise ModelError(f"The published weights cannot be fetched: no network; with one, {by_hand}.")
-    import gdown
-
-    folder = None  # of its own, since gdown leaves the parts of a broken transfer beside its output
+    folder = target.with_name(temporary_name(target.name))  # gdown leaves the parts of a broken transfer in it
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        folder = tempfile.mkdtemp(prefix=TEMP, dir=target.parent)
-        temporary = Path(folder, target.name)
-        patience = {"timeout": 30} if "timeout" in inspect.signature(gdown.download).parameters else {}  # not gdown 5
-        got = gdown.download(url=url, output=str(temporary), quiet=False, **patience)
-        if got is None or not temporary.is_file():  # gdown 5
-            raise ModelError(
-                f"The published weights cannot be fetched (Google Drive may have too many users now); {by_hand}."
-            )
-        try:
-            read_state(temporary)
-        except ModelError as error:
-            raise ModelError(f"What Google Drive sent is not the published checkpoint; {by_hand}.") from error
-        os.replace(temporary, target)
-    except OSError as error:
-        raise ModelError(f"The published weights cannot be fetched ({_first_line(error)}); {by_hand}.") from error
-    except Exception as error:
-        if isinstance(error, ModelError) or not type(error).__module__.startswith(("gdown", "requests")):
-            raise
+        sweep(target.parent)
+        folder.mkdir()
+        download(url, folder / target.name)
+        read_state(folder / target.name)
+        os.replace(folder / target.name, target)
+    except ModelError as error:
+        raise ModelError(f"What Google Drive sent is not the published checkpoint; {by_hand}.") from error
+    except (OSError, DownloadError) as error:
         raise ModelError(
-            f"The published weights cannot be fetched (Google Drive's quota? {_first_line(error)}); {by_hand}."
+            f"The published weights cannot be fetched ({error}), most often because Google Drive has too many users "
+            f"of the file today; {by_hand}."
         ) from error
     finally:
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
     return target
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].strip().rstrip(".:") if lines else type(error).__name__
 
 
 def bundled_weights() -> Path:

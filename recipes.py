@@ -9,7 +9,7 @@ from pathlib import Path
 import const
 import dataset
 import devices
-from data_preprocessing import usable_cores
+from common import usable_cores
 from training import Config, TrainingError
 
 

@@ -32,7 +32,7 @@ from pathlib import Path
 
 import const
 import data_preprocessing as preparation
-from common import write_text
+from common import usable_cores, write_text
 from data_preprocessing import DataError
 from main import Runner, UserError
 from robust import occluders
@@ -286,7 +286,7 @@ def hardware(device) -> str:
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
         name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), name)
-    return f"{name}, {preparation.usable_cores()} cores"
+    return f"{name}, {usable_cores()} cores"
 
 
 def peak_memory(device) -> int | None:
@@ -709,7 +709,7 @@ def find_place(args) -> Place:
     data = data or const.CELEB_DIR
     runner = Runner(args.device)
     if not preparation.is_prepared(data):
-        for fault in preparation.prepare(find_source(source, data), data).faults:
+        for fault in preparation.prepare(find_source(source, data), data).skipped:
             runner.log(f"left out: {fault}")
     budget = "quick" if args.quick else "gpu" if runner.device.type == "cuda" else "cpu"
     return Place(data, runs, runner, budget, source, 0 if args.quick else args.workers)

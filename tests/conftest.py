@@ -12,6 +12,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # for networks this small, thread
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+# Real faces for the tests that want some: a folder with CelebAMask-HQ-mini.zip, see CONTRIBUTING.md.
+FACE_SEG_DATA = Path(os.environ["FACE_SEG_DATA"]) if os.environ.get("FACE_SEG_DATA") else None
+
 TRAIN_IDS = range(16000, 16012)
 VAL_IDS = range(24000, 24006)
 
@@ -42,7 +45,7 @@ def prepared(celeb_source, tmp_path_factory) -> Path:
 
     out = tmp_path_factory.mktemp("prepared")
     report = prepare(celeb_source, out, workers=2, persons=True, progress=False)
-    assert not report.faults
+    assert not report.skipped
     return out
 
 
