@@ -16,7 +16,10 @@ import hashlib
 import os
 import pickle
 import shutil
+import struct
 import threading
+import zipfile
+import zlib
 from collections import OrderedDict
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -185,11 +188,21 @@ class Info:
     trained: str = ""  # the recipe, for people
     confidence: float = 0.9  # of two passes: that of a face in the open, see MIN_CONFIDENCE in inference.py
 
-    @staticmethod
-    def default(model: str) -> Info:
-        return Info(model)
+    def check(self) -> None:
+        """Raises ModelError for values that no training writes, such as those of a damaged or hostile file."""
+        good = {
+            "size": type(self.size) is int and 1 <= self.size <= MAX_SIZE,
+            "passes": type(self.passes) is int and self.passes in (1, 2),
+            "trained": isinstance(self.trained, str),
+            "confidence": type(self.confidence) in (int, float) and 0 <= self.confidence <= 1,  # NaN is not
+        }
+        for name, fits in good.items():
+            if not fits:
+                raise ModelError(f"{name} cannot be {str(getattr(self, name))[:40]!r}")
 
 
+MAX_SIZE = 8192  # pixels; far above what any network here is trained with
+MAX_BYTES = 4 << 30  # of a checkpoint once unpacked; a run's of DeepLabV3 with its moments and average has 0.7 GB
 _META_KEY = "face_segmentation"  # among the module paths of a state_dict's `_metadata`
 _OLD_NAMES = {"looks": "passes", "sure": "confidence"}  # fields of `Info` in files written before
 
@@ -215,14 +228,21 @@ def build(name: str, *, pretrained: bool = False) -> nn.Module:
 
 
 def identify(state: dict) -> Info | None:
-    """What a state_dict holds: from its metadata, else from its key names; None for anything else."""
-    meta = (getattr(state, "_metadata", None) or {}).get(_META_KEY)
-    if isinstance(meta, dict) and meta.get("model") in NETWORKS:
+    """What a state_dict holds: from its metadata, else from its key names; None for anything else.
+
+    Raises:
+        ModelError: metadata of values that no training writes.
+    """
+    meta = getattr(state, "_metadata", None)
+    meta = meta.get(_META_KEY) if isinstance(meta, dict) else None
+    if isinstance(meta, dict) and isinstance(meta.get("model"), str) and meta["model"] in NETWORKS:
         meta = {_OLD_NAMES.get(k, k): v for k, v in meta.items()}
-        return Info(**{k: v for k, v in meta.items() if k in Info.__dataclass_fields__})
+        info = Info(**{k: v for k, v in meta.items() if k in Info.__dataclass_fields__})
+        info.check()
+        return info
     for prefix, name in (("deep_lab_v3.", "deeplabv3"), ("encoder.layer4.", "unet"), ("stages.0.", "lite")):
         if any(key.startswith(prefix) for key in state):
-            return Info.default(name)
+            return Info(name)
     return None
 
 
@@ -244,11 +264,14 @@ def save_atomically(payload, path: Path) -> None:
         torch.save(payload, file)
 
 
-def read_state(path: Path) -> tuple[dict, Info]:
-    """The flat state_dict of a checkpoint file, and what is known of it. Loads tensors only, never code.
+def read_checkpoint(path: Path):
+    """What torch.load gives of a file, weights or the state of a run: tensors and plain values, never code.
+
+    Before anything is loaded, the archive's checksums and its size once unpacked are checked, neither of which PyTorch
+    does.
 
     Raises:
-        ModelError: the file is missing, is no checkpoint, is of no network known here, or holds more than tensors.
+        ModelError: the file is missing, is no checkpoint, is damaged or holds more than tensors.
     """
     path = Path(path)
     if not path.is_file():
@@ -265,27 +288,66 @@ def read_state(path: Path) -> tuple[dict, Info]:
             )
         if not head.startswith((b"PK", b"\x80")):  # a zip archive, or a pickle as of old
             raise ModelError(f"{path} is not a PyTorch checkpoint; give a file such as model.best.pth.")
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        if head.startswith(b"PK"):
+            _check_archive(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except PermissionError as error:
         raise ModelError(f"{path} may not be read; change its permissions.") from error
     except pickle.UnpicklingError as error:
         raise ModelError(
             f"{path} is not a checkpoint of tensors alone, and is not loaded because it could run code."
         ) from error
-    except (OSError, RuntimeError, EOFError, KeyError, ValueError, AttributeError, TypeError, IndexError) as error:
+    except _UNREADABLE as error:
         raise ModelError(
             f"{path} cannot be read as a PyTorch checkpoint; it may be cut short or of another kind."
         ) from error
+
+
+# What torch.load, pickle and zipfile raise for damaged files; an assertion and an overflow were seen, too.
+_UNREADABLE = (
+    OSError, RuntimeError, EOFError, LookupError, ValueError, AttributeError, TypeError, AssertionError, ImportError,
+    MemoryError, OverflowError, struct.error, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+
+
+def _check_archive(path: Path) -> None:
+    """Raises ModelError for a zip archive of a size that no checkpoint has, or with a wrong checksum."""
+    with zipfile.ZipFile(path) as archive:
+        if (size := sum(info.file_size for info in archive.infolist())) > MAX_BYTES:
+            raise ModelError(f"{path} would take {size / 2**30:.0f} GiB once unpacked, and is not loaded.")
+        if damaged := archive.testzip():
+            raise ModelError(f"{path} is damaged: the checksum of {damaged!r} is wrong; fetch or train it again.")
+
+
+def read_state(path: Path) -> tuple[dict, Info]:
+    """The flat state_dict of a weights file, and what is known of it.
+
+    Raises:
+        ModelError: see `read_checkpoint`; or the file holds no weights, or those of no network known here.
+    """
+    state = read_checkpoint(path)
     if isinstance(state, dict) and {"model", "epoch", "optimizer"} <= set(state):
         raise ModelError(f"{path} is the state of a training run; use the model.best.pth beside it.")
-    if not isinstance(state, dict) or not all(
-        isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items()
-    ):
+    if not isinstance(state, dict) or not all(isinstance(k, str) and _is_plain(v) for k, v in state.items()):
         raise ModelError(f"{path} holds no state_dict of tensors.")
-    info = identify(state)
+    try:
+        info = identify(state)
+    except ModelError as error:
+        raise ModelError(f"{path} is of no use here: its {error}; train or fetch the weights again.") from error
     if info is None:
         raise ModelError(f"{path} holds the weights of another network; there are {', '.join(NETWORKS)} here.")
-    return state, info
+    return dict(state), info  # without the metadata, which PyTorch would take as it is
+
+
+def _is_plain(value) -> bool:
+    """Whether it is a tensor of real numbers in memory, as a network's are."""
+    return (
+        isinstance(value, torch.Tensor)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and not value.is_complex()
+        and not value.is_quantized
+    )
 
 
 def load(path: Path) -> tuple[nn.Module, Info]:

@@ -7,6 +7,7 @@ import pickle
 import shutil
 import threading
 import time
+import zipfile
 from collections import OrderedDict
 from contextlib import contextmanager
 
@@ -19,6 +20,7 @@ from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 
 import const
 import model
+from common import drive_link
 
 
 class Original(nn.Module):
@@ -195,12 +197,19 @@ def bad_files(folder, weights) -> dict[str, object]:
     torch.save({}, folder / "nothing.pth")
     torch.save({"model": {}, "epoch": 1, "optimizer": {}}, folder / "last.pth")
     state = torch.load(weights, weights_only=True)
-    torch.save({**state, "stages.0.0.convs.0.0.weight": torch.zeros(1)}, folder / "shape.pth")
+    torch.save({**state, next(iter(state)): torch.zeros(1)}, folder / "shape.pth")
     torch.save({k: v for k, v in state.items() if k != "head.bias"}, folder / "lacks.pth")
     torch.save({**state, "extra": torch.zeros(1)}, folder / "extra.pth")
     odd = OrderedDict(linear=torch.zeros(1))
     odd._metadata = OrderedDict(face_segmentation=5)
     torch.save(odd, folder / "meta.pth")
+    odd._metadata = [5]
+    torch.save(odd, folder / "meta2.pth")
+    torch.save({**state, "head.bias": torch.zeros(1, dtype=torch.complex64)}, folder / "complex.pth")
+    torch.save({**state, "head.bias": torch.zeros(1).to_sparse()}, folder / "sparse.pth")
+    flipped = bytearray(whole)
+    flipped[whole.index(state["head.bias"].numpy().tobytes()) + 3] ^= 0x40  # the exponent of a weight
+    (folder / "flipped.pth").write_bytes(flipped)
     return {
         "missing.pth": "no weights file", "folder.pth": "no weights file", "page.pth": "web page",
         "page2.pth": "web page", "empty.pth": "empty", "cut.pth": "cut short", "cut2.pth": "cut short",
@@ -209,6 +218,8 @@ def bad_files(folder, weights) -> dict[str, object]:
         "numbers.pth": "no state_dict", "list.pth": "no state_dict", "tensor.pth": "no state_dict",
         "nothing.pth": "another network", "last.pth": "model.best.pth", "shape.pth": "another shape",
         "lacks.pth": "head.bias is missing", "extra.pth": "extra is unknown", "meta.pth": "another network",
+        "meta2.pth": "another network", "complex.pth": "no state_dict", "sparse.pth": "no state_dict",
+        "flipped.pth": "checksum",
     }  # fmt: skip
 
 
@@ -224,6 +235,47 @@ def test_bad_files_get_one_sentence(lite_weights, tmp_path):
     with (tmp_path / "evil3.pth").open("rb") as file:
         pickle.load(file).close()
     assert (tmp_path / "executed").exists()  # the trap works where files are loaded carelessly
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("size", "256"), ("size", float("nan")), ("size", 10**9), ("size", 0), ("size", True), ("size", [64]),
+     ("passes", 3), ("looks", None), ("trained", 5), ("confidence", float("nan")), ("sure", "0.9"), ("confidence", -1)],
+)  # fmt: skip
+def test_metadata_of_wrong_values_is_refused(field, value, lite_weights, tmp_path):
+    state = torch.load(lite_weights, weights_only=True)
+    known = state._metadata["face_segmentation"]
+    known.pop({"looks": "passes", "sure": "confidence"}.get(field), None)
+    known[field] = value
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(model.ModelError, match=r"w\.pth is of no use here: its .* cannot be '") as caught:
+        model.load(tmp_path / "w.pth")
+    assert "\n" not in str(caught.value)
+
+
+def test_metadata_of_pytorch_itself_is_not_trusted(lite_weights, tmp_path):
+    state = torch.load(lite_weights, weights_only=True)
+    state._metadata[""] = 5
+    state._metadata["encoder"] = {"version": "new"}
+    torch.save(state, tmp_path / "w.pth")
+    assert model.load(tmp_path / "w.pth")[1] == model.load(lite_weights)[1]
+
+
+def test_a_model_that_is_a_list_is_no_name(lite_weights, tmp_path):
+    state = torch.load(lite_weights, weights_only=True)
+    state._metadata["face_segmentation"]["model"] = ["lite"]
+    torch.save(state, tmp_path / "w.pth")
+    assert model.load(tmp_path / "w.pth")[1] == model.Info(model.load(lite_weights)[1].model)  # by its key names
+
+
+def test_an_archive_too_large_is_not_unpacked(lite_weights, tmp_path, monkeypatch):
+    with zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as bomb:
+        bomb.writestr("archive/data/0", bytes(64 << 20))
+    assert (tmp_path / "bomb.pth").stat().st_size < 1 << 20
+    monkeypatch.setattr(model, "MAX_BYTES", 32 << 20)
+    monkeypatch.setattr(zipfile.ZipFile, "testzip", lambda archive: pytest.fail("unpacked"))
+    with pytest.raises(model.ModelError, match=r"bomb\.pth would take"):
+        model.load(tmp_path / "bomb.pth")
 
 
 # --- Fetching -------------------------------------------------------------------------------------------------------
@@ -301,7 +353,7 @@ def test_what_is_no_checkpoint_is_not_kept(what, lite_weights, tmp_path):
     with server(answers[what]) as url, pytest.raises(model.ModelError) as caught:
         model.fetch_published(target, url=url)
     sentence = str(caught.value)
-    assert model.drive_link(const.WEIGHTS_DRIVE_ID) in sentence  # where to get it by hand,
+    assert drive_link(const.WEIGHTS_DRIVE_ID) in sentence  # where to get it by hand,
     assert str(const.MODEL_PATH) in sentence  # and where to put it
     assert "\n" not in sentence
     assert not list(target.parent.iterdir())
@@ -392,5 +444,5 @@ def test_the_bundled_file_itself():
     assert path == ROOT / "weights" / "lite.pth"
     assert path.stat().st_size <= 12 * 2**20
     net, info = model.load(path)
-    assert (info.model, info.passes) == ("lite", 2)
+    assert (info.model.split("-")[0], info.passes) == ("lite", 2)
     assert all(torch.isfinite(v).all() for v in net.state_dict().values())
