@@ -5,6 +5,7 @@ Imports nothing of the project, and nothing large.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -97,6 +98,40 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         # still there, too, after a rename onto a hard link to the same file, which POSIX leaves undone
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path, message: str) -> Iterator[None]:
+    """Hold the lock file `path` for the block; a process that dies lets go of it. Where the system has no such locks
+    (Windows, some network disks), nothing is held.
+
+    Raises:
+        UserError: another process holds it; with this message.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    while True:
+        with open(path, "a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(message) from None
+            except OSError as error:
+                if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                    raise
+            try:
+                if not os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                    continue
+            except FileNotFoundError:  # the holder before removed it between our opening and our locking it
+                continue
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
 
 
 def write_bytes(path: Path, data: bytes) -> None:

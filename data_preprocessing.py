@@ -28,7 +28,7 @@ from functools import partial
 from pathlib import Path
 
 import const
-from common import DownloadError, UserError, drive_link, replacing, sweep, usable_cores
+from common import DownloadError, UserError, drive_link, locked, replacing, sweep, usable_cores
 from common import download as fetch
 
 try:
@@ -263,8 +263,10 @@ def download(path: Path = const.DIR_PATH / ARCHIVE) -> Archive:
     if _is_zip(path):
         return Archive(path)
     part = path.with_name(path.name + ".part")
+    busy = f"another process is downloading {path}; wait for it"
     try:
-        fetch(f"https://drive.google.com/uc?id={const.CELEB_DRIVE_ID}", part, resume=True)
+        with locked(path.with_name(path.name + ".lock"), busy):  # two would write into each other's unfinished file
+            fetch(f"https://drive.google.com/uc?id={const.CELEB_DRIVE_ID}", part, resume=True)
         if not _is_zip(part):
             part.unlink(missing_ok=True)  # a web page in place of the archive, which gdown would resume as if whole
             raise DownloadError("what arrived is no zip archive")
