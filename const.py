@@ -49,22 +49,17 @@ THRESHOLD = 0.5  # probability
 ORIGINAL_LOGIT_THRESHOLD = 0.1  # the original's: a logit, so a probability of 0.525
 OVERLAY_COLOR = "#8000ff"
 OVERLAY_ALPHA = 0.7
+RESULTS = {  # the results of a picture, NAME_mask.png and so on
+    "mask": ".png",
+    "overlay": ".jpg",
+    "cutout": ".png",
+    "side-by-side": ".jpg",
+    "contour": ".jpg",
+    "blurred": ".jpg",
+    "pixelated": ".jpg",
+}
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 BUNDLED_WEIGHTS = WEIGHTS_DIR / "lite.pth"  # trained by `main.py train --model lite --recipe robust`
 # Its SHA-256; weights/README.md is its model card.
 BUNDLED_SHA256 = "8523e4326991552bea406bb7a6db54ecf5bd7025ab753806413be63a91cf44b8"
-
-# --- The robust recipe, which the bundled weights are made with ------------------------------------------------------
-# Small pictures first: a picture of 160 costs 0.4 of one of 256, and what a face is can be learnt there.
-ROBUST = {
-    "size": 256,
-    "batch_size": 16,
-    "epochs": 60,
-    "lr": 2.5e-3,
-    "repeat": 2,
-    "weight_decay": 0.02,
-    "ema": 0.998,
-    "phases": [(0.0, 160), (0.667, 208), (0.883, 256)],  # (share of the epochs done, picture size)
-}
-# A second round, from weights (--init) and with faces without masks (--unlabelled): larger pictures, smaller steps.
-ROBUST_SECOND = {**ROBUST, "epochs": 20, "lr": 1.2e-3, "repeat": 1, "phases": [(0.0, 208), (0.7, 256)]}

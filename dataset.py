@@ -1,7 +1,7 @@
 """Datasets, transforms and the loader.
 
-`Celeb` pairs prepared pictures with their masks, `TestCeleb` reads pictures alone, `Scenes` composes the pictures of
-the robust recipe. Each item is an image float32 (3, H, W) and, but for `TestCeleb`, a mask float32 (1, H, W) in {0, 1}.
+`Celeb` pairs prepared pictures with their masks, `TestCeleb` reads pictures alone. Each item is an image float32
+(3, H, W) and, but for `TestCeleb`, a mask float32 (1, H, W) in {0, 1}.
 
 Randomness: an item is asked for by its index, or by (index, seed) as `EpochSampler` does. With the pair, the item is a
 function of the two alone, so an epoch is the same whatever the number of worker processes, and a resumed run sees what
@@ -27,11 +27,11 @@ from data_preprocessing import DataError
 
 
 # --- Transforms -----------------------------------------------------------------------------------------------------
-def _albumentations():
+def albumentations():
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else the import asks a package index for its version
-    import albumentations
+    import albumentations as A
 
-    return albumentations
+    return A
 
 
 def train_transform(size: int = const.IMG_SIZE, *, seed: int | None = const.SEED, cutout: str = "image+mask"):
@@ -48,7 +48,7 @@ def train_transform(size: int = const.IMG_SIZE, *, seed: int | None = const.SEED
     Raises:
         ValueError: for an argument that albumentations does not know, thanks to `strict=True`.
     """
-    A = _albumentations()
+    A = albumentations()
     holes = {
         "image+mask": [
             A.CoarseDropout(
@@ -78,42 +78,13 @@ def train_transform(size: int = const.IMG_SIZE, *, seed: int | None = const.SEED
 
 def val_transform(size: int = const.IMG_SIZE):
     """Resize and Normalize; nothing random."""
-    A = _albumentations()
+    A = albumentations()
     return A.Compose(
         [
             A.Resize(height=size, width=size),
             A.Normalize(mean=const.IMAGENET_MEAN, std=const.IMAGENET_STD, max_pixel_value=255.0),
         ],
         strict=True,
-    )
-
-
-def photo_transform(*, seed: int | None = const.SEED):
-    """What cameras, lamps and file formats do to a photograph: light, colour, blur, grain, small size, compression."""
-    A = _albumentations()
-    enlarge = {"downscale": cv2.INTER_AREA, "upscale": cv2.INTER_LINEAR}
-    return A.Compose(
-        [
-            A.RandomBrightnessContrast(brightness_limit=(-0.4, 0.35), contrast_limit=(-0.4, 0.4), p=0.5),
-            A.RandomGamma(gamma_limit=(40, 220), p=0.3),
-            A.HueSaturationValue(
-                hue_shift_limit=(-25, 25), sat_shift_limit=(-60, 50), val_shift_limit=(-20, 20), p=0.35
-            ),
-            A.RGBShift(r_shift_limit=(-25, 25), g_shift_limit=(-25, 25), b_shift_limit=(-25, 25), p=0.2),
-            A.ToGray(num_output_channels=3, method="weighted_average", p=0.12),
-            A.OneOf(
-                [
-                    A.GaussianBlur(sigma_limit=(0.4, 2.2), blur_limit=0, p=1.0),
-                    A.MotionBlur(blur_limit=(3, 9), p=1.0),
-                    A.Downscale(scale_range=(0.2, 0.6), interpolation_pair=enlarge, p=1.0),
-                ],
-                p=0.25,
-            ),
-            A.GaussNoise(std_range=(0.01, 0.08), p=0.15),
-            A.ImageCompression(compression_type="jpeg", quality_range=(12, 80), p=0.25),
-        ],
-        strict=True,
-        seed=seed,
     )
 
 
@@ -127,13 +98,6 @@ def reseed(transform, seed: int) -> None:
     inner = [t for t in getattr(transform, "transforms", []) if hasattr(t, "set_random_seed")]
     for one, its_seed in zip(inner, np.random.SeedSequence(seed).generate_state(len(inner)).tolist(), strict=True):
         reseed(one, its_seed)
-
-
-def normalize(image: np.ndarray) -> np.ndarray:
-    """uint8 (..., 3) RGB to float32, with the ImageNet mean and deviation."""
-    scale = 1 / (255 * np.asarray(const.IMAGENET_STD, np.float32))
-    shift = np.asarray(const.IMAGENET_MEAN, np.float32) / np.asarray(const.IMAGENET_STD, np.float32)
-    return image * scale - shift
 
 
 # --- Datasets -------------------------------------------------------------------------------------------------------
@@ -157,11 +121,11 @@ def _pictures(folder: Path) -> list[Path]:
     return sorted(found, key=_by_number)
 
 
-def _index_and_seed(key) -> tuple[int, int]:
+def index_and_seed(key) -> tuple[int, int]:
     return key if isinstance(key, tuple) else (int(key), int(torch.randint(2**31, ())))
 
 
-def _to_tensor(array: np.ndarray) -> torch.Tensor:
+def to_tensor(array: np.ndarray) -> torch.Tensor:
     if array.ndim == 2:
         array = array[..., None]
     return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
@@ -237,7 +201,7 @@ class Celeb(Dataset):
         return kept
 
     def __getitem__(self, key) -> tuple[torch.Tensor, torch.Tensor]:
-        index, seed = _index_and_seed(key)
+        index, seed = index_and_seed(key)
         if self._kept is None:
             image, mask = self._read(index)
         else:
@@ -245,10 +209,10 @@ class Celeb(Dataset):
             image, mask = np.ascontiguousarray(both[..., :3]), np.ascontiguousarray(both[..., 3])
         mask = mask.astype(np.float32)
         if self.transform is None:
-            return _to_tensor(image.astype(np.float32) / 255), _to_tensor(mask)
+            return to_tensor(image.astype(np.float32) / 255), to_tensor(mask)
         reseed(self.transform, seed)
         out = self.transform(image=image, mask=mask)
-        return _to_tensor(out["image"]), _to_tensor(out["mask"])
+        return to_tensor(out["image"]), to_tensor(out["mask"])
 
 
 class TestCeleb(Dataset):
@@ -268,30 +232,8 @@ class TestCeleb(Dataset):
     def __getitem__(self, index: int) -> torch.Tensor:
         image = read_rgb(self.paths[index])
         if self.transform is None:
-            return _to_tensor(image.astype(np.float32) / 255)
-        return _to_tensor(self.transform(image=image)["image"])
-
-
-class Scenes(Dataset):
-    """The robust recipe's pictures: `scenes.SceneComposer`, then `photo_transform`, at size x size pixels.
-
-    An epoch shows every face `repeat` times.
-    """
-
-    def __init__(self, composer, size: int, *, repeat: int = 1):
-        self.composer, self.size, self.repeat = composer, size, repeat
-        self.photo = photo_transform()
-
-    def __len__(self) -> int:
-        return len(self.composer.faces) * self.repeat
-
-    def __getitem__(self, key) -> tuple[torch.Tensor, torch.Tensor]:
-        index, seed = _index_and_seed(key)
-        rng = np.random.default_rng(seed)
-        image, target = self.composer.compose(rng, index % len(self.composer.faces), self.size)
-        reseed(self.photo, seed)
-        image = self.photo(image=image)["image"]
-        return _to_tensor(normalize(image)), _to_tensor(target.astype(np.float32) / 255)
+            return to_tensor(image.astype(np.float32) / 255)
+        return to_tensor(self.transform(image=image)["image"])
 
 
 # --- Loading --------------------------------------------------------------------------------------------------------

@@ -16,10 +16,38 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from common import UserError
+
 STEP_TIMEOUT = timedelta(seconds=60)  # for another process in a step; after it the job ends with an error
 LONG_TIMEOUT = timedelta(days=7)  # for what one process does alone, or one machine more slowly than another
 
 _groups: dict[str, dist.ProcessGroup] = {}  # while joined: "step", with the short timeout, and "wait", on the CPU
+
+
+# --- Devices --------------------------------------------------------------------------------------------------------
+def find_device(name: str = "auto", *, log=print) -> torch.device:
+    """The device of a name that torch.device takes, tried out; "auto" is a GPU where there is one that this PyTorch has
+    kernels for (a P100 is found, but fails), else the CPU. Under torchrun each process gets a GPU of its own.
+
+    Raises:
+        UserError: it cannot be used.
+    """
+    if name == "auto" and not torch.cuda.is_available():
+        return torch.device("cpu")
+    own = "cuda"
+    if "LOCAL_RANK" in os.environ:
+        own = f"cuda:{int(os.environ['LOCAL_RANK']) % max(1, torch.cuda.device_count())}"
+    try:
+        device = torch.device(own if name in ("auto", "cuda") else name)
+        some = torch.ones(8, 8, device=device)
+        (some @ some).cpu()
+        return device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+    if name != "auto":
+        raise UserError(f"The device {name!r} cannot be used ({reason}); try --device cpu.")
+    log(f"The GPU cannot be used ({reason}); going on with the CPU.")
+    return torch.device("cpu")
 
 
 # --- Number formats -------------------------------------------------------------------------------------------------
@@ -76,11 +104,18 @@ def world_size() -> int:
 
 @contextmanager
 def process_group(device: torch.device):
-    """The processes of a torchrun job, connected while the block runs: NCCL between GPUs, Gloo between CPUs."""
+    """The processes of a torchrun job, connected while the block runs: NCCL between GPUs, Gloo between CPUs.
+
+    Raises:
+        UserError: more processes than GPUs.
+    """
     if world_size() == 1 or dist.is_initialized():
         yield
         return
     if device.type == "cuda":
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        if local > torch.cuda.device_count():
+            raise UserError(f"{local} processes need a GPU each, and there are {torch.cuda.device_count()}.")
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=LONG_TIMEOUT)
     _groups.update(step=dist.new_group(timeout=STEP_TIMEOUT), wait=dist.new_group(backend="gloo", timeout=LONG_TIMEOUT))

@@ -1,15 +1,16 @@
-"""Pictures of results: overlays, contours, training curves (matplotlib imported where it is used)."""
+"""Pictures of results: overlays, contours, hidden faces, training curves (matplotlib imported where it is used)."""
 
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+import const
 from common import write_bytes
-from regions import merge_boxes
 
 
 def save_curves(history: list[dict], path: Path) -> None:
@@ -128,6 +129,41 @@ def side_by_side(picture: np.ndarray, painted: np.ndarray) -> np.ndarray:
     return np.hstack([picture, painted])
 
 
+def merge_boxes(boxes: list[tuple]) -> list[tuple]:
+    """Join boxes (x0, y0, x1, y1) that belong to one face, such as the parts above and below spectacles.
+
+    Two are joined whose distance is less than a quarter of the larger one, unless the result would be 1.7 times as
+    large as the largest part in it: faces side by side stay apart, and specks do not chain.
+    """
+    groups = sorted(((*b, _side(b)) for b in boxes), key=lambda g: -g[4])  # the last: the side of the largest part
+    merged = True
+    while merged:
+        merged = False
+        for i, a in enumerate(groups):
+            for j in range(i + 1, len(groups)):
+                b = groups[j]
+                union = min(a[0], b[0]), min(a[1], b[1]), max(a[2], b[2]), max(a[3], b[3])
+                core = max(a[4], b[4])
+                near = _distance(a, b) < 0.25 * core
+                if near and _side(union) <= 1.7 * core:
+                    groups[i] = (*union, core)
+                    del groups[j]
+                    merged = True
+                    break
+            if merged:
+                break
+    return [g[:4] for g in groups]
+
+
+def _side(box: tuple) -> float:
+    return max(box[2] - box[0], box[3] - box[1])
+
+
+def _distance(a: tuple, b: tuple) -> float:
+    """How far apart two boxes (x0, y0, x1, y1) are along the axis that parts them more; 0 where they overlap."""
+    return max(a[0] - b[2], b[0] - a[2], a[1] - b[3], b[1] - a[3], 0.0)
+
+
 def hidden_region(mask: np.ndarray) -> np.ndarray:
     """What has to vanish for a face not to be known: uint8 (H, W), 0/255.
 
@@ -174,31 +210,46 @@ def _hide(picture: np.ndarray, mask: np.ndarray, blocks: int, enlarge: int) -> n
     return out
 
 
-RESULTS = {  # what a picture's results are called, and the files they are
-    "mask": ".png",
-    "overlay": ".jpg",
-    "cutout": ".png",
-    "side-by-side": ".jpg",
-    "contour": ".jpg",
-    "blurred": ".jpg",
-    "pixelated": ".jpg",
-}
+@dataclass(frozen=True)
+class Output:
+    """What every prediction command carries: which results it leaves, and how they are drawn.
 
+    Args:
+        results: of `const.RESULTS`.
+        threshold: probability from which a pixel is face.
+        color: of overlay and contour, (r, g, b) or "#rrggbb".
+        alpha: opacity of the overlay, 0 to 1.
 
-def render(kind: str, picture: np.ndarray, mask: np.ndarray, color: tuple[int, int, int], alpha: float) -> np.ndarray:
-    """One of `RESULTS` of a picture uint8 (H, W, 3) and its mask uint8 (H, W)."""
-    if kind == "mask":
-        return mask
-    if kind == "cutout":
-        return cutout(picture, mask)
-    if kind == "contour":
-        return contour(picture, mask, color)
-    if kind == "blurred":
-        return blur(picture, mask)
-    if kind == "pixelated":
-        return pixelate(picture, mask)
-    painted = overlay(picture, mask, color, alpha)
-    return side_by_side(picture, painted) if kind == "side-by-side" else painted
+    Raises:
+        ValueError: no such result, or no such colour.
+    """
+
+    results: tuple[str, ...] = ("mask", "overlay")
+    threshold: float = const.THRESHOLD
+    color: tuple[int, int, int] | str = const.OVERLAY_COLOR
+    alpha: float = const.OVERLAY_ALPHA
+
+    def __post_init__(self):
+        unknown = [kind for kind in self.results if kind not in const.RESULTS]
+        if unknown:
+            raise ValueError(f"{unknown[0]!r} is none of {', '.join(const.RESULTS)}")
+        if isinstance(self.color, str):
+            object.__setattr__(self, "color", parse_color(self.color))
+
+    def draw(self, kind: str, picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """One of `const.RESULTS` of a picture uint8 (H, W, 3) and its mask uint8 (H, W)."""
+        if kind == "mask":
+            return mask
+        if kind == "cutout":
+            return cutout(picture, mask)
+        if kind == "contour":
+            return contour(picture, mask, self.color)
+        if kind == "blurred":
+            return blur(picture, mask)
+        if kind == "pixelated":
+            return pixelate(picture, mask)
+        painted = overlay(picture, mask, self.color, self.alpha)
+        return side_by_side(picture, painted) if kind == "side-by-side" else painted
 
 
 def save_gif(frames, path: Path, *, fps: float = 10.0, width: int = 480) -> None:

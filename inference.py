@@ -1,22 +1,14 @@
-"""Pictures in, masks out: reading what users bring, looking at it once or twice, writing results as they come.
+"""A segmenter: pictures in, logits and masks out, in one pass of the network or two.
 
-A mask is as large as the picture is seen (orientation tags applied). A network that looks once sees the whole picture
-scaled to its size, aspect kept. One that looks twice finds the faces in the whole picture first, then looks at each
-again, enlarged to fill its square, which is what makes faces of a few per cent of the width come out sharp.
+A mask has the size of its picture. One pass sees the whole picture scaled to the network's size, aspect kept. With two
+passes, coarse to fine, the first finds the faces in the whole picture, and the second segments each of them again,
+enlarged to fill its square, which is what makes faces of a few per cent of the width come out sharp.
 """
 
 from __future__ import annotations
 
 import copy
-import io
-import os
-import warnings
-from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import chain, islice, pairwise
-from pathlib import Path
+from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -24,96 +16,19 @@ import torch
 
 import const
 import devices
-from common import UserError, usable_cores
-from drawing import RESULTS
+from drawing import merge_boxes
 from model import Info
-from regions import merge_boxes
 
-FINE_MARGIN = 1.5  # side of the second look's square, in lengths of the face found
-NEAR = 2.5  # a second look that enlarges less than this sees no more than the first: the two are averaged
-COARSE_THRESHOLD = 0.25  # probability from which the second look is worth taking
-# How sure a network is of a region: the mean probability of the surer half of its pixels. The weights say how sure they
-# are of a face in the open; one that is mostly covered, or a part that a cover divides from the rest, may be as unsure
+FINE_MARGIN = 1.5  # side of the fine pass's square, in lengths of the face found
+NEAR = 2.5  # a fine pass that enlarges less than this sees no more than the coarse one: the two are averaged
+COARSE_THRESHOLD = 0.25  # probability in the coarse pass from which a region gets a fine pass
+# The confidence of a region is the mean probability of the more probable half of its pixels. The weights know the one
+# of a face in the open; a face that is mostly occluded, or a part that an occluder divides from the rest, may be as low
 # as this. For the bundled weights the first is 0.965: of 554 faces pasted into photographs 549 reach it, and one of the
 # other regions that were found there and in 39 photographs without a face.
 MIN_CONFIDENCE = Info.confidence
-LONGEST_SIDE = 65_500  # pixels; what a JPEG, and so an overlay, can hold
-BATCH_PIXELS = 24_000_000  # pictures in hand are batched up to this many pixels, so that memory has a bound
-AT_ONCE = 4  # batches in hand at most; on machines of more cores, each gets several
 
 
-class PictureError(UserError):
-    """A picture that cannot be read; the message is one sentence for the user."""
-
-
-# --- Reading --------------------------------------------------------------------------------------------------------
-def read_picture(path: Path | io.BytesIO, *, name: str | None = None) -> np.ndarray:
-    """Any picture as it is seen: uint8 (H, W, 3) RGB, upright, transparency over white. `name` is for messages.
-
-    Greyscale, 16-bit, palette, CMYK, alpha and floating-point pictures are converted; of an animation the first frame
-    is taken.
-
-    Raises:
-        PictureError: the file is missing, is no picture, or is cut short.
-    """
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    shown = name or path
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            warnings.simplefilter("ignore", UserWarning)  # damaged tags, of which the pixels know nothing
-            with Image.open(path) as picture:
-                picture.load()
-                if max(picture.size) > LONGEST_SIDE:
-                    raise PictureError(f"{shown} is longer than {LONGEST_SIDE} pixels; scale it down.")
-                return _to_rgb(ImageOps.exif_transpose(picture))
-    except FileNotFoundError:
-        raise PictureError(f"There is no file {shown}.") from None
-    except UnidentifiedImageError:
-        return _read_with_opencv(path, shown)
-    except Image.DecompressionBombError:
-        raise PictureError(f"{shown} has more pixels than can be read safely; scale it down.") from None
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise PictureError(f"{shown} cannot be read as a picture ({reason}).") from None
-
-
-def _to_rgb(picture) -> np.ndarray:
-    from PIL import Image
-
-    if picture.mode.startswith("I") or picture.mode == "F":  # 16 or 32 bits of grey
-        grey = np.nan_to_num(np.asarray(picture).astype(np.float64))
-        top = (
-            1.0
-            if picture.mode == "F" and grey.max(initial=0) <= 1
-            else 255.0
-            if grey.max(initial=0) <= 255
-            else 65535.0
-        )
-        if picture.mode.startswith("I;16"):
-            top = 65535.0
-        grey = (grey / top * 255).clip(0, 255).astype(np.uint8)
-        return np.repeat(grey[..., None], 3, axis=2)
-    if picture.has_transparency_data:
-        rgba = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    return np.asarray(picture.convert("RGB"))
-
-
-def _read_with_opencv(path: Path | io.BytesIO, shown) -> np.ndarray:
-    """What Pillow does not know, such as 16-bit colour TIFF."""
-    try:
-        data = np.frombuffer(path.getvalue(), np.uint8) if isinstance(path, io.BytesIO) else np.fromfile(path, np.uint8)
-    except OSError as error:
-        raise PictureError(f"{shown} cannot be read ({error.strerror}).") from None
-    picture = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
-    if picture is None:
-        raise PictureError(f"{shown} is not a picture.")
-    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
-
-
-# --- Looking --------------------------------------------------------------------------------------------------------
 def fused(net: torch.nn.Module) -> torch.nn.Module:
     """A copy of a network in evaluation mode whose batch normalisations are part of the convolutions before them.
 
@@ -131,7 +46,7 @@ def fused(net: torch.nn.Module) -> torch.nn.Module:
 
 
 class Segmenter:
-    """A network ready to predict. `net` stays as it was given; what looks is a fused copy.
+    """A network ready to predict. `net` stays as it was given; a fused copy computes.
 
     The copy computes in 16 bits where the device is fast in them: half of the time for the small model. Rounding moves
     single pixels of an edge, and decides where it is a close call whether a region is a face: of 400 composed
@@ -143,7 +58,7 @@ class Segmenter:
         info: what is known of the weights.
         device: where to compute.
         flip: average with the mirrored picture; twice the time, a little more accurate.
-        looks: 1 or 2; as the weights say without it.
+        passes: 1 or 2; as the weights say without it.
         precision: "fp32" for measuring how good weights are; "auto" is the faster one of the device.
     """
 
@@ -190,17 +105,17 @@ class Segmenter:
 
     def logits(self, pictures: list[np.ndarray]) -> list[np.ndarray]:
         """Pictures uint8 (H, W, 3) RGB of any sizes -> logits float32 (H, W), each at its picture's size."""
-        first = self._coarse_pass(pictures)
+        coarse = self._coarse_pass(pictures)
         if self.passes == 1:
-            return [_enlarge(c, p.shape[:2]) for c, p in zip(first, pictures, strict=True)]
-        boxes = [self._faces(c, p.shape[:2]) for c, p in zip(first, pictures, strict=True)]
+            return [_enlarge(c, p.shape[:2]) for c, p in zip(coarse, pictures, strict=True)]
+        boxes = [self._faces(c, p.shape[:2]) for c, p in zip(coarse, pictures, strict=True)]
         crops = [_crop(p, b, self.info.size) for p, bs in zip(pictures, boxes, strict=True) for b in bs]
-        # The second look is taken in the mirror: where the two are averaged, their errors are less alike.
+        # The fine pass sees the mirrored square: where the two are averaged, their errors are less alike.
         crops = [np.ascontiguousarray(c[:, ::-1]) for c in crops]
-        second = iter([x[:, ::-1] for i in range(0, len(crops), 8) for x in self._logits(crops[i : i + 8])])
+        fine = iter([x[:, ::-1] for i in range(0, len(crops), 8) for x in self._logits(crops[i : i + 8])])
         return [
-            _reject_unconfident(_assemble(c, p.shape[:2], [(b, next(second)) for b in bs]), bs, self.info.confidence)
-            for c, p, bs in zip(first, pictures, boxes, strict=True)
+            _reject_unconfident(_assemble(c, p.shape[:2], [(b, next(fine)) for b in bs]), bs, self.info.confidence)
+            for c, p, bs in zip(coarse, pictures, boxes, strict=True)
         ]
 
     def _coarse_pass(self, pictures: list[np.ndarray]) -> list[np.ndarray]:
@@ -214,7 +129,7 @@ class Segmenter:
         return out
 
     def _faces(self, coarse: np.ndarray, shape: tuple[int, int]) -> list[tuple[int, int, int]]:
-        """Squares (x, y, side) in the picture's pixels around what the first look took for faces."""
+        """Squares (x, y, side) in the picture's pixels around what the coarse pass took for faces."""
         logit = float(np.log(COARSE_THRESHOLD / (1 - COARSE_THRESHOLD)))
         n, _, stats, _ = cv2.connectedComponentsWithStats((coarse > logit).astype(np.uint8))
         boxes = [tuple(map(float, (x, y, x + w, y + h))) for x, y, w, h, area in stats[1:n] if area >= 6]
@@ -258,13 +173,13 @@ def _crop(picture: np.ndarray, box: tuple[int, int, int], size: int) -> np.ndarr
 
 
 def _assemble(
-    coarse: np.ndarray, shape: tuple[int, int], looks: list[tuple[tuple[int, int, int], np.ndarray]]
+    coarse: np.ndarray, shape: tuple[int, int], fine: list[tuple[tuple[int, int, int], np.ndarray]]
 ) -> np.ndarray:
-    """The picture's logits from its second looks; nothing is a face where none was taken."""
+    """The picture's logits from its fine passes; nothing is a face outside their squares."""
     h, w = shape
     total = np.full((h, w), -8.0, np.float32)
     weight = np.zeros((h, w), np.float32)
-    for (x, y, side), logits in looks:
+    for (x, y, side), logits in fine:
         x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + side, w), min(y + side, h)
         if x0 >= x1 or y0 >= y1:
             continue
@@ -278,7 +193,7 @@ def _assemble(
         zoom = scale / (coarse.shape[0] / h)
         if zoom < NEAR:
             patch = (patch + _enlarge(coarse, shape)[y0:y1, x0:x1]) / 2
-        if len(looks) == 1:
+        if len(fine) == 1:
             total[y0:y1, x0:x1] = patch
             return total
         ramp_x = 1.001 - np.abs((np.arange(x0, x1) + 0.5 - x) / side * 2 - 1)
@@ -321,139 +236,3 @@ def _reject_unconfident(logits: np.ndarray, squares: list[tuple[int, int, int]],
     where |= (cv2.resize(cv2.dilate(kept, wide), (w, h), interpolation=cv2.INTER_NEAREST) == 0) & (logits > 0)
     logits[where] = np.minimum(logits[where], -4)
     return logits
-
-
-# --- Files in, files out --------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Job:
-    path: Path  # the picture
-    name: str  # of its results, below the output folder, without suffix
-
-
-def find_jobs(inputs: Iterable[Path], out: Path) -> list[Job]:
-    """`iter_jobs` as a list."""
-    return list(iter_jobs(inputs, out))
-
-
-def iter_jobs(inputs: Iterable[Path], out: Path, faults: list[str] | None = None) -> Iterator[Job]:
-    """The pictures of files and folders (searched through, in name order), each with a name of its own; `faults` gets a
-    sentence for each folder that cannot be searched.
-
-    Results are named after the picture, below the same subfolders. Where two pictures would share a name, whatever the
-    case of its letters, the later one gets its suffix appended (`cat_png`), then a number. Results of an earlier run
-    into the searched folder itself are not taken for pictures.
-    """
-    taken: set[str] = set()
-    for given in map(Path, inputs):
-        if given.is_dir():
-            found = ((p, p.relative_to(given)) for p in _walk(given, Path(out), [] if faults is None else faults))
-        else:
-            found = [(given, Path(given.name))]
-        for path, relative in found:
-            stem = _shortened(relative.with_suffix("")).as_posix()
-            name, n = stem, 1
-            while name.casefold() in taken:
-                suffix = relative.suffix.lstrip(".")
-                name = f"{stem}_{suffix}" if n == 1 and suffix else f"{stem}_{n + 1}"
-                n += 1
-            taken.add(name.casefold())
-            yield Job(path, name)
-
-
-def _shortened(path: Path) -> Path:
-    """The path with its last part cut so that a result's ending fits behind it: file systems take 255 bytes."""
-    room = 255 - len("_side-by-side.jpg") - 12  # and a suffix or number, where names would be the same
-    return path.with_name(os.fsencode(path.name)[:room].decode("utf-8", "ignore")) if path.name else path
-
-
-def _walk(folder: Path, out: Path, faults: list[str]) -> Iterator[Path]:
-    own_endings = tuple(f"_{kind}{suffix}" for kind, suffix in RESULTS.items())
-    seen = set()  # a link may lead to a folder above it
-
-    def fault(error: OSError) -> None:
-        faults.append(f"{error.filename} cannot be searched ({error.strerror}).")
-
-    for root, folders, files in os.walk(folder, onerror=fault, followlinks=True):
-        identity = os.stat(root)
-        if (identity.st_dev, identity.st_ino) in seen:
-            folders.clear()
-            continue
-        seen.add((identity.st_dev, identity.st_ino))
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
-        own = Path(root).resolve().is_relative_to(out.resolve())
-        for name in sorted(files):
-            if name.startswith(".") or Path(name).suffix.lower() not in const.IMAGE_SUFFIXES:
-                continue
-            if own and name.endswith(own_endings):
-                continue
-            yield Path(root) / name
-
-
-def predict_files(
-    segmenter: Segmenter, jobs: Iterable[Job], *, batch_size: int, on_result, workers: int | None = None
-) -> Iterator[tuple[Job, str | None]]:
-    """Read, look and write at the same time; yields each job when it is done, with a sentence if it failed.
-
-    A few threads take a batch each through all three, and share the cores: a core that looks need not wait for one that
-    reads, and none for the slowest part of a layer that both would work on.
-
-    Args:
-        batch_size: pictures looked at together, where there are many.
-        on_result: called in one of the threads with (job, picture uint8 (H, W, 3), logits float32 (H, W)).
-        workers: the threads; one a core without it, at most `AT_ONCE`, on a GPU at least two.
-
-    Raises:
-        OSError: a result could not be written (a full disk, no permission): the pictures after it would fail as well.
-    """
-    if workers is None:
-        here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # processes of a torchrun job on this machine
-        device = getattr(segmenter, "device", torch.device("cpu"))
-        workers = max(1 if device.type == "cpu" else 2, min(AT_ONCE, usable_cores() // here))
-    todo = iter(jobs)
-    first = list(islice(todo, workers * batch_size))
-    if not first:
-        return
-    workers = min(workers, len(first))
-    size = min(batch_size, -(-len(first) // workers))  # a few pictures are shared out evenly
-    todo = chain(first, todo)
-    batches = iter(lambda: list(islice(todo, size)), [])
-    threads = torch.get_num_threads()
-    each = max(1, threads // workers)
-    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(each,)) as pool:
-        try:
-            work = (pool.submit(_predict_batch, segmenter, b, BATCH_PIXELS // workers, on_result) for b in batches)
-            going = deque(islice(work, workers + 1))
-            while going:
-                done = going.popleft().result()
-                going.extend(islice(work, 1))
-                yield from done
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-        finally:
-            torch.set_num_threads(threads)
-
-
-def _predict_batch(segmenter: Segmenter, jobs: list[Job], pixels: int, on_result) -> list[tuple[Job, str | None]]:
-    """The jobs with their faults; looked at together are as many as have `pixels` in all, and at least one."""
-    done: list[tuple[Job, str | None]] = []
-    batch: list[tuple[Job, np.ndarray]] = []
-
-    def finish() -> None:
-        looked = segmenter.logits([picture for _, picture in batch]) if batch else []
-        for (job, picture), logits in zip(batch, looked, strict=True):
-            on_result(job, picture, logits)
-            done.append((job, None))
-        batch.clear()
-
-    for job in jobs:
-        try:
-            picture = read_picture(job.path)
-        except PictureError as error:
-            done.append((job, str(error)))
-            continue
-        if sum(p.size // 3 for _, p in batch) + picture.size // 3 > pixels:
-            finish()
-        batch.append((job, picture))
-    finish()
-    return done

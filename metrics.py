@@ -75,13 +75,10 @@ class Counts:
 
         import devices
 
-        values = [getattr(self, f.name) for f in fields(self)]
-        whole = devices.all_reduce_sum(torch.tensor([v for v in values if isinstance(v, int)]), device).tolist()
-        real = devices.all_reduce_sum(
-            torch.tensor([v for v in values if isinstance(v, float)], dtype=torch.float64), device
-        )
-        whole, real = iter(whole), iter(real.tolist())
-        return Counts(*(next(whole if isinstance(v, int) else real) for v in values))
+        whole = [f.name for f in fields(self) if f.name != "bce_sum"]
+        pixels = devices.all_reduce_sum(torch.tensor([getattr(self, name) for name in whole]), device).tolist()
+        bce_sum = devices.all_reduce_sum(torch.tensor([self.bce_sum], dtype=torch.float64), device).item()
+        return Counts(**dict(zip(whole, pixels, strict=True)), bce_sum=bce_sum)
 
     @property
     def dice(self) -> float:
@@ -110,14 +107,18 @@ class Counts:
         return self.bce_sum / self.bce_pixels if self.bce_pixels else float("nan")
 
     @property
-    def painted(self) -> float:
-        """The share of all pixels that were called face."""
+    def predicted_positive_rate(self) -> float:
+        """The fraction of all pixels that were called face; on pictures without a face the false-positive rate."""
         total = self.tp + self.fp + self.fn + self.tn
         return (self.tp + self.fp) / total if total else 0.0
 
-    def summary(self) -> dict[str, float]:
-        names = ["dice", "iou", "precision", "recall", "boundary_iou"] + (["bce"] if self.bce_pixels else [])
-        return {name: getattr(self, name) for name in names}
+    def summary(self) -> dict[str, float | None]:
+        """The figures by name; None for what is undefined: without a face in the target there is nothing to agree with,
+        and no precision where nothing was predicted."""
+        face, predicted = self.tp + self.fn > 0, self.tp + self.fp > 0
+        defined = {"dice": face, "iou": face, "precision": predicted, "recall": face, "boundary_iou": face}
+        figures = {name: getattr(self, name) if there else None for name, there in defined.items()}
+        return figures | ({"bce": self.bce} if self.bce_pixels else {})
 
 
 def _ratio(part: int, whole: int) -> float:

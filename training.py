@@ -1,4 +1,7 @@
-"""The training loop: epochs, validation, checkpoints, the run directory. `main.py train` is the command."""
+"""The original's recipe, and the loop of every recipe: epochs, validation, checkpoints, the run directory.
+
+`main.py train` is the command. From it to the loss: main.Runner.train, run, Trainer.fit, train_epoch, step, loss.
+"""
 
 from __future__ import annotations
 
@@ -7,26 +10,32 @@ import csv
 import io
 import json
 import math
-import pickle
+import os
 import time
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, fields
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from types import UnionType
+from typing import get_args, get_origin, get_type_hints
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 import const
+import data_preprocessing
+import dataset
 import devices
 import model as networks
-from common import UserError, write_text
+from common import UserError, locked, sweep, usable_cores, write_text
 from metrics import Counts
+
+COLUMNS = ("epoch", "loss", "val_loss", "dice", "iou", "lr", "seconds")  # of history.csv
 
 
 class TrainingError(UserError):
@@ -35,7 +44,7 @@ class TrainingError(UserError):
 
 @dataclass
 class Config:
-    """All that determines a run; written to `config.json`."""
+    """The settings that determine a run; written to `config.json`. A recipe may add its own (robust/recipe.py)."""
 
     model: str = const.MODEL
     recipe: str = "original"
@@ -46,24 +55,12 @@ class Config:
     seed: int = const.SEED
     pretrained: bool = True
     limit: int | None = None
-    accumulate: int = 1  # batches that make one step of the optimiser
+    val_limit: int | None = None  # validation pictures, where they are to be fewer than `limit`
+    accumulate: int = 1  # batches that make one step of the optimizer
     precision: str = "auto"  # auto, fp32, bf16 or fp16
     epoch_size: int | None = None  # pictures an epoch shows; all of them once without it
-    ema: float = 0.0  # decay of the averaged weights, 0 for none
-    # The original's recipe alone:
-    cutout: str = (
-        "image+mask"  # its CoarseDropout: image+mask, none, or image-only, as its code is under albumentations 2
-    )
-    # The robust recipe alone:
-    repeat: int = 1  # times an epoch shows every face
-    weight_decay: float = 0.0
-    phases: list[tuple[float, int]] = field(default_factory=list)  # (share of the epochs, picture size): small first
-    single_face: float = 0.55  # share of pictures with one large face; of the rest, 0.7 scenes, 0.3 without a face
-    occlusion_p: float = 0.5
-    glasses_p: float = 0.2
-    init: str | None = None  # weights that the run starts from
-    unlabelled: str | None = None  # a folder of more faces, whose masks `init` predicts
-    backgrounds: str | None = None  # a folder of photographs without faces
+    ema: float = 0.0  # decay of the exponential moving average of the weights, 0 for none
+    cutout: str = "image+mask"  # the original's CoarseDropout: image+mask, none, or image-only, see dataset.py
 
 
 # --- Losses ---------------------------------------------------------------------------------------------------------
@@ -72,46 +69,109 @@ def bce(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return F.binary_cross_entropy_with_logits(logits, target)
 
 
-def edge_bce_dice(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """BCE that counts pixels near the contour four times, plus Dice loss over the pictures that show a face.
+# --- What a recipe is -----------------------------------------------------------------------------------------------
+class Original:
+    """The original's recipe; robust/recipe.py has another with the same members.
 
-    Dice is taken picture by picture, so that a face of 15 pixels weighs as much as one of 150.
+    Args:
+        config: the run's settings.
+        data: prepared folders.
+        workers: loader processes.
+        cache: keep decoded pictures in memory.
+        log: where lines for the user go.
     """
-    band = F.max_pool2d(target, 5, 1, 2) + F.max_pool2d(-target, 5, 1, 2)  # 1 within two pixels of the contour
-    weight = 1 + 3 * band
-    loss = (F.binary_cross_entropy_with_logits(logits, target, reduction="none") * weight).sum() / weight.sum()
-    probability = logits.sigmoid().flatten(1)
-    t = target.flatten(1)
-    shown = t.sum(1) > 0
-    if shown.any():
-        inter = (probability * t).sum(1)[shown]
-        total = (probability.sum(1) + t.sum(1))[shown]
-        loss = loss + (1 - (2 * inter + 1) / (total + 1)).mean()
-    return loss
+
+    passes = 1  # of prediction with the weights that it makes
+    fixed = ("model", "recipe", "size", "batch_size", "accumulate", "seed", "limit", "epoch_size", "ema", "cutout")
+    loss = staticmethod(bce)
+
+    def __init__(self, config: Config, data: Path, run_dir: Path, *, workers: int, cache: bool = False, log=print, **_):
+        self.config, self.data, self.workers, self.cache = config, data, workers, cache
+
+    def network(self) -> nn.Module:
+        """The network to begin with."""
+        return networks.build(self.config.model, pretrained=self.config.pretrained)
+
+    def size_at(self, epoch: int) -> int:
+        """The picture size of an epoch."""
+        return self.config.size
+
+    def loader(self, size: int) -> DataLoader:
+        """The training pictures at a size, this process's part of every step."""
+        transform = dataset.train_transform(size, seed=self.config.seed, cutout=self.config.cutout)
+        folders = self.data / "images_train", self.data / "masks_train"
+        cached = size if self.cache else None
+        return train_loader(
+            dataset.Celeb(*folders, transform, limit=self.config.limit, cache=cached), self.config, self.workers
+        )
+
+    def optimizer(self, net: nn.Module, steps: int):
+        """Adam, and a rate that falls by ten when the validation loss has not fallen for two epochs.
+
+        Args:
+            steps: of the whole run; a schedule that changes with every step needs them.
+        """
+        optimizer = torch.optim.Adam(net.parameters(), lr=self.config.lr, fused=is_on_cuda(net))
+        return optimizer, ReduceLROnPlateau(optimizer, patience=const.PATIENCE)
 
 
-LOSSES = {"original": bce, "robust": edge_bce_dice}
+def train_loader(pictures, config: Config, workers: int) -> DataLoader:
+    """A loader of training pictures, this process's part of every step.
+
+    Raises:
+        TrainingError: too few pictures for a batch.
+    """
+    shown = config.epoch_size or len(pictures)
+    needed = config.batch_size * config.accumulate * devices.world_size()
+    if shown < needed:
+        kind = "a batch" if needed == config.batch_size else "an effective batch"
+        raise TrainingError(f"{shown} pictures are less than {kind} of {needed}; give a smaller --batch-size.")
+    return dataset.make_loader(
+        pictures,
+        config.batch_size,
+        train=True,
+        workers=workers,
+        seed=config.seed,
+        size=config.epoch_size,
+        accumulate=config.accumulate,
+        rank=devices.rank(),
+        world_size=devices.world_size(),
+    )
 
 
-# --- Averaged weights -----------------------------------------------------------------------------------------------
-def moving_average(decay: float):
-    """An exponential moving average for AveragedModel that forgets the random start: the decay grows to its value as
-    (1 + n) / (10 + n) does with the steps."""
+def is_on_cuda(net: nn.Module) -> bool:
+    return next(net.parameters()).device.type == "cuda"  # where `fused` is one kernel for all tensors
+
+
+class Ema:
+    """An exponential moving average of a network's weights and buffers that forgets the random start: after n steps the
+    decay is min(decay, (1 + n) / (10 + n))."""
+
+    def __init__(self, net: nn.Module, decay: float):
+        self.module, self.decay, self.steps = copy.deepcopy(net), decay, 0
 
     @torch.no_grad()
-    def update(averaged: list[torch.Tensor], current: list[torch.Tensor], steps) -> None:
-        d = min(decay, (1 + float(steps)) / (10 + float(steps)))
-        if averaged[0].is_floating_point():
-            torch._foreach_lerp_(averaged, current, 1 - d)
-        else:  # counters
-            for a, c in zip(averaged, current, strict=True):
+    def update(self, net: nn.Module) -> None:
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        self.steps += 1
+        averaged, current = self.module.state_dict().values(), net.state_dict().values()
+        pairs = list(zip(averaged, current, strict=True))
+        real = [(a, c) for a, c in pairs if a.is_floating_point()]
+        torch._foreach_lerp_([a for a, _ in real], [c for _, c in real], 1 - decay)
+        for a, c in pairs:
+            if not a.is_floating_point():  # counters
                 a.copy_(c)
 
-    return update
+    def state_dict(self) -> dict:
+        return {"steps": self.steps, "module": self.module.state_dict()}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.steps = state["steps"]
+        self.module.load_state_dict(state["module"])
 
 
 # --- The run --------------------------------------------------------------------------------------------------------
-FORMATS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Trainer:
@@ -121,61 +181,51 @@ class Trainer:
     pictures, and the first writes the files.
 
     Args:
-        net: the network; moved to `device`.
-        config: the run's settings.
+        recipe: what is trained on what, and how; `Original`, or another with its members.
         run_dir: where the files go.
-        train_loader: called with the picture size, gives a loader whose sampler has `epoch`.
-        val_loader: the validation pictures, without augmentation; of several processes, this one's share.
+        net: the network; moved to `device`.
+        val_loader: the validation pictures, without augmentation; of several processes, this one's part.
         device: where to compute.
         compiled: let torch.compile fuse the network's layers; the first steps then take a minute longer.
-        loggers: called with (row of the history) after every epoch, in the first process.
+        trackers: called with (row of the history) after every epoch, in the first process.
     """
 
     def __init__(
-        self,
-        net: nn.Module,
-        config: Config,
-        run_dir: Path,
-        *,
-        train_loader,
-        val_loader: DataLoader,
-        device,
-        compiled: bool = False,
-        loggers=(),
+        self, recipe, run_dir: Path, *, net: nn.Module, val_loader: DataLoader, device, compiled=False, trackers=()
     ):
-        self.config, self.run_dir, self.device = config, Path(run_dir), torch.device(device)
+        self.recipe, self.config = recipe, recipe.config
+        self.run_dir, self.device = Path(run_dir), torch.device(device)
         self.net = net.to(self.device, memory_format=torch.channels_last)
-        self.make_train_loader, self.val_loader, self.loggers = train_loader, val_loader, list(loggers)
-        self.loss = LOSSES[config.recipe]
-        self.train_loader = train_loader(self.size_at(0))
-        self.optimizer, self.scheduler = self._optimizer()
-        self.averaged = None
-        if config.ema:
-            self.averaged = AveragedModel(self.net, multi_avg_fn=moving_average(config.ema), use_buffers=True)
+        self.val_loader, self.trackers = val_loader, list(trackers)
+        self.train_loader = recipe.loader(recipe.size_at(0))
+        self.optimizer, self.scheduler = recipe.optimizer(self.net, self.steps * self.config.epochs)
+        self.by_validation = isinstance(self.scheduler, ReduceLROnPlateau)  # others change with every step
+        self.ema = Ema(self.net, self.config.ema) if self.config.ema else None
         self._use_precision(None)
         self.parallel = self.net  # what a step calls; the two share their weights
         if compiled:
             self.net.compile()
         if dist.is_initialized():
+            devices.barrier()  # weights may have been fetched by one process after the other
             ids = [self.device.index] if self.device.type == "cuda" else None
             self.parallel = DistributedDataParallel(self.net, device_ids=ids, process_group=devices.step_group())
         self.epoch, self.best, self.history = 0, float("inf"), []
 
-    # -- number format
+    # -- precision
     def _use_precision(self, name: str | None) -> None:
-        """Compute in the format of that name; in the config's one without it, found out by timing if that is auto."""
+        """Compute in the precision of that name; in the config's without it, found out by timing if that is auto."""
         if name is None and self.config.precision != "auto":
             name = self.config.precision
         if name is None:
             dtype = self._faster_dtype() if devices.rank() == 0 else None
-            name = next(key for key, value in FORMATS.items() if value == dtype)
+            name = next(key for key, value in DTYPES.items() if value == dtype)
             name = devices.all_gather(name)[0]
-        self.precision, self.dtype = name, FORMATS[name]
+        self.precision, self.dtype = name, DTYPES[name]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
 
     def _faster_dtype(self) -> torch.dtype | None:
         """Times two pictures forwards and backwards in a copy of the network, at 256 pixels at most."""
-        side = min(256, self.size_at(10**9))
+        side = min(256, self.config.size)
         image = torch.rand(2, 3, side, side, device=self.device).to(memory_format=torch.channels_last)
         net = copy.deepcopy(self.net).train()
 
@@ -186,31 +236,12 @@ class Trainer:
 
         return devices.faster_dtype(run, self.device)
 
-    def size_at(self, epoch: int) -> int:
-        """The picture size of an epoch: `config.phases` lists (share of the epochs done, size)."""
-        size = self.config.size
-        for share, phase_size in self.config.phases:
-            if epoch >= share * self.config.epochs:
-                size = phase_size
-        return size
-
-    def _optimizer(self):
-        c = self.config
-        fused = self.device.type == "cuda"  # one kernel for all tensors
-        if c.recipe == "original":
-            optimizer = torch.optim.Adam(self.net.parameters(), lr=c.lr, fused=fused)
-            return optimizer, torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=const.PATIENCE)
-        matrices = [p for p in self.net.parameters() if p.ndim > 1]
-        vectors = [p for p in self.net.parameters() if p.ndim <= 1]  # batch-norm and biases are not decayed
-        groups = [{"params": matrices, "weight_decay": c.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW(groups, lr=c.lr, fused=fused)
-        steps = self.steps * c.epochs
-        warm = 0.1 if c.init is None else 0.03
-        return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, c.lr, total_steps=steps, pct_start=warm)
+    def _autocast(self):
+        return torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None)
 
     @property
     def steps(self) -> int:
-        """Steps of the optimiser in an epoch."""
+        """Steps of the optimizer in an epoch."""
         return len(self.train_loader) // self.config.accumulate
 
     # -- one run
@@ -232,7 +263,7 @@ class Trainer:
                 bad = next(x for x in (loss, counts.bce) if not math.isfinite(x))
                 how = "resume with" if self.epoch else "start again with"
                 raise TrainingError(f"The loss became {bad} in epoch {self.epoch + 1}; {how} a smaller --lr.")
-            if self.config.recipe == "original":
+            if self.by_validation:
                 self.scheduler.step(counts.bce)
             self._record(loss, counts, time.perf_counter() - started)
             if on_epoch is not None:
@@ -241,8 +272,9 @@ class Trainer:
 
     def train_epoch(self) -> float:
         """One pass over the training loader; the mean loss."""
-        if self.size_at(self.epoch) != self.size_at(max(0, self.epoch - 1)):
-            self.train_loader = self.make_train_loader(self.size_at(self.epoch))
+        size = self.recipe.size_at(self.epoch)
+        if size != self.recipe.size_at(max(0, self.epoch - 1)):
+            self.train_loader = self.recipe.loader(size)
         devices.barrier()  # from here on, none is to wait long for another
         self.train_loader.sampler.epoch = self.epoch
         torch.manual_seed(self.config.seed + self.epoch + 1_000_003 * devices.rank())  # dropout
@@ -250,37 +282,37 @@ class Trainer:
         total = torch.zeros((), device=self.device)
         title = f"epoch {self.epoch + 1}/{self.config.epochs}"
         bar = tqdm(self.train_loader, desc=title, leave=False, disable=True if devices.rank() else None)
-        for i, (image, target) in enumerate(bar):
+        for i, (image, target) in enumerate(one_sentence(bar)):
             total += self.step(image, target, update=(i + 1) % self.config.accumulate == 0)
         shown = torch.tensor([total.item(), len(self.train_loader)], dtype=torch.float64)  # which MPS has not
         sums = devices.all_reduce_sum(shown, self.device)
         return (sums[0] / sums[1]).item()
 
     def step(self, image: torch.Tensor, target: torch.Tensor, *, update: bool = True) -> torch.Tensor:
-        """Gradients of image (B, 3, H, W) and target (B, 1, H, W), then a step of the optimiser, or, without `update`,
+        """Gradients of image (B, 3, H, W) and target (B, 1, H, W), then a step of the optimizer, or, without `update`,
         none yet: they add up to those of a batch larger than memory holds. The loss, detached."""
         image = image.to(self.device, non_blocking=True, memory_format=torch.channels_last)
         target = target.to(self.device, non_blocking=True)
         waits = not update and self.parallel is not self.net
         with self.parallel.no_sync() if waits else nullcontext():
-            with torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
+            with self._autocast():
                 logits = self.parallel(image)
-            loss = self.loss(logits.float(), target)
+            loss = self.recipe.loss(logits.float(), target)
             self.scaler.scale(loss / self.config.accumulate).backward()
         if update:
             self.scaler.step(self.optimizer)
             self.scaler.update()
             self.optimizer.zero_grad(set_to_none=True)
-            if self.config.recipe != "original":
+            if not self.by_validation:
                 self.scheduler.step()
-            if self.averaged is not None:
-                self.averaged.update_parameters(self.net)
+            if self.ema is not None:
+                self.ema.update(self.net)
         return loss.detach()
 
     @property
     def eval_model(self) -> nn.Module:
-        """The network that is validated and kept: the averaged one where there is one."""
-        return self.net if self.averaged is None else self.averaged.module
+        """The network that is validated and kept: the moving average where there is one."""
+        return self.net if self.ema is None else self.ema.module
 
     @torch.inference_mode()
     def validate(self) -> Counts:
@@ -289,13 +321,20 @@ class Trainer:
         if dist.is_initialized():  # each process has its own running statistics; the first one's are kept
             for buffer in net.buffers():
                 dist.broadcast(buffer, 0)
-        counts = Counts()
-        for image, target in self.val_loader:
+        sums = torch.zeros(4, dtype=torch.int64, device=self.device)  # TP, FP, FN, pixels; read once, at the end
+        bce_sum = torch.zeros((), dtype=torch.float32 if self.device.type == "mps" else torch.float64).to(self.device)
+        for image, target in one_sentence(self.val_loader):
             image = image.to(self.device, non_blocking=True, memory_format=torch.channels_last)
-            with torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
+            target = target.to(self.device, non_blocking=True)
+            with self._autocast():
                 logits = net(image)
-            for x, y in zip(logits.float().cpu().numpy(), target.numpy() > 0.5, strict=True):
-                counts.add(x[0] > 0, y[0], boundary=False).add_bce(x[0], y[0])
+            logits, face = logits.float(), target > 0.5
+            found = logits > 0
+            sums += torch.stack([(found & face).sum(), (found & ~face).sum(), (~found & face).sum(), face.sum() * 0])
+            sums[3] += face.numel()
+            bce_sum += F.binary_cross_entropy_with_logits(logits, target, reduction="none").to(bce_sum.dtype).sum()
+        tp, fp, fn, pixels = sums.tolist()
+        counts = Counts(tp=tp, fp=fp, fn=fn, tn=pixels - tp - fp - fn, bce_sum=bce_sum.item(), bce_pixels=pixels)
         return counts.summed(self.device)
 
     # -- its files
@@ -314,7 +353,7 @@ class Trainer:
 
     @property
     def effective_batch(self) -> int:
-        """Pictures that one step of the optimiser has seen, over all processes."""
+        """Pictures that one step of the optimizer has seen, over all processes."""
         return self.config.batch_size * self.config.accumulate * devices.world_size()
 
     def _record(self, loss: float, counts: Counts, seconds: float) -> None:
@@ -334,26 +373,22 @@ class Trainer:
             return
         if counts.bce < self.best:
             self.best = counts.bce
-            networks.save_state(self.eval_model.state_dict(), self.run_dir / "model.best.pth", self.info())
+            info = networks.Info(self.config.model, self.config.size, self.recipe.passes, self.config.recipe)
+            networks.save_state(self.eval_model.state_dict(), self.run_dir / "model.best.pth", info)
         networks.save_atomically(self.state(), self.run_dir / "last.pth")
         self._write_history()
         tqdm.write(
             f"epoch {row['epoch']:3d}/{self.config.epochs}  loss {loss:.4f}  val loss {counts.bce:.4f}  "
             f"Dice {counts.dice:.4f}  IoU {counts.iou:.4f}  lr {row['lr']:.1e}  {seconds:.0f} s"
         )
-        for log in self.loggers:
-            log(row)
+        for track in self.trackers:
+            track(row)
 
     def _write_history(self) -> None:
         from drawing import save_curves
 
         write_history(self.run_dir / "history.csv", self.history)
         save_curves(self.history, self.run_dir / "curves.png")
-
-    def info(self) -> networks.Info:
-        return networks.Info(
-            self.config.model, self.config.size, 2 if self.config.recipe == "robust" else 1, self.config.recipe
-        )
 
     def state(self) -> dict:
         """Everything that a killed run needs to go on as if it had not been."""
@@ -366,7 +401,7 @@ class Trainer:
             "best": self.best,
             "history": self.history,
             "model": self.net.state_dict(),
-            "averaged": None if self.averaged is None else self.averaged.state_dict(),
+            "ema": None if self.ema is None else self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -374,26 +409,42 @@ class Trainer:
 
     def resume(self, state: dict) -> None:
         """Take up the state of `last.pth`. Random numbers need no keeping: order, augmentation and dropout are seeded
-        by (seed, epoch)."""
-        if self.config.precision == "auto" and state.get("device") == self.device.type:
+        by (seed, epoch).
+
+        Raises:
+            TrainingError: the state is of another network.
+        """
+        if self.config.precision == "auto" and state["device"] == self.device.type:
             self._use_precision(state["precision"])  # timing might decide otherwise today
-        self.net.load_state_dict(state["model"])
-        if self.averaged is not None:
-            self.averaged.load_state_dict(state["averaged"])
-        fused = [group["fused"] for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(state["optimizer"])
-        for group, ours in zip(self.optimizer.param_groups, fused, strict=True):
-            group["fused"] = ours  # the run may have begun on another kind of device
-        if self.config.recipe == "original" or state.get("steps", self.steps) == self.steps:
-            self.scheduler.load_state_dict(state["scheduler"])
-        else:  # another number of processes, so another number of steps: the same place of the same cycle
-            self.scheduler.last_epoch = state["epoch"] * self.steps
-        if self.config.lr != state["config"]["lr"]:  # only the original's recipe may change its mind
+        try:
+            self.net.load_state_dict(state["model"])
+            if self.ema is not None:
+                self.ema.load_state_dict(state["ema"])
+            for group, ours in zip(state["optimizer"]["param_groups"], self.optimizer.param_groups, strict=True):
+                group["fused"] = ours["fused"]  # the run may have begun on another kind of device
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.by_validation or state["steps"] == self.steps:
+                self.scheduler.load_state_dict(state["scheduler"])
+            else:  # another number of processes, so another number of steps: the same place of the same cycle
+                self.scheduler.last_epoch = state["epoch"] * self.steps
+        except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
+            raise TrainingError(f"The state in {self.run_dir} does not fit this run; start anew elsewhere.") from error
+        if self.config.lr != state["config"]["lr"]:  # of the original's recipe alone: others fix the rate
             for group in self.optimizer.param_groups:
                 group["lr"] = self.config.lr
-        self.scaler.load_state_dict(state["scaler"])
+        if self.scaler.is_enabled() and state["scaler"]:  # a run in fp32 or bf16 leaves none
+            self.scaler.load_state_dict(state["scaler"])
         self.epoch, self.best, self.history = state["epoch"], state["best"], state["history"]
-        self.train_loader = self.make_train_loader(self.size_at(self.epoch))
+        self.train_loader = self.recipe.loader(self.recipe.size_at(self.epoch))
+
+
+def one_sentence(batches):
+    """The batches; a loader process's error without the traceback that PyTorch puts into its message."""
+    try:
+        yield from batches
+    except UserError as error:
+        message = str(error).strip().splitlines()
+        raise type(error)(message[-1].split("Error: ", 1)[-1]) from None
 
 
 def write_history(path: Path, rows: list[dict]) -> None:
@@ -404,36 +455,211 @@ def write_history(path: Path, rows: list[dict]) -> None:
     write_text(path, buffer.getvalue())
 
 
-# --- Going on with an earlier run -----------------------------------------------------------------------------------
-def settings_of(run_dir: Path) -> dict:
-    """The settings of an earlier run from its config.json; none where that cannot be read."""
-    try:
-        record = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
-        return {f.name: record[f.name] for f in fields(Config) if f.name in record}
-    except (OSError, ValueError, TypeError):
-        return {}  # last.pth will say what is wrong
+def run(
+    recipe_class,
+    config: Config,
+    data: Path,
+    run_dir: Path,
+    *,
+    device: torch.device,
+    resume: bool = False,
+    workers: int | None = None,
+    stop_after: int | None = None,
+    on_epoch=None,
+    cache: bool = False,
+    compiled: bool = False,
+    trackers=(),
+    log=print,
+) -> list[dict]:
+    """One run as `config` says, from the prepared folders of `data`, which are made first where they are missing and a
+    source is found. Under torchrun the processes share the work.
 
+    Args:
+        recipe_class: `Original`, or another class with its members.
+        run_dir: where the files go; with `resume`, what is there is continued.
+        workers: loader processes; without it one core less than there are, at most four.
+        stop_after: the epoch after which to stop; a later resume goes on.
+        on_epoch: called with the history after every epoch.
+        cache: keep decoded pictures in memory.
+        trackers: functions of (config, run_dir), each giving what is called with every row of the history.
 
-def state_to_resume(run_dir: Path, config: Config) -> dict:
-    """The state that `last.pth` holds.
+    Returns:
+        The history, one row an epoch.
 
     Raises:
-        TrainingError: there is none, it is damaged, or it is of a run with other settings.
+        TrainingError, ModelError, DataError: one sentence each.
     """
-    path = run_dir / "last.pth"
+    if config.batch_size == 1 and (config.model == "deeplabv3" or config.size <= 32):
+        raise TrainingError("Batch normalisation needs more than one value a channel; give --batch-size 2 or more.")
+    with devices.process_group(device), held(run_dir, resume=resume):
+        state = state_to_resume(run_dir, config, recipe_class) if resume else None
+        with devices.rank_zero_first():
+            data_preprocessing.ensure(data, log)
+        workers = usable_workers(workers)
+        recipe = recipe_class(config, data, run_dir, workers=workers, cache=cache, device=device, log=log)
+        torch.manual_seed(config.seed)
+        with devices.rank_zero_first():  # pretrained weights are fetched once
+            net = recipe.network() if state is None else networks.build(config.model)
+        trainer = Trainer(
+            recipe,
+            run_dir,
+            net=net,
+            val_loader=validation_loader(config, data, workers, cache),
+            device=device,
+            compiled=compiled,
+            trackers=[make(config, run_dir) for make in trackers] if devices.rank() == 0 else (),
+        )
+        if state is not None:
+            trainer.resume(state)
+            log(f"Resuming {run_dir} after epoch {trainer.epoch}")
+        announce(trainer, log)
+        try:
+            return trainer.fit(on_epoch, stop_after=stop_after)
+        finally:
+            for track in trainer.trackers:
+                track.close()
+
+
+def validation_loader(config: Config, data: Path, workers: int, cache: bool) -> DataLoader:
+    pictures = dataset.Celeb(
+        data / "images_val",
+        data / "masks_val",
+        dataset.val_transform(config.size),
+        limit=config.val_limit or config.limit,
+        cache=config.size if cache else None,
+    )
+    mine = {"rank": devices.rank(), "world_size": devices.world_size()}
+    return dataset.make_loader(pictures, config.batch_size, train=False, workers=workers, **mine)
+
+
+def announce(trainer: Trainer, log) -> None:
+    config = trainer.config
+    shared = f", {devices.world_size()} processes" if devices.world_size() > 1 else ""
+    log(
+        f"Training {config.model} ({config.recipe}) on {trainer.train_loader.sampler.size} pictures an epoch, "
+        f"validating on {len(trainer.val_loader.dataset)}, on {trainer.device}{shared} in {trainer.precision}; "
+        f"files in {trainer.run_dir}"
+    )
+    if trainer.effective_batch != config.batch_size:
+        log(
+            f"A step sees {trainer.effective_batch} pictures: {config.batch_size} at a time x {config.accumulate} "
+            f"accumulated x {devices.world_size()} processes; the learning rate is {config.lr}, as given."
+        )
+    if trainer.epoch >= config.epochs:
+        log(f"All {config.epochs} epochs are done; --epochs N trains for longer.")
+
+
+def usable_workers(given: int | None) -> int:
+    """Loader processes: as asked, else up to four, one core being left to each training process of this machine."""
+    if given is not None:
+        return given
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return max(0, min(4, usable_cores() // local - 1))
+
+
+# --- The run directory ----------------------------------------------------------------------------------------------
+RUN_FILES = ("last.pth", "model.best.pth", "history.csv", "config.json")
+
+
+@contextmanager
+def held(run_dir: Path, *, resume: bool):
+    """The run directory for this run alone, in the first process of a job; swept of what killed runs left unfinished.
+
+    Raises:
+        TrainingError: it holds a run or another's files already, or a run is at work in it.
+    """
+    run_dir = Path(run_dir)
+    if devices.rank() != 0:
+        yield
+        return
+    present = [name for name in RUN_FILES if (run_dir / name).exists()]
+    if present and not resume:
+        how = "continue it with --resume, or give" if "last.pth" in present else "they are kept; give"
+        what = "a run" if "last.pth" in present else " and ".join(present)
+        raise TrainingError(f"{run_dir} holds {what} already; {how} another --run-dir.")
+    if resume and not run_dir.is_dir():  # there is nothing to resume, which is said elsewhere
+        yield
+        return
+    made = not run_dir.exists()
+    run_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        with locked(run_dir / ".lock", f"Another run is at work in {run_dir}; give another --run-dir."):
+            sweep(run_dir)
+            yield
+    finally:
+        if made and not any(run_dir.iterdir()):  # refused before it wrote anything
+            run_dir.rmdir()
+
+
+def latest_run(runs: Path) -> Path | None:
+    """The run directory in `runs` whose `last.pth` is the newest; None without any."""
+    states = sorted(Path(runs).glob("*/last.pth"), key=lambda path: path.stat().st_mtime)
+    return states[-1].parent if states else None
+
+
+def configured(config_class: type, settings: dict) -> Config:
+    """The settings as an instance of `config_class`; names that it does not have are left out.
+
+    Raises:
+        TrainingError: a value of another type.
+    """
+    names = {f.name for f in fields(config_class)}
+    config = config_class(**{name: value for name, value in settings.items() if name in names})
+    for name, hint in get_type_hints(config_class).items():
+        kinds = get_args(hint) if isinstance(hint, UnionType) else (get_origin(hint) or hint,)
+        value = getattr(config, name)
+        if not isinstance(value, (*kinds, int) if float in kinds else kinds):
+            raise TrainingError(f"The run's settings are damaged ({name}: {value!r}); start anew in another --run-dir.")
+    return config
+
+
+def settings_of(run_dir: Path) -> dict:
+    """The settings of an earlier run, from its `last.pth`.
+
+    Raises:
+        TrainingError: there is none, or it is damaged.
+    """
+    return read_run(run_dir)["config"]
+
+
+_PARTS = {"config": dict, "device": str, "precision": str, "steps": int, "epoch": int, "best": float, "history": list,
+          "model": dict, "ema": (dict, type(None)), "optimizer": dict, "scheduler": dict, "scaler": dict}  # fmt: skip
+
+
+def read_run(run_dir: Path) -> dict:
+    """What `last.pth` holds, its parts and their kinds checked.
+
+    Raises:
+        TrainingError: there is none, it is damaged, or it is no state of a run.
+    """
+    path = Path(run_dir) / "last.pth"
     if not path.is_file():
         raise TrainingError(f"There is nothing to resume: {path} does not exist.")
+    refusal = f"{path} is not the state of a run, or is damaged; start anew in another --run-dir."
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        old = dict(state["config"])
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, TypeError, ValueError) as error:
-        raise TrainingError(
-            f"{path} is not the state of a run, or is damaged; start anew in another --run-dir."
-        ) from error
-    fixed = ["model", "recipe", "size", "batch_size", "accumulate", "seed", "limit", "epoch_size", "cutout", "ema"]
-    if config.recipe == "robust":  # its schedule is drawn over all of the run
-        fixed += ["epochs", "lr"]
-    for name in fixed:
-        if old.get(name, getattr(Config, name)) != getattr(config, name):
-            raise TrainingError(f"The run in {run_dir} has {name} {old.get(name)}; resume it with the same.")
+        state = networks.read_checkpoint(path)
+    except networks.ModelError as error:
+        raise TrainingError(refusal) from error
+    if not isinstance(state, dict) or not all(k in state and isinstance(state[k], v) for k, v in _PARTS.items()):
+        raise TrainingError(refusal)
+    if not {"model", "recipe", "size", "batch_size", "epochs", "lr", "seed"} <= set(state["config"]):
+        raise TrainingError(refusal)
+    rows = state["history"]
+    if len(rows) != state["epoch"] or not all(isinstance(row, dict) and set(row) == set(COLUMNS) for row in rows):
+        raise TrainingError(refusal)
+    return state
+
+
+def state_to_resume(run_dir: Path, config: Config, recipe_class=Original) -> dict:
+    """The state that `last.pth` holds, once it is known to be of a run with these settings.
+
+    Raises:
+        TrainingError: see `read_run`; or some setting that a run cannot change is another.
+    """
+    state = read_run(run_dir)
+    for name in recipe_class.fixed:
+        if state["config"].get(name, getattr(config, name)) != getattr(config, name):
+            raise TrainingError(
+                f"The run in {run_dir} has {name} {state['config'].get(name)}; resume it with the same."
+            )
     return state

@@ -40,13 +40,13 @@ class Probability(torch.nn.Module):
         return self.net((image - self.mean) / self.std).sigmoid()
 
 
-def export(net: torch.nn.Module, info: Info, target: Path, pictures: list[np.ndarray]) -> float:
-    """Write `target`, and return the largest difference in probability from PyTorch over `pictures`.
+def export(net: torch.nn.Module, info: Info, out: Path, pictures: list[np.ndarray], *, log=print) -> float:
+    """Write `out`, and return the largest difference in probability from PyTorch over `pictures`.
 
     Args:
         net: a network with its weights.
         info: its picture size S.
-        target: the file; its batch size is free, opset `OPSET`.
+        out: the file; its batch size is free, opset `OPSET`.
         pictures: uint8 (H, W, 3) RGB, at least one.
 
     Raises:
@@ -59,13 +59,13 @@ def export(net: torch.nn.Module, info: Info, target: Path, pictures: list[np.nda
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ExportError(f"Export needs the package {error.name}: pip install onnx onnxscript onnxruntime.") from None
-    target = Path(target)
+    out = Path(out)
     side = info.size
     batch = np.stack([cv2.resize(p, (side, side), interpolation=cv2.INTER_AREA) for p in pictures])
     images = torch.from_numpy(batch).permute(0, 3, 1, 2).float().contiguous()
     module = Probability(net.cpu().to(memory_format=torch.contiguous_format)).eval()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(target) as temporary:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(out) as temporary:
         _trace(module, images, temporary)
         session = onnxruntime.InferenceSession(str(temporary), providers=["CPUExecutionProvider"])
         worst = 0.0
@@ -77,10 +77,16 @@ def export(net: torch.nn.Module, info: Info, target: Path, pictures: list[np.nda
             raise ExportError(
                 f"The exported network differs from PyTorch by {worst:.1e} in probability; it is not kept."
             )
+    log(
+        f"{out}: {info.model}, opset {OPSET}, largest difference from PyTorch {worst:.1e} in probability on "
+        f"{len(pictures)} pictures.\n"
+        f"Input  image        float32 (batch, 3, {side}, {side}), RGB, 0 to 255; normalisation is inside\n"
+        f"Output probability  float32 (batch, 1, {side}, {side}); a pixel from 0.5 up is face"
+    )
     return worst
 
 
-def _trace(module: torch.nn.Module, images: torch.Tensor, target: Path) -> None:
+def _trace(module: torch.nn.Module, images: torch.Tensor, out: Path) -> None:
     """Export without the exporter's chatter."""
     log = logging.getLogger("torch.onnx")
     level = log.level
@@ -98,6 +104,6 @@ def _trace(module: torch.nn.Module, images: torch.Tensor, target: Path) -> None:
                 dynamo=True,
                 verbose=False,
             )
-            program.save(str(target))
+            program.save(str(out))
     finally:
         log.setLevel(level)

@@ -1,8 +1,6 @@
-"""Videos and cameras: frame by frame in constant memory, masks that do not flicker, results as MP4.
+"""Videos, cameras and GIFs: frame by frame in constant memory, masks that do not flicker, results as MP4.
 
 The results have the input's size, frame rate and orientation; sound is not carried over.
-
-    python -m extras.video test_path/chris.jpg       how much masks flicker on a still face, and what smoothing does
 """
 
 from __future__ import annotations
@@ -12,7 +10,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +18,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+import const
 from common import UserError, replacing
+from drawing import Output, save_gif
+from pictures import iter_jobs, read_picture
 
-SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 CUT = 40.0  # mean grey-level change, of 255, between two frames that is taken for a cut: smoothing starts anew
+GIF_FPS = 10.0  # of a GIF of videos; pictures stay for a second each
 
 
 class VideoError(UserError):
@@ -31,12 +32,33 @@ class VideoError(UserError):
 
 
 @dataclass(frozen=True)
+class Timing:
+    """Which frames of a video are segmented.
+
+    Args:
+        frame_stride: every Nth frame is segmented, and its mask kept until the next.
+        start, end: seconds; for a camera, `end` stops it.
+        smooth: fraction of the past in each frame's mask, from 0 to below 1.
+    """
+
+    frame_stride: int = 1
+    start: float = 0.0
+    end: float | None = None
+    smooth: float = 0.0
+
+
+# --- Reading --------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
 class Clip:
     """What a file says of itself."""
 
     path: Path
     fps: float
     frames: int  # 0 where the file does not say
+
+
+def is_video(path: Path) -> bool:
+    return path.suffix.lower() in const.VIDEO_SUFFIXES and not path.is_dir()
 
 
 def probe(path: Path) -> Clip:
@@ -115,6 +137,49 @@ def _put(ahead: queue.Queue, item, stop: threading.Event) -> None:
             continue
 
 
+# --- Masks over time ------------------------------------------------------------------------------------------------
+class Smoother:
+    """Logits averaged over time: `keep` of the past, the rest of the present; a cut in the video starts anew."""
+
+    def __init__(self, keep: float):
+        self.keep, self.past, self.thumbnail = keep, None, None
+
+    def __call__(self, logits: np.ndarray, frame: np.ndarray) -> np.ndarray:
+        thumbnail = cv2.resize(frame, (32, 32), interpolation=cv2.INTER_AREA).astype(np.float32)
+        cut = self.thumbnail is None or float(np.abs(thumbnail - self.thumbnail).mean()) > CUT
+        self.thumbnail = thumbnail
+        bounded = np.clip(logits, -8, 8)  # else one frame of extreme logits outweighs many
+        if cut or self.past is None or self.past.shape != logits.shape:
+            self.past = bounded
+        else:
+            self.past = cv2.addWeighted(self.past, self.keep, bounded, 1 - self.keep, 0)
+        return self.past
+
+
+def flicker(masks: list[np.ndarray]) -> float:
+    """How much masks change from frame to frame: the mean of 1 - IoU of neighbours."""
+    changes = []
+    for a, b in itertools.pairwise(masks):
+        union = np.count_nonzero(a | b)
+        changes.append(1 - np.count_nonzero(a & b) / union if union else 0.0)
+    return float(np.mean(changes)) if changes else 0.0
+
+
+def masked_frames(
+    segmenter, frames: Iterable[np.ndarray], *, threshold: float, frame_stride: int = 1, smooth: float = 0.0
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(frame, mask uint8 (H, W) 0/255) for each frame; every `frame_stride`th is segmented, its mask held between."""
+    from inference import to_mask
+
+    smoother, mask = Smoother(smooth) if smooth > 0 else None, None
+    for i, frame in enumerate(frames):
+        if i % frame_stride == 0 or mask is None or mask.shape != frame.shape[:2]:
+            logits = segmenter.logits([frame])[0]
+            mask = to_mask(smoother(logits, frame) if smoother else logits, threshold)
+        yield frame, mask
+
+
+# --- Writing --------------------------------------------------------------------------------------------------------
 @contextmanager
 def writing(path: Path, fps: float) -> Iterator[Callable[[np.ndarray], None]]:
     """A function that adds a frame uint8 (H, W, 3) RGB to an MP4 file, which gets its name when it is whole.
@@ -141,55 +206,58 @@ def writing(path: Path, fps: float) -> Iterator[Callable[[np.ndarray], None]]:
             raise VideoError(f"{path} could not be written: no frame came, or the disk is full.")
 
 
-class Smoother:
-    """Logits averaged over time: `keep` of the past, the rest of the present; a cut in the film starts anew."""
+def predict_video(
+    segmenter, path: Path, out: Path, output: Output | None = None, timing: Timing | None = None, *, log=print
+) -> list[Path]:
+    """Write NAME_overlay.mp4, or whatever of `const.RESULTS` a video can hold, of a video; the files.
 
-    def __init__(self, keep: float):
-        self.keep, self.past, self.thumbnail = keep, None, None
+    A frame that cannot be read ends the results there, whole and playable, and is reported.
 
-    def __call__(self, logits: np.ndarray, frame: np.ndarray) -> np.ndarray:
-        thumbnail = cv2.resize(frame, (32, 32), interpolation=cv2.INTER_AREA).astype(np.float32)
-        cut = self.thumbnail is None or float(np.abs(thumbnail - self.thumbnail).mean()) > CUT
-        self.thumbnail = thumbnail
-        bounded = np.clip(logits, -8, 8)  # else one very sure frame outweighs many
-        if cut or self.past is None or self.past.shape != logits.shape:
-            self.past = bounded
-        else:
-            self.past = cv2.addWeighted(self.past, self.keep, bounded, 1 - self.keep, 0)
-        return self.past
+    Raises:
+        VideoError: no video, nothing between `start` and `end`, or results that cannot be written.
+        UserError: a cut-out, since MP4 has no transparency.
+    """
+    from tqdm.auto import tqdm
 
-
-def flicker(masks: list[np.ndarray]) -> float:
-    """How much masks change from frame to frame: the mean of 1 - IoU of neighbours."""
-    changes = []
-    for a, b in itertools.pairwise(masks):
-        union = np.count_nonzero(a | b)
-        changes.append(1 - np.count_nonzero(a & b) / union if union else 0.0)
-    return float(np.mean(changes)) if changes else 0.0
-
-
-def masked_frames(
-    segmenter, frames: Iterator[np.ndarray], *, threshold: float, every: int = 1, keep: float = 0.0
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(frame, mask uint8 (H, W) 0/255) for each frame; every `every`th is looked at, its mask held in between."""
-    from inference import to_mask
-
-    smoother, mask = Smoother(keep) if keep > 0 else None, None
-    for i, frame in enumerate(frames):
-        if i % every == 0 or mask is None or mask.shape != frame.shape[:2]:
-            logits = segmenter.logits([frame])[0]
-            mask = to_mask(smoother(logits, frame) if smoother else logits, threshold)
-        yield frame, mask
+    output, timing = output or Output(results=("overlay",)), timing or Timing()
+    if "cutout" in output.results:
+        raise UserError("A video holds no transparency, so no cut-outs; save something else of it.")
+    start, end, clip = timing.start, timing.end, probe(path)
+    results = {Path(out) / f"{Path(path).stem}_{kind}.mp4": kind for kind in output.results}
+    frames = read_frames(str(path), start=start, end=end, fps=clip.fps)
+    expected = clip.frames and max(0, min(clip.frames, round((end or 1e9) * clip.fps)) - round(start * clip.fps))
+    began, written = time.perf_counter(), 0
+    with ExitStack() as stack:
+        writers = {result: stack.enter_context(writing(result, clip.fps)) for result in results}
+        masked = masked_frames(
+            segmenter, frames, threshold=output.threshold, frame_stride=timing.frame_stride, smooth=timing.smooth
+        )
+        for frame, mask in tqdm(masked, total=expected or None, unit="frame", disable=None):
+            for result, kind in results.items():
+                drawn = output.draw(kind, frame, mask)
+                writers[result](cv2.cvtColor(drawn, cv2.COLOR_GRAY2RGB) if drawn.ndim == 2 else drawn)
+            written += 1
+        if not written:
+            raise VideoError(f"{path} has no frames between {start:g} s and {f'{end:g} s' if end else 'its end'}.")
+    if written < expected:
+        bad = written + round(start * clip.fps) + 1
+        log(f"{path}: frame {bad} of {clip.frames} cannot be read; the results end there.")
+    seconds = time.perf_counter() - began
+    names = ", ".join(map(str, results))
+    log(f"{written} frames of {path} in {seconds:.1f} s ({written / seconds:.1f} frames/s): {names}")
+    return list(results)
 
 
 def record_camera(
-    segmenter, camera: int, target: Path, draw, *, threshold: float, seconds: float | None, keep: float, log=print
+    segmenter, camera: int, path: Path, output: Output | None = None, timing: Timing | None = None, *, log=print
 ) -> int:
-    """Show `draw(frame, mask)` of a camera live, where OpenCV has windows, and record it; the number of frames.
+    """Show the overlays of a camera live, where OpenCV has windows, and record them; the number of frames.
+    `q` in the window, Ctrl-C, or `timing.end` seconds stop it.
 
     Raises:
         VideoError: there is no such camera, or it gives no picture.
     """
+    output, timing = output or Output(), timing or Timing()
     probed = _open(camera)
     there = probed.isOpened() and probed.read()[0]
     fps = probed.get(cv2.CAP_PROP_FPS)
@@ -197,11 +265,11 @@ def record_camera(
     if not there:
         raise VideoError(f"Camera {camera} gives no picture; is it connected, and not in use?")
     window, written, began = True, 0, time.perf_counter()
-    looked = masked_frames(segmenter, read_frames(camera), threshold=threshold, keep=keep)
-    with writing(target, fps if 0 < fps <= 1000 else 25.0) as write:
+    masked = masked_frames(segmenter, read_frames(camera), threshold=output.threshold, smooth=timing.smooth)
+    with writing(path, fps if 0 < fps <= 1000 else 25.0) as write:
         try:
-            for frame, mask in looked:
-                drawn = draw(frame, mask)
+            for frame, mask in masked:
+                drawn = output.draw("overlay", frame, mask)
                 write(drawn)
                 written += 1
                 if window:
@@ -211,85 +279,48 @@ def record_camera(
                             break
                     except cv2.error:
                         window = False
-                        log(f"This OpenCV has no windows; recording to {target} until Ctrl-C.")
-                if seconds is not None and time.perf_counter() - began >= seconds:
+                        log(f"This OpenCV has no windows; recording to {path} until Ctrl-C.")
+                if timing.end is not None and time.perf_counter() - began >= timing.end:
                     break
         except KeyboardInterrupt:
             pass  # the usual end: what was recorded is kept
-    log(f"{written} frames recorded: {target}")
+    log(f"{written} frames recorded: {path}")
     return written
 
 
-def predict_video(
+def gif(
     segmenter,
+    inputs: Iterable[Path],
     path: Path,
-    targets: dict[Path, Callable[[np.ndarray, np.ndarray], np.ndarray]],
+    out: Path,
+    output: Output | None = None,
+    timing: Timing | None = None,
     *,
-    threshold: float,
-    every: int = 1,
-    start: float = 0.0,
-    end: float | None = None,
-    keep: float = 0.0,
     log=print,
-) -> int:
-    """Write each target file, of frames that its function makes of (frame, mask); the number of frames written.
-
-    A frame that cannot be read ends the results there, whole and playable, and is reported.
+) -> None:
+    """A GIF of the overlays of videos, frame by frame at about ten a second, and of pictures, one a frame; results in
+    `out` are not taken for pictures.
 
     Raises:
-        VideoError: no video, nothing between `start` and `end`, or results that cannot be written.
+        UserError: nothing to show. VideoError, PictureError: an input that cannot be read.
     """
-    from tqdm.auto import tqdm
+    output, timing, inputs = output or Output(), timing or Timing(), list(inputs)
+    videos = [p for p in inputs if is_video(p)]
+    fps = GIF_FPS if videos else 1.0
 
-    clip = probe(path)
-    frames = read_frames(str(path), start=start, end=end, fps=clip.fps)
-    expected = clip.frames and max(0, min(clip.frames, round((end or 1e9) * clip.fps)) - round(start * clip.fps))
-    began, written = time.perf_counter(), 0
-    with ExitStack() as stack:
-        writers = {target: stack.enter_context(writing(target, clip.fps)) for target in targets}
-        looked = masked_frames(segmenter, frames, threshold=threshold, every=every, keep=keep)
-        for frame, mask in tqdm(looked, total=expected or None, unit="frame", disable=None):
-            for target, draw in targets.items():
-                writers[target](draw(frame, mask))
-            written += 1
-        if not written:
-            raise VideoError(f"{path} has no frames between {start:g} s and {f'{end:g} s' if end else 'its end'}.")
-    if written < expected:
-        bad = written + round(start * clip.fps) + 1
-        log(f"{path}: frame {bad} of {clip.frames} cannot be read; the results end there.")
-    seconds = time.perf_counter() - began
-    names = ", ".join(map(str, targets))
-    log(f"{written} frames of {path} in {seconds:.1f} s ({written / seconds:.1f} frames/s): {names}")
-    return written
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Print the frame-to-frame change of masks on 40 noisy frames of a still picture, by the share of the past."""
-    import argparse
-    import sys
-
-    parser = argparse.ArgumentParser(description="The flicker of masks on a still face, with and without smoothing.")
-    parser.add_argument("picture", type=Path)
-    parser.add_argument("--weights", default="bundled")
-    parser.add_argument("--noise", type=float, default=12.0, help="deviation of the grain, grey levels")
-    args = parser.parse_args(argv)
-    from inference import PictureError, read_picture
-    from main import Runner
-    from model import ModelError
+    def drawn() -> Iterator[np.ndarray]:
+        for video in videos:
+            clip = probe(video)
+            shown = read_frames(str(video), start=timing.start, end=timing.end, fps=clip.fps)
+            some = itertools.islice(shown, 0, None, max(1, round(clip.fps / fps)))
+            for frame, mask in masked_frames(segmenter, some, threshold=output.threshold, smooth=timing.smooth):
+                yield output.draw("overlay", frame, mask)
+        for job in iter_jobs([p for p in inputs if p not in videos], out):
+            picture = read_picture(job.path)
+            yield output.draw("overlay", picture, segmenter.mask(picture, output.threshold))
 
     try:
-        runner, still = Runner().load(args.weights), read_picture(args.picture)
-    except (ModelError, PictureError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    rng = np.random.default_rng(0)
-    frames = [np.clip(still + rng.normal(0, args.noise, still.shape), 0, 255).astype(np.uint8) for _ in range(40)]
-    for keep in (0.0, 0.3, 0.6, 0.8):
-        looked = masked_frames(runner.segmenter, iter(frames), threshold=0.5, keep=keep)
-        masks = [mask > 0 for _, mask in looked]
-        print(f"--smooth {keep}: masks change by {flicker(masks[10:]):.2%} from frame to frame")
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+        save_gif(drawn(), path, fps=fps)
+    except ValueError:
+        raise UserError("There is no frame for the GIF.") from None
+    log(f"GIF: {path} ({path.stat().st_size / 1e6:.1f} MB)")

@@ -14,9 +14,13 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
+from torch.utils.data import Dataset
 
 import const
-from robust import occluders
+from dataset import albumentations, index_and_seed, reseed, to_tensor
+from robust import occluders, photographed
+from robust.photographed import OccluderStore
 
 SIZE = occluders.SIZE
 FACE_WIDTH = occluders.FACE_WIDTH
@@ -31,7 +35,7 @@ class Face:
 
 
 class FaceStore:
-    """Prepared faces by index, decoded once and kept in memory (1.3 MB each)."""
+    """Prepared faces by index, without the ids in `exclude`; decoded once and kept in memory (1.3 MB each)."""
 
     def __init__(
         self,
@@ -40,6 +44,7 @@ class FaceStore:
         person_dirs: Sequence[Path | None],
         *,
         limit: int | None = None,
+        exclude: frozenset[str] = frozenset(),
     ):
         entries: list[tuple[Path, Path, Path | None]] = []
         for images, masks, persons in zip(image_dirs, mask_dirs, person_dirs, strict=True):
@@ -49,8 +54,8 @@ class FaceStore:
                 folder = Path(images) / mask.parent.relative_to(masks)
                 person = Path(persons) / f"{stem}_person.png" if persons else None
                 image = next((p for s in const.IMAGE_SUFFIXES if (p := folder / f"{stem}{s}").exists()), None)
-                if image is None:
-                    continue  # a mask whose picture is gone
+                if image is None or stem in exclude:
+                    continue
                 entries.append((image, mask, person if person and person.exists() else None))
         self.entries = entries[:limit]
         self._kept: dict[Path, Face] = {}  # by the mask's path: a face may be listed more than once
@@ -175,8 +180,17 @@ def tinted(rng: np.random.Generator, photo: np.ndarray, color: np.ndarray) -> np
 class SceneComposer:
     """Draws training pictures: `compose(rng, index, size)` -> (image uint8 (S, S, 3), target uint8 (S, S) 0/255)."""
 
-    def __init__(self, faces: FaceStore, photos: PhotoStore, *, single_face=0.55, occlusion_p=0.5, glasses_p=0.2):
-        self.faces, self.photos = faces, photos
+    def __init__(
+        self,
+        faces: FaceStore,
+        photos: PhotoStore,
+        occluder_store: OccluderStore | None = None,
+        *,
+        single_face=0.55,
+        occlusion_p=0.5,
+        glasses_p=0.2,
+    ):
+        self.faces, self.photos, self.occluders = faces, photos, occluder_store
         self.single_face, self.occlusion_p, self.glasses_p = single_face, occlusion_p, glasses_p
 
     def photo(self, rng: np.random.Generator) -> np.ndarray:
@@ -205,15 +219,20 @@ class SceneComposer:
         if rng.random() < self.occlusion_p:
             kinds += [None] * (1 if rng.random() < 0.75 else 2)
         for kind in kinds:
-            other = self.faces[int(rng.integers(len(self.faces)))]
-            image, mask, opacity = occluders.draw_occluder(
-                rng, image, mask, photo=self._texture(rng), other=(other.image, other.mask), kind=kind
-            )
+            if kind is None and self.occluders is not None and rng.random() < 0.65:
+                image, mask, opacity = photographed.lay(rng, image, mask, self.occluders)
+            else:
+                other = self.faces[int(rng.integers(len(self.faces)))]
+                image, mask, opacity = occluders.draw_occluder(
+                    rng, image, mask, photo=self._texture(rng), other=(other.image, other.mask), kind=kind
+                )
             alpha = np.maximum(alpha, opacity)
         return Face(image, mask, alpha), alpha
 
     def _texture(self, rng: np.random.Generator) -> np.ndarray:
         """A photograph, or the part of another person's picture that shows no face (hair, cloth, background)."""
+        if self.occluders is not None and rng.random() < 0.25:
+            return self.occluders.draw(rng, "textures")
         if rng.random() < 0.6:
             return self.photo(rng)
         patch = self.faceless_patch(rng)
@@ -234,7 +253,7 @@ class SceneComposer:
         swap = self.faces[index].person is not None and rng.random() < 0.3
         face, alpha = self.covered(rng, index, person=swap)
         width = size * rng.uniform(0.34, 0.80)
-        degrees = rng.normal(0, 10) if rng.random() < 0.75 else rng.uniform(-70, 70)
+        degrees = _roll(rng, 10)
         centre = size * (0.5 + rng.normal(0, 0.07, 2))
         matrix = similarity(width, degrees, centre, flip=rng.random() < 0.5, stretch=rng.uniform(0.92, 1.08))
         border = rng.random()
@@ -249,13 +268,13 @@ class SceneComposer:
         return paste(canvas, np.zeros((size, size), np.uint8), face, matrix, alpha)
 
     def scene(self, rng: np.random.Generator, index: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-        """One to four people, faces from 5 to 50 % of the width, anywhere, over one another; here and there a hand."""
+        """One to four people, faces from 3 to 50 % of the width, anywhere, over one another; here and there a hand."""
         canvas = background(rng, self.photo(rng), (size, size))
         target = np.zeros((size, size), np.uint8)
         if self.faces.entries[index][2] is None and rng.random() < 0.7:  # one who can be cut out, rather
             index = int(rng.integers(len(self.faces)))
         people = [index, *rng.integers(len(self.faces), size=int(rng.choice([0, 1, 2, 3], p=[0.4, 0.3, 0.2, 0.1])))]
-        widths = np.sort(size * np.exp(rng.uniform(np.log(0.05), np.log(0.5), len(people))))  # the near ones last
+        widths = np.sort(size * np.exp(rng.uniform(np.log(0.03), np.log(0.5), len(people))))  # the near ones last
         for who, width in zip(people, widths, strict=True):
             canvas, target = self.add_person(rng, canvas, target, int(who), width)
         if rng.random() < 0.3:
@@ -263,9 +282,13 @@ class SceneComposer:
         return canvas, target
 
     def add_hand(self, rng, canvas, target, index: int, width: float) -> tuple[np.ndarray, np.ndarray]:
-        """A drawn hand of this person's skin anywhere in the picture, as large as a face `width` pixels wide asks."""
+        """A hand, drawn or photographed, anywhere in the picture, as large as a face `width` pixels wide asks."""
         face = self.faces[index]
-        picture, alpha = occluders.hand(rng, occluders.skin_color(rng, face.image, face.mask))
+        if self.occluders is not None and rng.random() < 0.75:
+            layer = photographed.lone_hand(rng, self.occluders, face.image, face.mask)
+            picture, alpha = layer[..., :3], layer[..., 3].astype(np.float32) / 255
+        else:
+            picture, alpha = occluders.hand(rng, occluders.skin_color(rng, face.image, face.mask))
         h, w = target.shape
         matrix = similarity(width, rng.uniform(0, 360), rng.uniform(0.05, 0.95, 2) * (w, h))
         hand = Face(picture, np.zeros((SIZE, SIZE), np.uint8), None)
@@ -280,7 +303,7 @@ class SceneComposer:
         if cut and rng.random() < 0.6:
             cloth = occluders.photo_patch(rng, self._texture(rng)) if rng.random() < 0.6 else None
             face, alpha = with_body(Face(face.image, face.mask, alpha), cloth)
-        degrees = rng.normal(0, 8) if rng.random() < 0.8 else rng.uniform(-60, 60)
+        degrees = _roll(rng, 8)
         centre = rng.uniform(-0.02, 1.02, 2) * (w, h)
         matrix = similarity(width, degrees, centre, flip=rng.random() < 0.5)
         if cut:
@@ -331,8 +354,75 @@ class SceneComposer:
         return paste(canvas, nothing, Face(image, np.zeros((SIZE, SIZE), np.uint8), None), matrix, alpha)
 
 
+def _roll(rng: np.random.Generator, spread: float) -> float:
+    """Degrees: mostly upright, a fifth up to 70, one picture in fourteen anyhow, upside down as well."""
+    kind = rng.random()
+    if kind < 0.73:
+        return rng.normal(0, spread)
+    return rng.uniform(-70, 70) if kind < 0.93 else rng.uniform(-180, 180)
+
+
 def _relight(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
     """Another lamp: each channel's gain and the contrast, at random."""
     gain = rng.uniform(0.6, 1.3) * rng.uniform(0.9, 1.1, 3)
     table = (np.arange(256)[:, None] * gain[None]).clip(0, 255).astype(np.uint8)
     return cv2.LUT(image, table[None])
+
+
+# --- The dataset ----------------------------------------------------------------------------------------------------
+def photo_transform(*, seed: int | None = const.SEED):
+    """What cameras, lamps and file formats do to a photograph: light, colour, blur, grain, small size, compression."""
+    A = albumentations()
+    enlarge = {"downscale": cv2.INTER_AREA, "upscale": cv2.INTER_LINEAR}
+    return A.Compose(
+        [
+            A.RandomBrightnessContrast(brightness_limit=(-0.4, 0.35), contrast_limit=(-0.4, 0.4), p=0.5),
+            A.RandomGamma(gamma_limit=(40, 220), p=0.3),
+            A.HueSaturationValue(
+                hue_shift_limit=(-25, 25), sat_shift_limit=(-60, 50), val_shift_limit=(-20, 20), p=0.35
+            ),
+            A.RGBShift(r_shift_limit=(-25, 25), g_shift_limit=(-25, 25), b_shift_limit=(-25, 25), p=0.2),
+            A.ToGray(num_output_channels=3, method="weighted_average", p=0.12),
+            A.OneOf(
+                [
+                    A.GaussianBlur(sigma_limit=(0.4, 2.2), blur_limit=0, p=1.0),
+                    A.MotionBlur(blur_limit=(3, 9), p=1.0),
+                    A.Downscale(scale_range=(0.2, 0.6), interpolation_pair=enlarge, p=1.0),
+                ],
+                p=0.25,
+            ),
+            A.GaussNoise(std_range=(0.01, 0.08), p=0.15),
+            A.ImageCompression(compression_type="jpeg", quality_range=(12, 80), p=0.25),
+        ],
+        strict=True,
+        seed=seed,
+    )
+
+
+def normalize(image: np.ndarray) -> np.ndarray:
+    """uint8 (..., 3) RGB to float32, with the ImageNet mean and deviation."""
+    scale = 1 / (255 * np.asarray(const.IMAGENET_STD, np.float32))
+    shift = np.asarray(const.IMAGENET_MEAN, np.float32) / np.asarray(const.IMAGENET_STD, np.float32)
+    return image * scale - shift
+
+
+class Scenes(Dataset):
+    """The robust recipe's pictures: `SceneComposer`, then `photo_transform`, at size x size pixels.
+
+    An epoch shows every face once.
+    """
+
+    def __init__(self, composer: SceneComposer, size: int):
+        self.composer, self.size = composer, size
+        self.photo = photo_transform()
+
+    def __len__(self) -> int:
+        return len(self.composer.faces)
+
+    def __getitem__(self, key) -> tuple[torch.Tensor, torch.Tensor]:
+        index, seed = index_and_seed(key)
+        rng = np.random.default_rng(seed)
+        image, target = self.composer.compose(rng, index, self.size)
+        reseed(self.photo, seed)
+        image = self.photo(image=image)["image"]
+        return to_tensor(normalize(image)), to_tensor(target.astype(np.float32) / 255)

@@ -30,7 +30,7 @@ from pathlib import Path
 import const
 from common import UserError, usable_cores, write_text
 from studies.command import exit_code
-from studies.timing import interleaved, machine, seconds
+from studies.timing import interleaved, machine
 
 SECTIONS = ("predict", "start", "folder", "train", "load", "prepare", "growth")
 RESULTS = const.DIR_PATH / "results" / "benchmark.json"
@@ -130,33 +130,15 @@ def baseline_training(net, batches: Iterable, lr: float) -> Iterator[float]:
         yield loss.item()
 
 
-def baseline_preparation(source: Path, out: Path) -> list[tuple[Path, Path]]:
-    """The original's way: pictures and skin masks are moved out of the data set, nothing is checked. The moves."""
-    moves = []
-    for split, ids in (("train", const.IDS_TRAIN), ("val", const.IDS_VAL)):
-        images, masks = out / f"images_{split}", out / f"masks_{split}"
-        images.mkdir(parents=True)
-        masks.mkdir(parents=True)
-        folder = source / "CelebAMask-HQ-mask-anno" / str(ids[0] // const.IDS_PER_FOLDER)
-        for name in os.listdir(folder):
-            if "_skin" in name:
-                number = name.split("_")[0].lstrip("0")
-                pairs = ((folder / name, masks / f"{number}_skin.png"),
-                         (source / "CelebA-HQ-img" / f"{number}.jpg", images / f"{number}.jpg"))  # fmt: skip
-                for old, new in pairs:
-                    os.rename(old, new)
-                    moves.append((old, new))
-    return moves
-
-
 # --- Sections: each gives its rows ----------------------------------------------------------------------------------
 def predict(context: Context) -> list[dict]:
     """One picture on the CPU, at the original's 512x512."""
     import cv2
 
     import model as networks
-    from inference import Segmenter, read_picture
+    from inference import Segmenter
     from metrics import Counts
+    from pictures import read_picture
 
     side = 128 if context.quick else const.IMG_SIZE
     read = (read_picture(path) for path in context.pictures()[: 3 if context.quick else 8])
@@ -214,8 +196,9 @@ def briefly_trained(name: str, context: Context, size: int):
 
 def start(context: Context) -> list[dict]:
     """A command from the shell to its end."""
-    from inference import Segmenter, read_picture
+    from inference import Segmenter
     from model import bundled_weights, load
+    from pictures import read_picture
 
     picture, program = context.pictures()[0], str(const.DIR_PATH / "main.py")
     commands = {
@@ -242,9 +225,9 @@ def folder(context: Context) -> list[dict]:
     import cv2
 
     from drawing import overlay, parse_color
-    from inference import read_picture
     from main import Runner
     from model import bundled_weights, load
+    from pictures import read_picture
 
     total = 40 if context.quick else 500
     inputs, out = context.temp / "folder", context.temp / "folder-out"
@@ -312,11 +295,12 @@ def _epochs(loader) -> Iterator:
 
 
 def _trainer(context: Context, net, name: str, size: int, loader, device: str, batch: int = const.BATCH_SIZE, **more):
-    from training import Config, Trainer
+    from training import Config, Original, Trainer
 
-    config = Config(model=name, size=size, batch_size=batch, pretrained=False, **more)
-    run_dir = context.temp / f"run-{name}"
-    return Trainer(net, config, run_dir, train_loader=lambda _: loader, val_loader=loader, device=device)
+    config, run_dir = Config(model=name, size=size, batch_size=batch, pretrained=False, **more), context.temp / "run"
+    recipe = Original(config, context.temp, run_dir, workers=0)
+    recipe.loader = lambda _: loader
+    return Trainer(recipe, run_dir, net=net, val_loader=loader, device=device)
 
 
 def _train_side_by_side(context: Context, name: str, size: int, steps: int) -> dict:
@@ -324,11 +308,10 @@ def _train_side_by_side(context: Context, name: str, size: int, steps: int) -> d
     import torch
 
     import model as networks
-    from recipes import usable_workers
 
     torch.manual_seed(const.SEED)
     net = networks.build(name)
-    workers = usable_workers(None)
+    workers = max(0, min(4, usable_cores() - 1))
     baseline = baseline_training(copy.deepcopy(net), _epochs(_training_loader(context, size, 0)), const.LR)
     loader = _training_loader(context, size, workers)
     trainer = _trainer(context, net, name, size, loader, "cpu")
@@ -442,11 +425,8 @@ def load(context: Context) -> list[dict]:
 
 
 def prepare(context: Context) -> list[dict]:
-    """The data set of 4000 faces, as pictures of 1024x1024 and part masks of 512x512 in RGB.
-
-    The baseline renames files, checks nothing and destroys the source. Ours only reads it, decodes and checks every
-    mask, writes it as one channel, and links the pictures. The codec alone is the least that this can take.
-    """
+    """The data set of 4000 faces, as pictures of 1024x1024 and part masks of 512x512 in RGB, against the least that it
+    can take: every mask that is used decoded, and written as one channel, on all cores."""
     import cv2
     import numpy as np
 
@@ -458,39 +438,22 @@ def prepare(context: Context) -> list[dict]:
     # many that were just removed, and 4000 faces took 8.5 s in place of 7.0.
     outs = (context.temp / f"out{i}" for i in itertools.count())
     ids = {"ids_train": const.IDS_TRAIN[: count // 2], "ids_val": const.IDS_VAL[: count // 2]}
-
-    def ours() -> float:
-        out = next(outs)
-        return seconds(lambda: preparation.prepare(source, out, progress=False, **ids))
-
-    def baseline() -> float:
-        out = next(outs)
-        started = time.perf_counter()
-        moves = baseline_preparation(source, out)
-        took = time.perf_counter() - started
-        assert len(moves) == 2 * count
-        for old, new in moves:  # it destroys its source
-            os.rename(new, old)
-        return took
-
     parts = source / "CelebAMask-HQ-mask-anno"
     used = [p for name in (const.FACE_PART, const.GLASSES_PART) for p in sorted(parts.glob(f"*/*_{name}.png"))]
 
-    def codec() -> float:
-        def one(path: Path) -> None:
-            mask = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_GRAYSCALE)
-            if path.name.endswith(f"_{const.FACE_PART}.png"):
-                cv2.imencode(".png", mask)
+    def recode(path: Path) -> None:
+        mask = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_GRAYSCALE)
+        if path.name.endswith(f"_{const.FACE_PART}.png"):
+            cv2.imencode(".png", mask)
 
+    def baseline() -> None:
         with ThreadPoolExecutor(usable_cores()) as pool:
-            return seconds(lambda: list(pool.map(one, used)))
+            list(pool.map(recode, used))
 
-    rounds = [(baseline(), ours(), codec()) for _ in range(context.runs)]
-    moved, prepared, coded = (statistics.median(values) for values in zip(*rounds, strict=True))
-    return [
-        row(f"{count} faces prepared; baseline: moved, unchecked", moved, prepared),
-        row(f"{count} faces prepared; baseline: {len(used)} masks decoded, {count} encoded", coded, prepared),
-    ]
+    ways = {"baseline": baseline, "ours": lambda: preparation.prepare(source, next(outs), progress=False, **ids)}
+    took = interleaved(ways, context.runs, warm=False)
+    title = f"{count} faces prepared; baseline: {len(used)} masks decoded, {count} encoded"
+    return [row(title, took["baseline"], took["ours"])]
 
 
 def _full_source(context: Context, count: int) -> Path:
@@ -630,10 +593,8 @@ def read_record(path: Path) -> dict:
         return {"sections": {}}
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        for name, section in record["sections"].items():
-            if name not in SECTIONS or not {"machine", "quick", "rows"} <= section.keys():
-                raise ValueError
-        return {"sections": record["sections"]}
+        to_markdown(record)
+        return record
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{path} is not what this script writes; remove it and measure again.") from None
 

@@ -1,10 +1,10 @@
 """The original's claims, measured: each with its figure, its spread over seeds, and the command.
 
     python -m studies.experiments --source CelebAMask-HQ.zip     all five; tables and plots go to results/
-    python -m studies.experiments covers data-size               two of them
+    python -m studies.experiments occluders data-size            two of them
     python -m studies.experiments --quick                        the machinery alone, in a minute, on drawn faces
 
-covers      does the hole of CoarseDropout help to leave out what covers a face?
+occluders   does CoarseDropout help to leave out what occludes a face?
 glasses     do masks without the glasses make the network avoid glasses?
 models      U-Net beside DeepLabV3: metrics, time, memory
 data-size   Dice against the number of training faces
@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import platform
 import sys
 import time
 from collections.abc import Iterator
@@ -32,67 +31,51 @@ from pathlib import Path
 
 import const
 import data_preprocessing as preparation
-from common import usable_cores, write_text
+from common import UserError, usable_cores, write_text
 from data_preprocessing import DataError
-from main import Runner, UserError
+from main import Runner
 from robust import occluders
-from training import Config, TrainingError, settings_of
+from studies.command import exit_code
+from studies.timing import interleaved, processor
+from training import Config, settings_of
 
 # --- The table of settings ------------------------------------------------------------------------------------------
-NAMES = ("covers", "glasses", "models", "data-size", "published")
+NAMES = ("occluders", "glasses", "models", "data-size", "published")
 RESULTS_DIR = const.DIR_PATH / "results"
 
 # What every run has in common. On a GPU that is the original's training; on a CPU what two cores do in 40 minutes.
+SMALL = {"model": "lite", "lr": 1e-3, "pretrained": False, "precision": "fp32"}
 BUDGETS = {
     "gpu": {"epoch_size": 2000},
-    "cpu": {
-        "model": "lite",
-        "size": 128,
-        "batch_size": 16,
-        "lr": 1e-3,
-        "ema": 0.99,
-        "pretrained": False,
-        "precision": "fp32",
-        "epoch_size": 768,
-        "epochs": 10,
-    },
-    "quick": {
-        "model": "lite",
-        "size": 64,
-        "batch_size": 4,
-        "lr": 1e-3,
-        "ema": 0.9,
-        "pretrained": False,
-        "precision": "fp32",
-        "epoch_size": 8,
-        "epochs": 2,
-    },
+    "cpu": {**SMALL, "size": 128, "batch_size": 16, "ema": 0.99, "epoch_size": 768, "epochs": 10},
+    "quick": {**SMALL, "size": 64, "batch_size": 4, "ema": 0.9, "epoch_size": 8, "epochs": 2},
 }
 # The two large networks beside each other, with the original's batch, learning rate and optimiser.
+RANDOM = {"pretrained": False, "precision": "fp32"}
 MODEL_BUDGETS = {
     "gpu": {},
-    "cpu": {"size": 128, "pretrained": False, "precision": "fp32", "epoch_size": 256, "epochs": 5},
-    "quick": {"size": 64, "batch_size": 2, "pretrained": False, "precision": "fp32", "epoch_size": 4, "epochs": 1},
+    "cpu": {**RANDOM, "size": 128, "epoch_size": 256, "epochs": 5},
+    "quick": {**RANDOM, "size": 64, "batch_size": 2, "epoch_size": 4, "epochs": 1},
 }
-SEEDS = {"gpu": (1, 2, 3), "cpu": (1, 2, 3), "quick": (1, 2)}
-FEWEST = {"gpu": 50, "cpu": 50, "quick": 3}  # training faces; doubled up to all of them
+SEEDS = {"gpu": (1, 2, 3), "cpu": (1, 2, 3), "quick": (1,)}
+FEWEST = {"gpu": 50, "cpu": 50, "quick": 6}  # training faces; doubled up to all of them
 VARIANTS = {  # what a run changes of the budget; its name is this and the seed
-    "covers-on": {},
-    "covers-off": {"cutout": "none"},
-    "covers-lost": {"cutout": "image-only"},
+    "cutout-on": {},
+    "cutout-off": {"cutout": "none"},
+    "cutout-image-only": {"cutout": "image-only"},
     "glasses-left-in": {},  # but for the masks
 }
 MODELS = {"models-unet": {"model": "unet"}, "models-deeplabv3": {"model": "deeplabv3"}}
 MODEL_SEEDS = {"gpu": (42,), "cpu": (42, 43, 44), "quick": (42,)}
-COVERS = ["clean", *occluders.KINDS]
+OCCLUDED = ["clean", *occluders.KINDS]
 MEASURED = {  # on which validation faces the runs of an experiment are measured
-    "covers": COVERS,
+    "occluders": OCCLUDED,
     "glasses": ["clean", "glasses", "real glasses"],
-    "models": COVERS,
+    "models": OCCLUDED,
     "data-size": ["clean"],
     "published": ["clean"],
 }
-COVERED_FACES = 400  # validation faces that get covers drawn over them, at most
+OCCLUDED_FACES = 400  # validation faces that get occluders drawn over them, at most
 LOGITS = (0.0, 0.1, 0.5, 0.9)  # thresholds: probability 0.5, and the original's
 BATCH = const.BATCH_SIZE  # whose ratios the original averaged
 
@@ -132,17 +115,17 @@ def runs_of(name: str, budget: str, faces: int) -> list[Run]:
     ]
     few = [run for n in face_counts(budget, faces)[:-1] for run in seeded(f"faces-{n}", limit=n)]
     return {
-        "covers": [run for variant in ("covers-on", "covers-off", "covers-lost") for run in seeded(variant)],
-        "glasses": seeded("covers-on") + seeded("glasses-left-in"),
+        "occluders": [run for variant in ("cutout-on", "cutout-off", "cutout-image-only") for run in seeded(variant)],
+        "glasses": seeded("cutout-on") + seeded("glasses-left-in"),
         "models": two,
-        "data-size": few + seeded("covers-on"),
-        "published": seeded("covers-on") + two,
+        "data-size": few + seeded("cutout-on"),
+        "published": seeded("cutout-on") + two,
     }[name]
 
 
 # --- Where it happens -----------------------------------------------------------------------------------------------
 @dataclass
-class Place:
+class Context:
     """The folders and the device of a call."""
 
     data: Path
@@ -166,10 +149,10 @@ class Place:
 
     @cached_property
     def composer(self):
-        """The faces that get covers; textures are drawn, too."""
+        """The faces that get occluders; textures are drawn, too."""
         from robust import scenes
 
-        few = scenes.FaceStore([self.data / "images_val"], [self.data / "masks_val"], [None], limit=COVERED_FACES)
+        few = scenes.FaceStore([self.data / "images_val"], [self.data / "masks_val"], [None], limit=OCCLUDED_FACES)
         return scenes.SceneComposer(few, scenes.PhotoStore([]))
 
     @property
@@ -198,26 +181,26 @@ def find_source(given: str | None, data: Path):
     """The data set as it was fetched: as given, else in `data`, else in the usual places; DataError if nowhere."""
     if given is not None:
         return preparation.find_source(given)
-    for place in (data, None):
+    for where in (data, None):
         with suppress(DataError):
-            return preparation.find_source(place)
+            return preparation.find_source(where)
     raise DataError(
         "CelebAMask-HQ was not found; name the official zip or folder by --source, or fetch it with "
         "`python data_preprocessing.py --download`."
     )
 
 
-def prepare_whole(place: Place) -> None:
+def prepare_whole(context: Context) -> None:
     """The same faces with masks that keep the glasses: the part `skin` alone.
 
     Raises:
         DataError: no source with the part masks, or one that lacks some of the faces.
     """
-    ids = {split: _ids(place.data / f"masks_{split}") for split in ("train", "val")}
-    masks = {split: place.whole / f"masks_{split}" for split in ids}
+    ids = {split: _ids(context.data / f"masks_{split}") for split in ("train", "val")}
+    masks = {split: context.whole / f"masks_{split}" for split in ids}
     if all(masks[split].is_dir() and _ids(masks[split]) >= ids[split] for split in ids):
         return
-    source = find_source(place.source, place.data)
+    source = find_source(context.source, context.data)
     index = source.index
 
     def without_glasses(wanted):
@@ -225,43 +208,41 @@ def prepare_whole(place: Place) -> None:
         return pictures, {i: {k: v for k, v in kinds.items() if k != const.GLASSES_PART} for i, kinds in parts.items()}
 
     source.index = without_glasses  # as if nobody wore any
-    preparation.prepare(source, place.whole, ids_train=ids["train"], ids_val=ids["val"])
+    preparation.prepare(source, context.whole, ids_train=ids["train"], ids_val=ids["val"])
     if any(_ids(masks[split]) != ids[split] for split in ids):
-        raise DataError(f"{source} does not hold all faces of {place.data}; give the --source that it was made from.")
+        raise DataError(f"{source} does not hold all faces of {context.data}; give the --source that it was made from.")
 
 
 # --- Training -------------------------------------------------------------------------------------------------------
-def made(folder: Path) -> dict | None:
+def training_record(folder: Path) -> dict | None:
     """When, where and with how much memory a finished run was trained; None for one that is not finished."""
-    path = folder / "made.json"
+    path = folder / "trained.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
-def check_settings(place: Place, run: Run) -> None:
+def check_settings(context: Context, run: Run) -> None:
     """Raises UserError where the run's folder holds one with other settings."""
     wanted = asdict(run.config)
-    for key, value in settings_of(place.folder(run)).items():
+    for key, value in settings_of(context.folder(run)).items():
         if wanted[key] != value:
             raise UserError(
-                f"{place.folder(run)} holds a run with {key} {value}, not {wanted[key]}; give another --runs."
+                f"{context.folder(run)} holds a run with {key} {value}, not {wanted[key]}; give another --runs."
             )
 
 
-def train(place: Place, run: Run) -> None:
+def train(context: Context, run: Run) -> None:
     """Train a run to its end, from where it stopped; nothing for a finished one."""
-    folder = place.folder(run)
-    if made(folder):
+    folder = context.folder(run)
+    if training_record(folder):
         return
-    place.runner.log(f"--- {run.name}")
+    context.runner.log(f"--- {run.name}")
+    data = context.whole if run.glasses_left_in else context.data
+    job = run, data, folder, context.runner.device_name, context.workers
     if run.alone:  # a fresh process, so that its memory is this run's
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            pool.submit(train_here, run, _data_of(place, run), folder, place.runner.device_name, place.workers).result()
+            pool.submit(train_here, *job).result()
     else:
-        train_here(run, _data_of(place, run), folder, place.runner.device_name, place.workers)
-
-
-def _data_of(place: Place, run: Run) -> Path:
-    return place.whole if run.glasses_left_in else place.data
+        train_here(*job)
 
 
 def train_here(run: Run, data: Path, folder: Path, device: str, workers: int | None) -> None:
@@ -273,7 +254,7 @@ def train_here(run: Run, data: Path, folder: Path, device: str, workers: int | N
         "hardware": hardware(runner.device),
         "peak_memory": peak_memory(runner.device),
     }
-    write_text(folder / "made.json", json.dumps(record, indent=2) + "\n")
+    write_text(folder / "trained.json", json.dumps(record, indent=2) + "\n")
 
 
 def hardware(device) -> str:
@@ -282,81 +263,71 @@ def hardware(device) -> str:
 
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    name = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-        name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), name)
-    return f"{name}, {usable_cores()} cores"
+    return f"{processor()}, {usable_cores()} cores"
 
 
 def peak_memory(device) -> int | None:
-    """Bytes: of the card's memory what PyTorch had allocated at most, else what this process had resident at most."""
+    """Bytes: of the card's memory what PyTorch had allocated at most, else what this process had resident at most;
+    None where the system does not tell."""
     import torch
 
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status")
-    if status.exists():  # ru_maxrss would count the process that this one was forked from
-        for line in status.read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    status = Path("/proc/self/status")  # ru_maxrss would count the process that this one was forked from
+    lines = status.read_text(encoding="ascii", errors="replace").splitlines() if status.exists() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)
 
 
 # --- Measuring ------------------------------------------------------------------------------------------------------
-def samples(place: Place, kind: str) -> Iterator[tuple]:
-    """Validation faces: (image uint8 (512, 512, 3), target boolean (512, 512), hidden boolean or None).
+def samples(context: Context, kind: str) -> Iterator[tuple]:
+    """Validation faces: (image uint8 (512, 512, 3), target boolean (512, 512), occluded boolean or None).
 
-    `hidden` is the part of the face behind the cover or the glasses. `kind` is clean, one of the covers, glasses
-    (drawn) or real glasses (the faces that wear some, where `prepare_whole` was called).
+    `occluded` is the part of the face behind the occluder or the glasses. `kind` is clean, one of the occluders,
+    glasses (drawn) or real glasses (the faces that wear some, where `prepare_whole` was called).
     """
     from robust import scenes
     from studies import robustness
 
     if kind == "clean":
-        for image, mask in robustness.faces_of(place.store):
+        for image, mask in robustness.faces_of(context.store):
             yield image, mask > 127, None
     elif kind == "real glasses":
-        whole = scenes.FaceStore([place.whole / "images_val"], [place.whole / "masks_val"], [None])
+        whole = scenes.FaceStore([context.whole / "images_val"], [context.whole / "masks_val"], [None])
         for i in range(len(whole)):
-            target = place.store[i].mask > 127
-            hidden = (whole[i].mask > 127) & ~target
-            if hidden.any():
-                yield place.store[i].image, target, hidden
+            target = context.store[i].mask > 127
+            occluded = (whole[i].mask > 127) & ~target
+            if occluded.any():
+                yield context.store[i].image, target, occluded
     else:
-        bare = robustness.faces_of(place.composer.faces)
-        for (_, clean), (image, mask) in zip(bare, robustness.covered_faces(place.composer, kind), strict=True):
+        bare = robustness.faces_of(context.composer.faces)
+        for (_, clean), (image, mask) in zip(bare, robustness.occluded_faces(context.composer, kind), strict=True):
             yield image, mask > 127, (clean > 127) & (mask <= 127)
 
 
-class Tally:
-    """What one network made of one kind of faces."""
+class Accumulator:
+    """What one network predicts of one kind of faces."""
 
     def __init__(self):
         from metrics import Counts
 
-        self.counts, self.near, self.hidden, self.called, self.pictures = Counts(), Counts(), 0, 0, 0
+        self.counts, self.box, self.occluded, self.called_face, self.pictures = Counts(), Counts(), 0, 0, 0
         self.each: list[list[Counts]] = []  # of clean faces: picture by picture, at each of LOGITS
 
-    def add(self, logits, target, hidden) -> None:
+    def add(self, logits, target, occluded) -> None:
         from metrics import Counts
 
         predicted = logits > 0
         self.pictures += 1
         self.counts.add(predicted, target, boundary=False)
-        if hidden is None:
+        if occluded is None:
             self.counts.add_bce(logits, target)
             self.each.append([Counts().add(logits > t, target, boundary=False) for t in LOGITS])
-        elif hidden.any():
-            self.hidden += int(hidden.sum())
-            self.called += int((predicted & hidden).sum())
-            rows, columns = hidden.any(1).nonzero()[0], hidden.any(0).nonzero()[0]
+        elif occluded.any():
+            self.occluded += int(occluded.sum())
+            self.called_face += int((predicted & occluded).sum())
+            rows, columns = occluded.any(1).nonzero()[0], occluded.any(0).nonzero()[0]
             box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-            self.near.add(predicted[box], target[box], boundary=False)
+            self.box.add(predicted[box], target[box], boundary=False)
 
     def record(self) -> dict:
         """Plain numbers: pixel counts, and of clean faces the figures at each threshold, averaged either way."""
@@ -365,7 +336,7 @@ class Tally:
             record["bce"] = self.counts.bce
             record["thresholds"] = {str(t): averaged([counts[k] for counts in self.each]) for k, t in enumerate(LOGITS)}
         else:
-            record |= {"near": _pixels(self.near), "hidden": self.hidden, "called": self.called}
+            record |= {"box": _pixels(self.box), "occluded": self.occluded, "called_face": self.called_face}
         return record
 
 
@@ -391,15 +362,15 @@ def measure(segmenters: dict, faces) -> dict[str, dict]:
     """Every face, seen once by each of the networks: {run: record}."""
     from tqdm.auto import tqdm
 
-    tallies = {name: Tally() for name in segmenters}
-    for image, target, hidden in tqdm(faces, unit="face", disable=None, leave=False):
+    found = {name: Accumulator() for name in segmenters}
+    for image, target, occluded in tqdm(faces, unit="face", disable=None, leave=False):
         for name, segmenter in segmenters.items():
-            tallies[name].add(segmenter.logits([image])[0], target, hidden)
-    return {name: tally.record() for name, tally in tallies.items()}
+            found[name].add(segmenter.logits([image])[0], target, occluded)
+    return {name: one.record() for name, one in found.items()}
 
 
 @dataclass
-class Measured:
+class Evaluation:
     """The kept `evaluation.json` of some weights, empty where it is of other weights or other faces."""
 
     folder: Path
@@ -419,62 +390,56 @@ class Measured:
         write_text(self.path, json.dumps(record, indent=1) + "\n")
 
 
-def segmenter(place: Place, weights: Path, *, precision: str = "fp32"):
+def segmenter(context: Context, weights: Path, *, precision: str = "fp32"):
     """Ready to predict; "fp32" is for measuring how good the weights are."""
     import model as networks
     from inference import Segmenter
 
     net, info = networks.load(weights)
-    return Segmenter(net, info, place.runner.device, precision=precision)
+    return Segmenter(net, info, context.runner.device, precision=precision)
 
 
-def measure_all(place: Place, names: list[str]) -> dict[str, Measured]:
+def measure_all(context: Context, names: list[str]) -> dict[str, Evaluation]:
     """What has not been measured yet of the finished runs of these experiments, and of the bundled weights."""
     wanted: dict[str, dict] = {}  # {run: {kind: None}}, a set in order
     for name in names:
-        for run in runs_of(name, place.budget, place.faces):
+        for run in runs_of(name, context.budget, context.faces):
             wanted.setdefault(run.name, {}).update(dict.fromkeys(MEASURED[name]))
-    weights = {run: place.runs / run / "model.best.pth" for run in wanted}
+    weights = {run: context.runs / run / "model.best.pth" for run in wanted}
     if "published" in names:
         import model as networks
 
         wanted["bundled"], weights["bundled"] = {"clean": None}, networks.bundled_weights()
-    kept = {run: Measured(place.runs / run, weights[run], len(place.store)) for run in wanted}
+    kept = {run: Evaluation(context.runs / run, weights[run], len(context.store)) for run in wanted}
     loaded = {}
     for kind in dict.fromkeys(kind for kinds in wanted.values() for kind in kinds):
         missing = [run for run in wanted if kind in wanted[run] and kind not in kept[run].kinds]
         if not missing:
             continue
-        place.runner.log(f"--- measuring {len(missing)} networks: {kind}")
+        context.runner.log(f"--- measuring {len(missing)} networks: {kind}")
         for run in missing:
-            loaded[run] = loaded.get(run) or segmenter(place, weights[run])
-        for run, record in measure({run: loaded[run] for run in missing}, samples(place, kind)).items():
+            loaded[run] = loaded.get(run) or segmenter(context, weights[run])
+        for run, record in measure({run: loaded[run] for run in missing}, samples(context, kind)).items():
             kept[run].kinds[kind] = record
             kept[run].save()
-    firsts = [f"{variant}-{MODEL_SEEDS[place.budget][0]}" for variant in MODELS]
+    firsts = [f"{variant}-{MODEL_SEEDS[context.budget][0]}" for variant in MODELS]
     if "models" in names and any(kept[run].seconds is None for run in firsts):
-        for run, seconds in speed(place, {run: weights[run] for run in firsts}).items():
+        for run, seconds in speed(context, {run: weights[run] for run in firsts}).items():
             kept[run].seconds = seconds
             kept[run].save()
     return kept
 
 
-def speed(place: Place, weights: dict[str, Path], rounds: int = 15) -> dict[str, float]:
-    """Median seconds that `predict` takes for a 512x512 picture, in turns, so that all suffer the same load."""
-    import statistics
-
-    networks = {run: segmenter(place, path, precision="auto") for run, path in weights.items()}
-    times = {run: [] for run in networks}
-    for _ in range(rounds + 2):
-        for run, network in networks.items():
-            started = time.perf_counter()
-            network.logits([place.store[0].image])
-            times[run].append(time.perf_counter() - started)
-    return {run: statistics.median(seconds[2:]) for run, seconds in times.items()}
+def speed(context: Context, weights: dict[str, Path]) -> dict[str, float]:
+    """Median seconds that `predict` takes for a 512x512 picture, interleaved."""
+    networks = {run: segmenter(context, path, precision="auto") for run, path in weights.items()}
+    image = context.store[0].image
+    ways = {run: lambda network=network: network.logits([image]) for run, network in networks.items()}
+    return interleaved(ways, 15, at_least=0)
 
 
 def cutout_fraction(cutout: str, size: int, masks: list, draws: int = 1000) -> tuple[float, float]:
-    """The mean shares of the picture and of the face that the augmentation's CoarseDropout takes.
+    """The mean fractions of the picture and of the face that the augmentation's CoarseDropout takes.
 
     Args:
         masks: of faces, uint8 (512, 512), which it is drawn over in turn.
@@ -498,70 +463,65 @@ def cutout_fraction(cutout: str, size: int, masks: list, draws: int = 1000) -> t
 
 
 # --- Results: plain numbers, from the files of the runs --------------------------------------------------------------
-def results_of(place: Place, name: str, kept: dict[str, Measured]) -> dict:
+def results_of(context: Context, name: str, kept: dict[str, Evaluation]) -> dict:
     """What results.json says of an experiment."""
-    runs = runs_of(name, place.budget, place.faces)
-    record = made(place.folder(runs[-1]))
-    details = json.loads((place.folder(runs[-1]) / "config.json").read_text(encoding="utf-8"))
-    ending = "--quick" if place.budget == "quick" else "--source CelebAMask-HQ.zip"
-    first = {
-        f"covers-on-{SEEDS[place.budget][0]}",
-        *(f"{variant}-{MODEL_SEEDS[place.budget][0]}" for variant in MODELS),
-    }
-    plain = [run for run in runs if run.name in first]
+    runs = runs_of(name, context.budget, context.faces)
+    record = training_record(context.folder(runs[-1]))
+    details = json.loads((context.folder(runs[-1]) / "config.json").read_text(encoding="utf-8"))
+    ending = "--quick" if context.budget == "quick" else "--source CelebAMask-HQ.zip"
+    variants = {"cutout-on": SEEDS[context.budget][0], **dict.fromkeys(MODELS, MODEL_SEEDS[context.budget][0])}
+    first = {f"{variant}-{seed}" for variant, seed in variants.items()}
     out = {
         "command": f"python -m studies.experiments {name} {ending}",
-        "budget": place.budget,
+        "budget": context.budget,
         "date": record["date"],
         "hardware": record["hardware"],
         "torch": details["torch"],
         "precision": details["precision_used"],
-        "train_faces": place.faces,
-        "val_faces": len(place.store),
-        "seeds": list(MODEL_SEEDS[place.budget] if name == "models" else SEEDS[place.budget]),
-        "settings": [_settings(place, run) for run in plain],
+        "train_faces": context.faces,
+        "val_faces": len(context.store),
+        "seeds": list(MODEL_SEEDS[context.budget] if name == "models" else SEEDS[context.budget]),
+        "settings": [_settings(context, run) for run in runs if run.name in first],
         "runs": {run.name: kept[run.name].kinds for run in runs},
     }
-    if name == "covers":
-        masks = [place.store[i].mask for i in range(min(len(place.store), 100))]
-        out["cutout"] = {
-            hole: cutout_fraction(hole, runs[0].config.size, masks) for hole in ("image+mask", "none", "image-only")
-        }
-    if name == "glasses":
-        out["wearers"] = {split: _wearers(place, split) for split in ("train", "val")}
-    if name == "models":
-        for change in MODELS.values():
-            ours = [run for run in runs if run.config.model == change["model"]]
-            out["models"] = {**out.get("models", {}), change["model"]: _model_row(place, ours, kept)}
-    if name == "data-size":
-        out["counts"] = face_counts(place.budget, place.faces)
-    if name == "published":
-        out["model_seeds"] = list(MODEL_SEEDS[place.budget])
+    if name == "occluders":
+        masks = [context.store[i].mask for i in range(min(len(context.store), 100))]
+        size = runs[0].config.size
+        out["cutout"] = {cut: cutout_fraction(cut, size, masks) for cut in ("image+mask", "none", "image-only")}
+    elif name == "glasses":
+        out["wearers"] = {split: _wearers(context, split) for split in ("train", "val")}
+    elif name == "models":
+        models = [change["model"] for change in MODELS.values()]
+        out["models"] = {m: _model_row(context, [run for run in runs if run.config.model == m], kept) for m in models}
+    elif name == "data-size":
+        out["counts"] = face_counts(context.budget, context.faces)
+    elif name == "published":
+        out["model_seeds"] = list(MODEL_SEEDS[context.budget])
         out["runs"]["bundled"] = kept["bundled"].kinds
     return out
 
 
-def _settings(place: Place, run: Run) -> dict:
+def _settings(context: Context, run: Run) -> dict:
     c = run.config
     keys = ("model", "size", "batch_size", "epochs", "lr", "ema", "pretrained")
-    steps = (c.epoch_size or place.faces) // c.batch_size * c.epochs
-    seeds = list((MODEL_SEEDS if run.alone else SEEDS)[place.budget])
+    steps = (c.epoch_size or context.faces) // c.batch_size * c.epochs
+    seeds = list((MODEL_SEEDS if run.alone else SEEDS)[context.budget])
     return {**{key: getattr(c, key) for key in keys}, "steps": steps, "seeds": seeds}
 
 
-def _wearers(place: Place, split: str) -> int:
-    """Faces of whose skin the annotated glasses hide a part."""
+def _wearers(context: Context, split: str) -> int:
+    """Faces part of whose skin is behind annotated glasses."""
     import cv2
 
     def differs(mask: Path) -> bool:
-        both = mask, place.whole / mask.parent.name / mask.name
+        both = mask, context.whole / mask.parent.name / mask.name
         ours, whole = (cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) for path in both)
         return bool((ours != whole).any())
 
-    return sum(differs(mask) for mask in sorted((place.data / f"masks_{split}").glob("*_skin.png")))
+    return sum(differs(mask) for mask in sorted((context.data / f"masks_{split}").glob("*_skin.png")))
 
 
-def _model_row(place: Place, runs: list[Run], kept: dict[str, Measured]) -> dict:
+def _model_row(context: Context, runs: list[Run], kept: dict[str, Evaluation]) -> dict:
     """Of the runs of one network, one a seed; seconds a picture are of the first."""
     import csv
 
@@ -569,15 +529,15 @@ def _model_row(place: Place, runs: list[Run], kept: dict[str, Measured]) -> dict
 
     histories = []
     for run in runs:
-        with open(place.folder(run) / "history.csv", encoding="utf-8", newline="") as file:
+        with open(context.folder(run) / "history.csv", encoding="utf-8", newline="") as file:
             rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
         histories.append([{key: row[key] for key in ("epoch", "seconds", "dice", "val_loss")} for row in rows])
-    net, _ = networks.load(place.folder(runs[0]) / "model.best.pth")
+    net, _ = networks.load(context.folder(runs[0]) / "model.best.pth")
     return {
         "parameters": sum(p.numel() for key, p in net.named_parameters() if "aux_classifier" not in key),
         "seconds_per_epoch": [min(row["seconds"] for row in history) for history in histories],
         "seconds_per_picture": kept[runs[0].name].seconds,
-        "peak_memory": max((made(place.folder(run))["peak_memory"] or 0 for run in runs), default=0) or None,
+        "peak_memory": max(training_record(context.folder(run))["peak_memory"] or 0 for run in runs) or None,
         "histories": histories,
     }
 
@@ -586,12 +546,13 @@ def _model_row(place: Place, runs: list[Run], kept: dict[str, Measured]) -> dict
 def aligned_photographs(runner: Runner) -> list:
     """The sample photographs' faces as CelebAMask-HQ aligns them: [(image uint8 (512, 512, 3), mask uint8), ...].
 
-    The bundled network finds the face; its box gets the place and width that CelebAMask-HQ's have. Not turned upright.
+    The bundled network finds the face; its box gets the position and width that CelebAMask-HQ's have. Not turned
+    upright.
     """
     import cv2
     import numpy as np
 
-    from inference import find_jobs, read_picture
+    from pictures import find_jobs, read_picture
 
     finder = Runner(runner.device_name, log=lambda *words: None).load("bundled")
     faces = []
@@ -611,14 +572,14 @@ def aligned_photographs(runner: Runner) -> list:
     return faces
 
 
-def covered_photographs(faces: list, kinds: list[str], seed: int) -> list:
-    """The faces in turn, each with a cover of the next kind drawn over it: [image, ...].
+def occluded_photographs(faces: list, kinds: list[str], seed: int) -> tuple[list, list]:
+    """The faces in turn, each with an occluder of the next kind drawn over it: images, and the masks that are left.
 
-    Covers are drawn anew until they hide a twentieth to six tenths of the face: less, or more, shows nothing.
+    Occluders are drawn anew until they hide a twentieth to six tenths of the face: less, or more, shows nothing.
     """
     import numpy as np
 
-    images = []
+    images, masks = [], []
     for i, kind in enumerate(kinds):
         image, mask = faces[i % len(faces)]
         for attempt in range(100):
@@ -627,54 +588,60 @@ def covered_photographs(faces: list, kinds: list[str], seed: int) -> list:
             if 0.05 < 1 - left.sum() / max(mask.sum(), 1) < 0.6:
                 break
         images.append(drawn)
-    return images
+        masks.append(left)
+    return images, masks
 
 
-FIGURE_SEED = 7  # of the drawn covers
-FIGURES = {  # experiment: kinds of cover, {row: variant}
-    "covers": (
+FIGURE_SEED = 7  # of the drawn occluders
+FIGURES = {  # experiment: kinds of occluder, {row: variant}
+    "occluders": (
         list(occluders.KINDS),
-        {"hole in image\nand mask": "covers-on", "no hole": "covers-off", "the silent\nfailure": "covers-lost"},
+        {"cutout:\nimage+mask": "cutout-on", "no cutout": "cutout-off", "cutout:\nimage only": "cutout-image-only"},
     ),
     "glasses": (
         ["glasses"] * 5,
-        {"masks without\nglasses": "covers-on", "glasses left\nin the masks": "glasses-left-in"},
+        {"masks without\nglasses": "cutout-on", "glasses left\nin the masks": "glasses-left-in"},
     ),
 }
 
 
-def draw_figure(place: Place, name: str, path: Path) -> None:
-    """The same covered faces for the first seed's networks of an experiment, a row each."""
+def draw_figure(context: Context, name: str, path: Path) -> None:
+    """The same occluded faces in each row: the target (the bundled network's mask of the bare face, less what is drawn
+    over it), the first seed's networks of an experiment, and the bundled network."""
+    import model as networks
     from studies.report import save_grid
 
     kinds, rows = FIGURES[name]
-    images = covered_photographs(aligned_photographs(place.runner), kinds, FIGURE_SEED)
-    masks = {}
-    for title, variant in rows.items():
-        network = segmenter(place, place.runs / f"{variant}-{SEEDS[place.budget][0]}" / "model.best.pth")
+    images, targets = occluded_photographs(aligned_photographs(context.runner), kinds, FIGURE_SEED)
+    seed = SEEDS[context.budget][0]
+    weights = {title: context.runs / f"{variant}-{seed}" / "model.best.pth" for title, variant in rows.items()}
+    weights["the bundled\nnetwork"] = networks.bundled_weights()
+    masks = {"target": targets}
+    for title, file in weights.items():
+        network = segmenter(context, file)
         masks[title] = [network.mask(image) for image in images]
     save_grid(images, masks, path)
 
 
 # --- The command ------------------------------------------------------------------------------------------------------
-def run_all(place: Place, names: list[str], out: Path) -> None:
+def run_all(context: Context, names: list[str], out: Path) -> None:
     """Train, measure, and write the results of these experiments; those of others are left as they are."""
     from studies import report
 
-    results = _earlier(out, place.budget == "quick")
+    results = _earlier(out, context.budget == "quick")
     for name in names:
-        for run in runs_of(name, place.budget, place.faces):
-            check_settings(place, run)
+        for run in runs_of(name, context.budget, context.faces):
+            check_settings(context, run)
     if "glasses" in names:
-        prepare_whole(place)
+        prepare_whole(context)
     for name in names:
-        for run in runs_of(name, place.budget, place.faces):
-            train(place, run)
-    kept = measure_all(place, names)
+        for run in runs_of(name, context.budget, context.faces):
+            train(context, run)
+    kept = measure_all(context, names)
     for name in names:
-        results["experiments"][name] = results_of(place, name, kept)
+        results["experiments"][name] = results_of(context, name, kept)
         if name in FIGURES:
-            draw_figure(place, name, out / f"{name}-faces.png")
+            draw_figure(context, name, out / f"{name}-faces.png")
     results["experiments"] = {name: results["experiments"][name] for name in NAMES if name in results["experiments"]}
     write_text(out / "results.json", json.dumps(results, indent=1) + "\n")
     report.write(out)
@@ -695,7 +662,7 @@ def _earlier(out: Path, quick: bool) -> dict:
     return results
 
 
-def find_place(args) -> Place:
+def find_context(args) -> Context:
     """Folders and budget as the command says; data is prepared from the source where it is missing.
 
     Raises:
@@ -709,10 +676,10 @@ def find_place(args) -> Place:
     data = data or const.CELEB_DIR
     runner = Runner(args.device)
     if not preparation.is_prepared(data):
-        for fault in preparation.prepare(find_source(source, data), data).skipped:
-            runner.log(f"left out: {fault}")
+        for face in preparation.prepare(find_source(source, data), data).skipped:
+            runner.log(f"skipped: {face}")
     budget = "quick" if args.quick else "gpu" if runner.device.type == "cuda" else "cpu"
-    return Place(data, runs, runner, budget, source, 0 if args.quick else args.workers)
+    return Context(data, runs, runner, budget, source, 0 if args.quick else args.workers)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -730,25 +697,16 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    from model import ModelError
+    out = args.out or (RESULTS_DIR.with_name("results-quick") if args.quick else RESULTS_DIR)
 
-    try:
+    def work() -> None:
         for name in args.names:
             if name not in NAMES:
                 raise UserError(f"There is no experiment {name}; there are {', '.join(NAMES)}.")
-        out = args.out or (RESULTS_DIR.with_name("results-quick") if args.quick else RESULTS_DIR)
-        run_all(find_place(args), list(dict.fromkeys(args.names)) or list(NAMES), out)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
-    except (UserError, DataError, ModelError, TrainingError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"error: {error.filename or 'writing'}: {error.strerror or error}.", file=sys.stderr)
-        return 1
-    print(f"README.md, results.json and the plots are in {out}")
-    return 0
+        run_all(find_context(args), list(dict.fromkeys(args.names)) or list(NAMES), out)
+        print(f"tables.md, results.json and the plots are in {out}")
+
+    return exit_code(work, "stopped; the same command goes on from here")
 
 
 if __name__ == "__main__":

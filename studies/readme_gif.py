@@ -44,9 +44,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--weights", default="bundled")
     args = parser.parse_args(argv)
     from drawing import overlay, parse_color, save_gif
-    from inference import PictureError, read_picture
     from main import Runner
     from model import ModelError
+    from pictures import PictureError, read_picture
 
     try:
         runner = Runner().load(args.weights)

@@ -1,10 +1,10 @@
-"""How weights hold up: whole photographs, covers, bad light, no face at all; measured as `predict` works.
+"""How weights hold up: whole photographs, occluders, bad light, no face at all; measured as `predict` works.
 
     python data_preprocessing.py --persons
     python -m studies.robustness --weights bundled --backgrounds DIR
 
 Nothing measured here was trained on: the faces are the validation split's, and of the photographs without faces every
-fifth, in name order, is held out by the robust recipe. The drawn covers and changes have a fixed seed. Writes
+fifth, in name order, is held out by the robust recipe. Drawn occluders and changes have a fixed seed. Writes
 `robustness.json` and `robustness.md` to --out.
 """
 
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,9 +20,12 @@ import cv2
 import numpy as np
 
 import const
-from data_preprocessing import positive
+from common import UserError, write_text
+from data_preprocessing import is_prepared, positive
 from metrics import Counts
 from robust import occluders, scenes
+from studies.command import exit_code
+from studies.timing import interleaved
 
 SEED = 7
 SIZE = scenes.SIZE
@@ -95,8 +97,8 @@ def faces_of(store: scenes.FaceStore) -> Iterator[Sample]:
         yield store[i].image, store[i].mask
 
 
-def covered_faces(composer: scenes.SceneComposer, kind: str) -> Iterator[Sample]:
-    """Every face once with a cover of this kind, textured from the held-out photographs."""
+def occluded_faces(composer: scenes.SceneComposer, kind: str) -> Iterator[Sample]:
+    """Every face once with a drawn occluder of this kind, textured from the held-out photographs."""
     for i in range(len(composer.faces)):
         rng = np.random.default_rng((SEED, i))
         other = composer.faces[int(rng.integers(len(composer.faces)))]
@@ -109,13 +111,13 @@ def covered_faces(composer: scenes.SceneComposer, kind: str) -> Iterator[Sample]
 
 
 def photographs(
-    composer: scenes.SceneComposer, count: int, share: tuple[float, float], size=(480, 640)
+    composer: scenes.SceneComposer, count: int, widths: tuple[float, float], size=(480, 640)
 ) -> Iterator[Sample]:
-    """Composed pictures with one to three of the people."""
+    """Composed pictures with one to three of the people, faces `widths` (from, to) of the width."""
     for i in range(count):
         rng = np.random.default_rng((SEED, i))
         people = rng.choice(len(composer.faces), size=min(1 + i % 3, len(composer.faces)), replace=False).tolist()
-        image, target, _ = composer.photograph(rng, people, size, share)
+        image, target, _ = composer.photograph(rng, people, size, widths)
         yield image, target
 
 
@@ -127,90 +129,99 @@ def skin_tone(image: np.ndarray, mask: np.ndarray) -> float:
 
 
 # --- Measuring ------------------------------------------------------------------------------------------------------
-def measure(segmenter, samples) -> tuple[Counts, list[float]]:
-    """Pooled counts over (image, target), and the Dice of each picture."""
+def measure(segmenter, samples) -> dict:
+    """Figures of counts pooled over (image, target), and the mean Dice of the tenth of pictures where it is lowest.
+    What is undefined without a face in the targets is None."""
     total, each = Counts(), []
     for image, target in samples:
         logits = segmenter.logits([image])[0]
         one = Counts().add(logits > 0, target > 127).add_bce(logits, target > 127)
         each.append(one.dice)
         total = total + one
-    return total, each
+    lowest = sorted(each)[: max(1, len(each) // 10)]
+    return {
+        **total.summary(),
+        "lowest_decile_dice": float(np.mean(lowest)) if total.tp + total.fn else None,
+        "predicted_positive_rate": total.predicted_positive_rate,
+        "pictures": len(each),
+    }
 
 
-SECTIONS = ("faces", "skin tone", "covers", "changes", "photographs", "no face", "speed")
+SECTIONS = ("faces", "skin tone", "drawn occluders", "changes", "photographs", "no face", "speed")
 
 
 def run(
     segmenter, data: Path, backgrounds: Path | None, *, scenes_count: int = 150, sections=SECTIONS, log=print
 ) -> dict:
-    """The tables of these sections: {section: {row: {"dice", "iou", "boundary_iou", ...}}}."""
+    """The tables of these sections, {section: {row: figures}}, and {"skipped": {section: the option that it needs}}."""
     store = scenes.FaceStore([data / "images_val"], [data / "masks_val"], [data / "persons_val"])
     held_out = scenes.find_backgrounds(backgrounds, held_out=True) if backgrounds else []
     composer = scenes.SceneComposer(store, scenes.PhotoStore(held_out))
-    table: dict[str, dict[str, dict]] = {}
+    needs = {}
+    if not held_out:
+        needs["no face"] = "photographs in --backgrounds"
+    if not any(person for _, _, person in store.entries):
+        needs["photographs"] = "silhouettes of the people: python data_preprocessing.py --persons"
+    table: dict[str, dict] = {"skipped": {name: needs[name] for name in sections if name in needs}}
     for section in sections:
-        if section == "speed":
+        if section in needs:
+            log(f"{section}: skipped, it needs {needs[section]}")
+        elif section == "speed":
             table[section] = speed(segmenter, store[0].image)
             for name, seconds in table[section].items():
                 log(f"{seconds:.3f} s  {name}")
-            continue
-        for name, samples in _rows(section, composer, held_out, scenes_count):
-            counts, each = measure(segmenter, samples)
-            table.setdefault(section, {})[name] = {
-                **counts.summary(), "worst_tenth_dice": float(np.mean(sorted(each)[: max(1, len(each) // 10)])),
-                "painted": counts.painted, "pictures": len(each),
-            }  # fmt: skip
-            log(f"{section:12} {name:32} Dice {counts.dice:.4f}  IoU {counts.iou:.4f}"
-                f"  boundary {counts.boundary_iou:.4f}  painted {counts.painted:.4f}")  # fmt: skip
+        else:
+            for name, samples in _rows(section, composer, held_out, scenes_count):
+                figures = measure(segmenter, samples)
+                table.setdefault(section, {})[name] = figures
+                cells = (f"{title} {cell}" for title, cell in _cells(figures).items() if cell != "-")
+                log(f"{section:15} {name:32} {'  '.join(cells)}")
     return table
 
 
 def _rows(section: str, composer, held_out: list[Path], scenes_count: int) -> Iterator[tuple[str, Iterator[Sample]]]:
-    """(name, samples) of each row of a section; none where its faces or photographs are missing."""
+    """(name, samples) of each row of a section."""
     store = composer.faces
     if section == "faces":
         yield "clean", faces_of(store)
+        if worn := [face for face in faces_of(store) if _wears_glasses(face[1])]:
+            yield "with glasses", worn
     elif section == "skin tone":
         order = np.argsort([skin_tone(image, mask) for image, mask in faces_of(store)])
         thirds = np.array_split(order, 3)
         for name, ids in zip(("darkest third", "middle third", "lightest third"), thirds, strict=True):
             yield name, ((store[i].image, store[i].mask) for i in ids)
-    elif section == "covers":
-        if worn := [f for f in faces_of(store) if _wears_glasses(f[1])]:
-            yield "real glasses", worn
+    elif section == "drawn occluders":
         for kind in ("glasses", *occluders.KINDS):
-            yield f"drawn: {kind}", covered_faces(composer, kind)
+            yield kind, occluded_faces(composer, kind)
     elif section == "changes":
         for name, change in CHANGES.items():
             yield name, (change(*sample) for sample in faces_of(store))
-    elif section == "photographs" and any(store[i].person is not None for i in range(len(store))):
+    elif section == "photographs":
         for low, high in ((0.06, 0.1), (0.1, 0.2), (0.2, 0.45), (0.06, 0.45)):
             name = f"faces {low:.0%} to {high:.0%} of the width"
             yield name, photographs(composer, scenes_count, (low, high))
-    elif section == "no face" and held_out:
+    elif section == "no face":
         yield "held-out photographs", ((p, np.zeros(p.shape[:2], np.uint8)) for p in map(_read, held_out))
 
 
 def speed(segmenter, picture: np.ndarray, runs: int = 15) -> dict[str, float]:
-    """Median seconds for one 512x512 picture as `predict` takes it, in the fastest number format, and in turn with it
-    for torchvision's LR-ASPP MobileNetV3-Large, in full precision as torchvision gives it."""
+    """Median seconds for one 512x512 picture as `predict` takes it, in the fastest precision, interleaved with
+    torchvision's LR-ASPP MobileNetV3-Large in fp32, as torchvision gives it."""
     import torch
     from torchvision.models.segmentation import lraspp_mobilenet_v3_large
 
     from inference import Segmenter
 
-    swift = Segmenter(segmenter.net, segmenter.info, segmenter.device, flip=segmenter.flip, passes=segmenter.passes)
+    ours = Segmenter(segmenter.net, segmenter.info, segmenter.device, flip=segmenter.flip, passes=segmenter.passes)
     other = lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=1).eval().to(segmenter.device)
     x = torch.zeros(1, 3, SIZE, SIZE, device=segmenter.device)
-    times: dict[str, list[float]] = {"these weights, 512x512 picture": [], "LR-ASPP MobileNetV3-Large, 512x512": []}
-    for _ in range(runs + 2):
-        for name, run_one in zip(times, (lambda: swift.logits([picture]), lambda: other(x)["out"].cpu()), strict=True):
-            started = time.perf_counter()
-            with torch.inference_mode():
-                run_one()
-            times[name].append(time.perf_counter() - started)
-    return {name: float(np.median(seconds[2:])) for name, seconds in times.items()}
+    ways = {
+        "these weights, 512x512 picture": lambda: ours.logits([picture]),
+        "LR-ASPP MobileNetV3-Large, 512x512": lambda: other(x)["out"].cpu(),
+    }
+    with torch.inference_mode():
+        return interleaved(ways, runs, at_least=0)
 
 
 def _wears_glasses(mask: np.ndarray) -> bool:
@@ -222,27 +233,36 @@ def _read(path: Path) -> np.ndarray:
     return cv2.cvtColor(cv2.imread(str(path), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
 
 
+def _cells(figures: dict) -> dict[str, str]:
+    """A row's figures by the table's heads; a dash for what is undefined."""
+    keys = {"Dice": "dice", "IoU": "iou", "boundary IoU": "boundary_iou", "lowest decile": "lowest_decile_dice"}
+    cells = {title: "-" if figures[key] is None else f"{figures[key]:.4f}" for title, key in keys.items()}
+    empty = figures["dice"] is None  # no face in the targets: every positive is a false one
+    rates = ["-", f"{figures['predicted_positive_rate']:.2%}"]
+    cells |= dict(zip(("predicted positive", "false positive"), rates[:: 1 if empty else -1], strict=True))
+    return cells | {"pictures": str(figures["pictures"])}
+
+
 def to_markdown(table: dict) -> str:
-    lines = [
-        "| | Dice | IoU | boundary IoU | Dice of the worst tenth | painted | pictures |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    """The figures in one table. "Lowest decile": the mean Dice of the tenth of pictures where it is lowest."""
+    lines = []
     for section, rows in table.items():
-        if section == "speed":
-            lines += ["", *(f"{name}: {seconds:.3f} s (median)" for name, seconds in rows.items())]
-            continue
-        for name, v in rows.items():
-            keys = ("dice", "iou", "boundary_iou", "worst_tenth_dice")
-            ratios = " | ".join(
-                "" if section == "no face" else f"{v[key]:.3f}" for key in keys
-            )  # none without a target
-            lines.append(f"| {section}: {name} | {ratios} | {v['painted']:.2%} | {v['pictures']} |")
+        if section not in ("skipped", "speed"):
+            for name, figures in rows.items():
+                cells = _cells(figures)
+                if not lines:
+                    lines = [f"| | {' | '.join(cells)} |", "|---" * (len(cells) + 1) + "|"]
+                lines.append(f"| {section}: {name} | {' | '.join(cells.values())} |")
+    for name, seconds in table.get("speed", {}).items():
+        lines += ["", f"{name}: {seconds:.3f} s (median)"]
+    for section, needed in table["skipped"].items():
+        lines += ["", f"{section}: skipped, it needs {needed}"]
     return "\n".join(lines) + "\n"
 
 
-def main(argv: list[str] | None = None) -> int:
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description="Measure weights on covers, changes, composed photographs and no face."
+        description="Measure weights on occluders, changes, composed photographs and no face."
     )
     parser.add_argument("--weights", default="bundled", help="a file, 'bundled' or 'published'")
     parser.add_argument("--data", type=Path, default=const.CELEB_DIR, help="prepared folders, with persons_val")
@@ -253,30 +273,25 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--passes", type=int, choices=(1, 2))
     parser.add_argument("--flip", action="store_true")
     parser.add_argument("--device", default="auto")
-    args = parser.parse_args(argv)
-    from common import write_text
-    from data_preprocessing import DataError, is_prepared
-    from main import Runner, UserError
-    from model import ModelError
+    return parser
 
-    try:
+
+def main(argv: list[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    from main import Runner
+
+    def work() -> None:
         if not is_prepared(args.data):
             raise UserError(f"{args.data} holds no prepared faces; run `python data_preprocessing.py --persons`.")
         if args.backgrounds is not None and not args.backgrounds.is_dir():
             raise UserError(f"There is no folder {args.backgrounds}.")
         runner = Runner(args.device).load(args.weights, flip=args.flip, passes=args.passes, precision="fp32")
         table = run(runner.segmenter, args.data, args.backgrounds, scenes_count=args.scenes, sections=args.only)
-        args.out.mkdir(parents=True, exist_ok=True)
         write_text(args.out / "robustness.json", json.dumps({"weights": runner.weights_name, **table}, indent=2) + "\n")
         write_text(args.out / "robustness.md", to_markdown(table))
-    except (UserError, DataError, ModelError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"error: {error.filename or args.out}: {error.strerror or error}.", file=sys.stderr)
-        return 1
-    print(f"robustness.json and robustness.md are in {args.out}")
-    return 0
+        print(f"robustness.json and robustness.md are in {args.out}")
+
+    return exit_code(work)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import inference
 import main
+import pictures
 
 
 @pytest.fixture
@@ -82,8 +82,8 @@ def test_few_pictures_are_in_memory_at_a_time(monkeypatch):
         def logits(self, pictures):
             return [np.zeros((8, 8), np.float32) for _ in pictures]
 
-    monkeypatch.setattr(inference, "read_picture", read)
-    jobs = (inference.Job(f"{i}", f"{i}") for i in range(2000))
-    done = sum(1 for _ in inference.predict_files(Net(), jobs, batch_size=4, on_result=written))
+    monkeypatch.setattr(pictures, "read_picture", read)
+    jobs = (pictures.Job(f"{i}", f"{i}") for i in range(2000))
+    done = sum(1 for _ in pictures.predict_files(Net(), jobs, batch_size=4, on_result=written))
     assert done == 2000
     assert held["most"] <= 20

@@ -21,12 +21,14 @@ import dataset
 import inference
 import main
 import model
+import pictures
 from main import Runner
 
 MODULES = [
-    "main", "const", "common", "data_preprocessing", "dataset", "devices", "drawing", "inference", "metrics", "model",
-    "training", "extras.onnx_export", "extras.trackers", "extras.video", "robust.occluders", "robust.scenes",
-    "studies.benchmark", "studies.drawn_faces", "studies.experiments", "studies.report", "studies.robustness",
+    "main", "const", "common", "data_preprocessing", "dataset", "devices", "drawing", "evaluation", "inference",
+    "metrics", "model", "pictures", "training", "extras.onnx_export", "extras.trackers", "extras.video",
+    "robust.occluders", "robust.scenes", "studies.benchmark", "studies.drawn_faces", "studies.experiments",
+    "studies.report", "studies.robustness",
 ]  # fmt: skip
 
 
@@ -408,7 +410,7 @@ def test_arrays_that_are_no_pictures(bad, runner):
 def test_files_that_are_no_pictures(runner, tmp_path):
     (tmp_path / "a.jpg").write_text("hello")
     for path in (tmp_path / "a.jpg", tmp_path / "gone.jpg", tmp_path):
-        with pytest.raises(inference.PictureError):
+        with pytest.raises(pictures.PictureError):
             runner.predict_image(path)
 
 
@@ -428,7 +430,7 @@ def test_evaluate_gives_figures_that_masks_bear_out(prepared, lite_weights, tmp_
     bce, pixels = 0.0, 0
     for image, mask in faces.pairs:
         target = cv2.imread(str(mask), cv2.IMREAD_GRAYSCALE) > 127
-        logits = exact.logits([inference.read_picture(image)])[0]
+        logits = exact.logits([pictures.read_picture(image)])[0]
         logits = cv2.resize(logits, (512, 512), interpolation=cv2.INTER_LINEAR)
         for name, threshold in (("probability 0.5", 0.0), ("logit 0.1", 0.1)):
             face = logits > threshold
@@ -522,7 +524,7 @@ def test_the_main_job_on_the_sample_photographs(tmp_path):
     assert len(samples) >= 3
     for sample in samples:
         mask = cv2.imread(str(tmp_path / "predictions" / f"{sample.stem}_mask.png"), cv2.IMREAD_UNCHANGED)
-        assert mask.shape == inference.read_picture(sample).shape[:2]
+        assert mask.shape == pictures.read_picture(sample).shape[:2]
         assert 0.005 < (mask > 0).mean() < 0.7, sample.name
 
 

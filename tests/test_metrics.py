@@ -23,7 +23,7 @@ def test_hand_computed_counts():
     assert counts.iou == pytest.approx(6 / 12)
     assert counts.precision == pytest.approx(6 / 8)
     assert counts.recall == pytest.approx(6 / 10)
-    assert counts.painted == pytest.approx(8 / 20)
+    assert counts.predicted_positive_rate == pytest.approx(8 / 20)
     assert set(counts.summary()) == {"dice", "iou", "precision", "recall", "boundary_iou"}
     assert set(counts.add_bce(np.zeros((1, 20)), masks(6, 2, 4, 8)[1]).summary()) == {*Counts().summary(), "bce"}
 
@@ -32,7 +32,7 @@ def test_hand_computed_counts():
     ("tp", "fp", "fn", "dice", "iou", "precision", "recall"),
     [
         (0, 0, 0, 1, 1, 1, 1),  # nothing to find, nothing found
-        (0, 5, 0, 0, 0, 0, 1),  # painted where there is no face
+        (0, 5, 0, 0, 0, 0, 1),  # predicted where there is no face
         (0, 0, 5, 0, 0, 1, 0),  # a face that was not found
         (5, 0, 0, 1, 1, 1, 1),
     ],
@@ -40,11 +40,14 @@ def test_hand_computed_counts():
 def test_empty_masks(tp, fp, fn, dice, iou, precision, recall):
     counts = Counts().add(*masks(tp, fp, fn, 9))
     assert (counts.dice, counts.iou, counts.precision, counts.recall) == (dice, iou, precision, recall)
+    shown = counts.summary()
+    assert (shown["dice"] is None) == (shown["iou"] is None) == (shown["recall"] is None) == (tp + fn == 0)
+    assert (shown["precision"] is None) == (tp + fp == 0)
 
 
 def test_no_pictures_at_all():
     assert math.isnan(Counts().bce)
-    assert Counts().painted == 0
+    assert Counts().predicted_positive_rate == 0
     assert "bce" not in Counts().summary()
 
 

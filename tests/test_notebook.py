@@ -7,6 +7,7 @@ core each, on copies of the project and without a network.
 import base64
 import csv
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -24,6 +25,7 @@ from nbclient import NotebookClient
 
 NOTEBOOK = ROOT / "notebooks" / "face_segmentation.ipynb"
 NOWHERE = "http://127.0.0.1:9"  # a proxy that is not there: no network
+PACKAGE = "albumentations<2.1,>=2.0.8"  # as requirements.txt asks for it
 EPOCHS = "epochs=1,"  # of the tiny budget, as the notebook writes it
 
 
@@ -78,8 +80,9 @@ def copy_project(target: Path) -> Path:
     target.mkdir(parents=True)
     for path in ROOT.glob("*.py"):
         shutil.copy(path, target)
-    for folder in ("test_path", "weights"):
-        shutil.copytree(ROOT / folder, target / folder)
+    shutil.copy(ROOT / "requirements.txt", target)
+    for folder in ("extras", "robust", "studies", "test_path", "weights"):
+        shutil.copytree(ROOT / folder, target / folder, ignore=shutil.ignore_patterns("__pycache__"))
     return target
 
 
@@ -150,7 +153,8 @@ def check_files(work: Path, data: Path, epochs: int) -> Path:
     metrics = json.loads((run / "evaluation" / "metrics.json").read_text())
     assert metrics["pictures"] == 6
     for table in metrics["metrics"].values():
-        assert all(0 <= table[name] <= 1 for name in ("dice", "iou", "precision", "recall", "boundary_iou"))
+        assert all(0 <= table[name] <= 1 for name in ("dice", "iou", "recall", "boundary_iou"))
+        assert 0 <= (table["precision"] or 0) <= 1  # undefined where nothing was predicted
     assert cv2.imread(str(run / "evaluation" / "worst.jpg")) is not None
     for photo in (p for p in (ROOT / "test_path").iterdir() if p.suffix != ".md"):
         size = cv2.imread(str(photo)).shape
@@ -211,11 +215,11 @@ def test_on_kaggle_it_reads_the_input_and_writes_to_the_working_folder(execute, 
     git = ["git", "-C", str(origin), "-c", "user.name=test", "-c", "user.email=test@example.org"]
     for command in (["init", "--quiet", "--initial-branch", "main"], ["add", "."], ["commit", "--quiet", "-m", "all"]):
         subprocess.run([*git, *command], check=True)
-    working = tmp_path / "working"
+    working, temp = tmp_path / "working", tmp_path / "temp"
     working.mkdir()
     outside = [mount, tmp_path / "origin"]
     before, checkout = [snapshot(folder) for folder in outside], made_in_checkout()
-    kaggle = {"KAGGLE_KERNEL_RUN_TYPE": "Batch", "KAGGLE_INPUT": mount, "KAGGLE_WORKING": working}
+    kaggle = {"KAGGLE_KERNEL_RUN_TYPE": "Batch", "KAGGLE_INPUT": mount, "KAGGLE_WORKING": working, "KAGGLE_TEMP": temp}
     fork = (f'"{repository(notebook)}"', f'"{origin.as_uri()}"')
     printed = execute(working, replace=[fork], **kaggle)
     code = f"the code is in {(working / 'face-segmentation').resolve()}"
@@ -223,10 +227,51 @@ def test_on_kaggle_it_reads_the_input_and_writes_to_the_working_folder(execute, 
     assert code in first_cell(notebook, working, **kaggle).stdout  # not cloned a second time
     assert f"CelebAMask-HQ: {mount / 'celebamaskhq' / 'CelebAMask-HQ'}" in printed
     assert "DRAWN" not in printed
-    check_files(working, working / "CelebAMask-HQ", epochs=1)
+    check_files(working, temp / "CelebAMask-HQ", epochs=1)
+    assert not list(working.glob("**/images_*"))  # what is in the working folder becomes the notebook's output
     assert [snapshot(folder) for folder in outside] == before
-    assert sorted(tmp_path.iterdir()) == sorted([*outside, working])
+    assert sorted(tmp_path.iterdir()) == sorted([*outside, working, temp])
     assert made_in_checkout() == checkout
+
+
+# --- Single cells ----------------------------------------------------------------------------------------------------
+def cell_with(notebook, words: str) -> str:
+    (source,) = (cell.source for cell in code_cells(notebook) if words in cell.source)
+    return source
+
+
+@pytest.mark.parametrize(
+    ("device", "label", "model"),
+    [("cuda", "CelebAMask-HQ", "deeplabv3"), ("cuda", "DRAWN faces", "lite"), ("cpu", "CelebAMask-HQ", "lite")],
+)
+def test_the_large_network_is_for_a_gpu_and_real_faces(device, label, model, notebook, tmp_path, capsys):
+    names = {"TINY": False, "DEVICE": device, "LABEL": label, "RUNS": tmp_path, "DATA": tmp_path}
+    exec(cell_with(notebook, "config = Config()"), names)
+    assert names["config"].model == model
+    assert model in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("have", "installed"), [("1.4.24", [PACKAGE]), ("2.0.8", []), (None, [PACKAGE])])
+def test_old_packages_are_replaced_by_version(have, installed, notebook, monkeypatch, capsys):
+    from importlib import metadata
+
+    asked, real = [], metadata.version
+
+    def version(name):
+        if name == "albumentations" and have is None:
+            raise metadata.PackageNotFoundError(name)
+        return have if name == "albumentations" else real(name)
+
+    def pip(command):
+        asked.append(command)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(metadata, "version", version)
+    monkeypatch.setattr(subprocess, "run", pip)
+    names = {"HOME": ROOT, "importlib": importlib, "subprocess": subprocess, "sys": sys}
+    exec(cell_with(notebook, "Requirement"), names)
+    assert [name for command in asked for name in command[5:]] == installed
+    assert "installed now:" in capsys.readouterr().out
 
 
 # --- Its first cell alone --------------------------------------------------------------------------------------------

@@ -27,9 +27,22 @@ import main
 import model
 import training
 from metrics import Counts
+from robust.recipe import Robust, RobustConfig, edge_bce_dice
 from training import Config, Trainer
 
-TINY = ["--model", "lite", "--size", "64", "--batch-size", "4", "--device", "cpu", "--precision", "fp32"]
+TINY = [
+    "--model",
+    "lite",
+    "--no-pretrained",
+    "--size",
+    "64",
+    "--batch-size",
+    "4",
+    "--device",
+    "cpu",
+    "--precision",
+    "fp32",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +67,7 @@ def numbers(run_dir: Path) -> np.ndarray:
 def assert_same_run(a: Path, b: Path) -> None:
     np.testing.assert_allclose(numbers(a), numbers(b), rtol=1e-6, atol=1e-9)
     one, two = (torch.load(d / "last.pth", weights_only=True) for d in (a, b))
-    for part in ("model", "averaged"):
+    for part in ("model", "ema"):
         if one[part] is not None:
             assert one[part].keys() == two[part].keys()
             for key, value in one[part].items():
@@ -164,7 +177,7 @@ def test_what_cannot_be_resumed(finished, prepared, capsys, tmp_path):
 # --- Killed and resumed ---------------------------------------------------------------------------------------------
 RECIPES = {
     "original": ["--lr", "0.01", "--epochs", "8"],
-    "robust": ["--recipe", "robust", "--lr", "0.003", "--epochs", "5", "--limit", "6"],
+    "robust": ["--recipe", "robust", "--lr", "0.003", "--epochs", "5", "--limit", "12"],
 }
 
 
@@ -193,12 +206,12 @@ def test_a_killed_run_resumes_to_the_same_numbers(recipe, prepared, tmp_path, ca
     assert_same_run(whole, killed)
     if recipe == "robust":
         state = torch.load(whole / "last.pth", weights_only=True)
-        key = "stem.0.weight"
-        assert not torch.equal(state["averaged"]["module." + key], state["model"][key])
+        key = "encoder.stem.0.weight"
+        assert not torch.equal(state["ema"]["module"][key], state["model"][key])
         kept, info = model.load(whole / "model.best.pth")
         assert info.passes == 2
         if min(history(whole), key=lambda row: row["val_loss"])["epoch"] == 5:
-            assert torch.equal(kept.state_dict()[key], state["averaged"]["module." + key])
+            assert torch.equal(kept.state_dict()[key], state["ema"]["module"][key])
         rates = [row["lr"] for row in history(whole)]
         assert rates[-1] < 1e-4 < max(rates) <= 0.003  # one cycle: up, and down to nearly nothing
         assert train(prepared, killed, "--resume", "--epochs", 9) == 1  # its schedule is drawn over the whole run
@@ -217,23 +230,18 @@ class Dropping(nn.Module):
         return nn.functional.interpolate(self.head(self.body(x)), size=x.shape[-2:])
 
 
-def trainer(prepared, run_dir, config: Config, *, workers=0, net=None) -> Trainer:
-    def loader(size, split="train", train=True):
-        transform = dataset.train_transform(size) if train else dataset.val_transform(size)
-        faces = dataset.Celeb(prepared / f"images_{split}", prepared / f"masks_{split}", transform)
-        return dataset.make_loader(faces, config.batch_size, train=train, workers=workers)
-
+def trainer(prepared, run_dir, config: Config, *, workers=0, net=None, recipe=training.Original) -> Trainer:
     torch.manual_seed(config.seed)
-    return Trainer(
-        net or Dropping(), config, run_dir, train_loader=loader, val_loader=loader(32, "val", False), device="cpu"
-    )
+    made = recipe(config, prepared, run_dir, workers=workers, device="cpu", log=lambda line: None)
+    val_loader = training.validation_loader(config, prepared, workers=workers, cache=False)
+    return Trainer(made, run_dir, net=net or Dropping(), val_loader=val_loader, device="cpu")
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_resuming_with_dropout_phases_and_other_workers(workers, prepared, tmp_path, monkeypatch):
+def test_resuming_with_dropout_progressive_resizing_and_other_workers(workers, prepared, tmp_path, monkeypatch):
     """Workers live through the epochs of a run, and start anew when it is resumed: dropout must not notice."""
-    config = Config("lite", size=32, epochs=4, lr=0.01, phases=[(0.0, 32), (0.5, 48)], ema=0.9)
-    trainer(prepared, tmp_path / "whole", config, workers=1).fit()
+    config = RobustConfig(size=32, batch_size=4, epochs=4, progressive=[(0.0, 32), (0.5, 48)], ema=0.9, val_limit=None)
+    trainer(prepared, tmp_path / "whole", config, workers=1, recipe=Robust).fit()
 
     class Killed(Exception):
         pass
@@ -242,7 +250,7 @@ def test_resuming_with_dropout_phases_and_other_workers(workers, prepared, tmp_p
         if len(rows) == 3:
             raise Killed
 
-    part = trainer(prepared, tmp_path / "part", config, workers=0)
+    part = trainer(prepared, tmp_path / "part", config, workers=0, recipe=Robust)
     write = part._record
 
     def record(*args):
@@ -252,7 +260,7 @@ def test_resuming_with_dropout_phases_and_other_workers(workers, prepared, tmp_p
     monkeypatch.setattr(part, "_record", record)
     with pytest.raises(Killed):
         part.fit()
-    again = trainer(prepared, tmp_path / "part", config, workers=workers)
+    again = trainer(prepared, tmp_path / "part", config, workers=workers, recipe=Robust)
     again.resume(torch.load(tmp_path / "part" / "last.pth", weights_only=True))
     assert len(again.fit()) == 4
     np.testing.assert_allclose(numbers(tmp_path / "part"), numbers(tmp_path / "whole"), rtol=1e-6)
@@ -297,7 +305,8 @@ def test_a_changed_rate_is_taken_up(prepared, tmp_path):
 
 
 def test_a_loss_that_is_no_number(prepared, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(training.LOSSES, "original", lambda logits, target: logits.sum() * float("nan"))
+    nan = staticmethod(lambda logits, target: logits.sum() * float("nan"))
+    monkeypatch.setattr(training.Original, "loss", nan)
     assert train(prepared, tmp_path, "--epochs", 2, "--limit", 4, "--workers", 0) == 1
     one_sentence(capsys.readouterr().err, "nan", "epoch 1", "smaller --lr")
     assert not (tmp_path / "model.best.pth").exists()
@@ -318,13 +327,13 @@ def test_losses():
     want = nn.functional.binary_cross_entropy(logits.sigmoid(), target)
     torch.testing.assert_close(training.bce(logits, target), want, rtol=1e-4, atol=1e-5)
     right, wrong = (40 * sign * (target - 0.5) for sign in (1, -1))
-    assert training.edge_bce_dice(right, target) < 0.05
-    assert training.edge_bce_dice(wrong, target) > 10
-    assert training.edge_bce_dice(right[1:], target[1:]) < 1e-3  # no face in the batch: no Dice term
+    assert edge_bce_dice(right, target) < 0.05
+    assert edge_bce_dice(wrong, target) > 10
+    assert edge_bce_dice(right[1:], target[1:]) < 1e-3  # no face in the batch: no Dice term
     # Four times the weight within two pixels of the contour: 12x12 less 4x4 pixels, of 256 in each of three pictures.
     band, even = 144 - 16, torch.zeros(3, 1, 16, 16)
     even[0] = 1
-    one = training.edge_bce_dice(logits[:1], target[:1])
+    one = edge_bce_dice(logits[:1], target[:1])
     pixel = nn.functional.binary_cross_entropy_with_logits(logits[:1], target[:1], reduction="none")[0, 0]
     weight = torch.ones(16, 16)
     weight[2:14, 2:14] = 4
@@ -362,6 +371,11 @@ def test_a_resumed_run_keeps_its_format(prepared, tmp_path, monkeypatch):
 def test_accumulated_batches_step_like_a_large_one(prepared, tmp_path):
     """Without batch normalisation, two batches of 3 give the gradients of one of 6."""
 
+    class Plain(training.Original):
+        def loader(self, size):
+            faces = dataset.Celeb(prepared / "images_train", prepared / "masks_train", dataset.val_transform(size))
+            return training.train_loader(faces, self.config, self.workers)
+
     def net():
         torch.manual_seed(3)
         return nn.Sequential(nn.Conv2d(3, 4, 3, 1, 1), nn.ReLU(), nn.Conv2d(4, 1, 1))
@@ -369,15 +383,7 @@ def test_accumulated_batches_step_like_a_large_one(prepared, tmp_path):
     runs = []
     for batch, accumulate in ((6, 1), (3, 2)):
         config = Config("lite", size=32, epochs=2, lr=0.01, batch_size=batch, accumulate=accumulate)
-
-        def loader(size, split="train", train=True, batch=batch, accumulate=accumulate):
-            faces = dataset.Celeb(
-                prepared / f"images_{split}", prepared / f"masks_{split}", dataset.val_transform(size)
-            )
-            return dataset.make_loader(faces, batch, train=train, accumulate=accumulate)
-
-        run = Trainer(net(), config, tmp_path / str(batch), train_loader=loader,
-                      val_loader=loader(32, "val", False), device="cpu")  # fmt: skip
+        run = trainer(prepared, tmp_path / str(batch), config, net=net(), recipe=Plain)
         assert (run.steps, run.effective_batch) == (2, 6)
         run.fit()
         runs.append(run)
@@ -396,11 +402,13 @@ def test_compile_without_a_compiler_is_one_sentence(prepared, tmp_path):
     assert "train without --compile" in result.stderr.splitlines()[-1]
 
 
-def test_sizes_grow_by_phases(prepared, tmp_path):
-    run = trainer(prepared, tmp_path, Config("lite", size=64, epochs=10, phases=[(0.0, 32), (0.5, 48), (0.9, 64)]))
-    assert [run.size_at(e) for e in range(10)] == [32] * 5 + [48] * 4 + [64]
-    run.config.phases = []
-    assert run.size_at(0) == 64
+def test_progressive_resizing(prepared, tmp_path):
+    config = RobustConfig(size=64, epochs=10, batch_size=4, progressive=[(0.0, 32), (0.5, 48), (0.9, 64)])
+    recipe = Robust(config, prepared, tmp_path, workers=0, device="cpu", log=lambda line: None)
+    assert [recipe.size_at(e) for e in range(10)] == [32] * 5 + [48] * 4 + [64]
+    config.progressive = []
+    assert recipe.size_at(0) == 64
+    assert next(iter(recipe.loader(48)))[0].shape == (4, 3, 48, 48)
 
 
 # --- The original's model, once -------------------------------------------------------------------------------------
@@ -424,7 +432,7 @@ def test_batches_that_cannot_be(prepared, tmp_path, capsys):
     for options, word in (
         (["--batch-size", "13"], "12 pictures"),
         (["--limit", "3"], "3 pictures"),
-        (["--recipe", "robust", "--limit", "1", "--batch-size", "16"], "2 pictures"),
+        (["--recipe", "robust", "--limit", "1", "--batch-size", "16"], "1 pictures"),
         (["--model", "deeplabv3", "--no-pretrained", "--batch-size", "1"], "--batch-size 2"),
         (["--size", "32", "--batch-size", "1"], "--batch-size 2"),
     ):
@@ -447,7 +455,8 @@ def test_pretrained_weights_that_cannot_be_fetched(prepared, tmp_path, monkeypat
         raise OSError("Temporary failure in name resolution")
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", refuse)
-    assert train(prepared, tmp_path / "run", "--model", "unet", "--workers", 0) == 1
+    assert main.main(["train", "--data", str(prepared), "--run-dir", str(tmp_path / "run"), "--model", "unet",
+                      "--workers", "0", "--size", "64", "--device", "cpu", "--precision", "fp32"]) == 1  # fmt: skip
     one_sentence(capsys.readouterr().err, "--no-pretrained", "unet", "name resolution")
     assert not (tmp_path / "run").exists()
 
@@ -504,3 +513,101 @@ def test_real_faces_are_learnt_a_little(tmp_path):
     rows = history(tmp_path / "run")
     assert rows[-1]["loss"] < 0.8 * rows[0]["loss"]
     assert max(row["dice"] for row in rows) > 0.7
+
+
+# --- Faults that ended silently, or in a traceback ------------------------------------------------------------------
+def test_a_folder_with_anothers_files_is_not_written_to(prepared, tmp_path, capsys):
+    (tmp_path / "model.best.pth").write_bytes(b"mine")
+    assert train(prepared, tmp_path, "--epochs", 1, "--limit", 4, "--workers", 0) == 1
+    one_sentence(capsys.readouterr().err, tmp_path, "model.best.pth", "another --run-dir")
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"model.best.pth": b"mine"}
+
+
+def test_two_runs_into_one_folder(finished, prepared, tmp_path, capsys):
+    run_dir = shutil.copytree(finished[0], tmp_path / "run")
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom common import locked\nfrom pathlib import Path\n"
+    code += f"with locked(Path({str(run_dir / '.lock')!r}), ''):\n    print('held', flush=True); sys.stdin.read()"
+    holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert holder.stdout.readline() == b"held\n"
+        assert train(prepared, run_dir, "--resume", "--epochs", 4, "--workers", 0) == 1
+        one_sentence(capsys.readouterr().err, run_dir, "Another run")
+    finally:
+        holder.communicate()
+    assert train(prepared, run_dir, "--resume", "--epochs", 4, "--workers", 0) == 0
+    assert len(history(run_dir)) == 4
+
+
+def test_last_pth_decides_what_is_resumed(finished, prepared, tmp_path):
+    run_dir = shutil.copytree(finished[0], tmp_path / "run")
+    (run_dir / "config.json").write_text('{"lr": "x", "epochs": [], "seed": 1}')
+    assert train(prepared, run_dir, "--resume", "--epochs", 4, "--workers", 0) == 0
+    config = json.loads((run_dir / "config.json").read_text())
+    assert (config["lr"], config["epochs"], config["seed"]) == (const.LR, 4, 7)
+
+
+def test_a_damaged_state_changes_nothing(finished, prepared, tmp_path, capsys):
+    run_dir = shutil.copytree(finished[0], tmp_path / "run")
+    whole = torch.load(run_dir / "last.pth", weights_only=True)
+    damages = [{k: v for k, v in whole.items() if k != gone} for gone in whole]
+    damages += [{**whole, key: value} for key in whole for value in ("text", 3.5, [1], {"a": 1})
+                if not isinstance(value, training._PARTS[key])]  # fmt: skip
+    damages += [{**whole, "config": {**whole["config"], name: ["x"]}} for name in ("lr", "seed", "size")]
+    damages += [{**whole, "optimizer": {}}, {**whole, "model": {}}, {**whole, "scheduler": {}, "history": []}]
+    for what, state in enumerate(damages):
+        torch.save(state, run_dir / "last.pth")
+        before = {p.name: p.read_bytes() for p in run_dir.iterdir()}
+        assert train(prepared, run_dir, "--resume", "--epochs", 4, "--workers", 0) == 1, what
+        one_sentence(capsys.readouterr().err)
+        assert {p.name: p.read_bytes() for p in run_dir.iterdir()} == before
+
+
+@pytest.mark.parametrize(("first", "second"), [("fp32", "fp16"), ("fp16", "fp32"), ("fp16", "fp16"), ("fp32", "bf16")])
+def test_a_run_is_resumed_in_another_precision(first, second, prepared, tmp_path):
+    config = Config("lite", size=32, epochs=2, lr=0.01, precision=first)
+    trainer(prepared, tmp_path, config).fit(stop_after=1)
+    config = Config("lite", size=32, epochs=2, lr=0.01, precision=second)
+    again = trainer(prepared, tmp_path, config)
+    again.resume(training.state_to_resume(tmp_path, config))
+    assert len(again.fit()) == 2
+    assert np.isfinite(numbers(tmp_path)).all()
+
+
+def test_an_error_of_a_loader_process_is_one_sentence(prepared, tmp_path, capsys):
+    data = shutil.copytree(prepared, tmp_path / "data")
+    picture = next((data / "images_train").iterdir())
+    picture.unlink()
+    picture.write_bytes(b"no picture")
+    assert train(data, tmp_path / "run", "--epochs", 1, "--workers", 1) == 1
+    error = capsys.readouterr().err
+    one_sentence(error, picture.name, "cannot be read")
+    assert len(error.strip().splitlines()) == 1
+
+
+def test_the_latest_run_is_resumed(finished, prepared, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(const, "RUNS_DIR", tmp_path)
+    for name in ("older", "newer"):
+        shutil.copytree(finished[0], tmp_path / name)
+    os.utime(tmp_path / "older" / "last.pth", (1, 1))
+    assert main.main(["train", "--data", str(prepared), "--resume", "--workers", "0"]) == 0
+    assert str(tmp_path / "newer") in capsys.readouterr().out
+
+
+def test_pseudo_masks_are_of_the_weights_at_hand(lite_weights, prepared, tmp_path):
+    from robust.recipe import pseudo_label
+
+    faces, masks = tmp_path / "faces", tmp_path / "pseudo"
+    shutil.copytree(prepared / "images_val", faces)
+    config = RobustConfig(size=64, init=str(lite_weights), unlabelled=str(faces), limit=3)
+    pseudo_label(config, masks, "cpu", log=lambda line: None)
+    first = {p.name: p.stat().st_mtime_ns for p in masks.glob("*.png")}
+    assert len(first) == 3
+    pseudo_label(config, masks, "cpu", log=lambda line: None)
+    assert {p.name: p.stat().st_mtime_ns for p in masks.glob("*.png")} == first  # kept
+    (tmp_path / "other.pth").write_bytes(lite_weights.read_bytes())
+    state, info = model.read_state(lite_weights)
+    state["head.bias"] += 1
+    model.save_state(state, tmp_path / "other.pth", info)
+    config.init = str(tmp_path / "other.pth")
+    pseudo_label(config, masks, "cpu", log=lambda line: None)
+    assert all(p.stat().st_mtime_ns != first[p.name] for p in masks.glob("*.png"))

@@ -10,6 +10,7 @@ from conftest import leftovers, no_traceback, one_sentence, run
 from PIL import Image
 
 import main
+from drawing import Output
 from extras import video
 from inference import Segmenter
 from model import Info
@@ -36,7 +37,7 @@ def square(i: int) -> np.ndarray:
     return frame
 
 
-def write_film(path, frames, fps=FPS):
+def write_video(path, frames, fps=FPS):
     file = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), fps, (W, H))
     for frame in frames:
         file.write(frame[..., ::-1])
@@ -45,8 +46,8 @@ def write_film(path, frames, fps=FPS):
 
 
 @pytest.fixture
-def film(tmp_path):
-    return write_film(tmp_path / "clip.mp4", (square(i) for i in range(FRAMES)))
+def clip(tmp_path):
+    return write_video(tmp_path / "clip.mp4", (square(i) for i in range(FRAMES)))
 
 
 def play(path):
@@ -57,10 +58,8 @@ def play(path):
     return frames, capture.get(cv2.CAP_PROP_FPS)
 
 
-def test_overlay_and_mask_films_follow_the_face(red, film, tmp_path):
-    runner = main.Runner("cpu", log=lambda *_: None)
-    runner.segmenter = red
-    runner.predict_video(film, tmp_path / "out", save=("overlay", "mask"))
+def test_overlay_and_mask_videos_follow_the_face(red, clip, tmp_path):
+    video.predict_video(red, clip, tmp_path / "out", Output(("overlay", "mask")), log=lambda *_: None)
     overlays, fps = play(tmp_path / "out" / "clip_overlay.mp4")
     masks, _ = play(tmp_path / "out" / "clip_mask.mp4")
     assert (len(overlays), len(masks), fps) == (FRAMES, FRAMES, FPS)
@@ -73,30 +72,29 @@ def test_overlay_and_mask_films_follow_the_face(red, film, tmp_path):
     assert not leftovers(tmp_path)
 
 
-def test_start_end_and_every(red, film, tmp_path):
+def test_start_end_and_frame_stride(red, clip, tmp_path):
     said = []
-    runner = main.Runner("cpu", log=said.append)
-    runner.segmenter = red
-    runner.predict_video(film, tmp_path, save=("mask",), start=0.2, end=0.4, every=4)
+    timing = video.Timing(frame_stride=4, start=0.2, end=0.4)
+    video.predict_video(red, clip, tmp_path, Output(("mask",)), timing, log=said.append)
     frames, _ = play(tmp_path / "clip_mask.mp4")
     assert len(frames) == 4  # frames 4 to 7 of 20 a second
     held = [f[24:40, 12 + 16 : 28 + 16].mean() for f in frames]  # where the square was in frame 4
     assert min(held) > 200
     assert "4 frames" in said[-1]
     with pytest.raises(video.VideoError, match="no frames between 5 s"):
-        runner.predict_video(film, tmp_path / "late", start=5.0)
+        video.predict_video(red, clip, tmp_path / "late", timing=video.Timing(start=5.0))
     assert not (tmp_path / "late" / "clip_overlay.mp4").exists()
 
 
 @pytest.mark.parametrize("kind", ["empty", "text", "cut short", "missing"])
-def test_no_video_is_one_sentence(kind, film, tmp_path, lite_weights, capsys):
+def test_no_video_is_one_sentence(kind, clip, tmp_path, lite_weights, capsys):
     bad = tmp_path / "bad.mp4"
     if kind == "empty":
         bad.touch()
     elif kind == "text":
-        bad.write_text("no film")
+        bad.write_text("no video")
     elif kind == "cut short":
-        bad.write_bytes(film.read_bytes()[:300])
+        bad.write_bytes(clip.read_bytes()[:300])
     assert main.main(["predict", str(bad), "--weights", str(lite_weights), "--out", str(tmp_path / "out")]) == 1
     one_sentence(capsys.readouterr().err, "bad.mp4")
     assert not leftovers(tmp_path)
@@ -109,9 +107,9 @@ def test_smoothing_calms_a_still_face(red):
     still = square(3)
     noisy = [np.clip(still + rng.normal(0, 45, still.shape), 0, 255).astype(np.uint8) for _ in range(20)]
     changes = {}
-    for keep in (0.0, 0.8):
-        looked = video.masked_frames(red, iter(noisy), threshold=0.5, keep=keep)
-        changes[keep] = video.flicker([mask > 0 for _, mask in looked][5:])
+    for smooth in (0.0, 0.8):
+        masked = video.masked_frames(red, iter(noisy), threshold=0.5, smooth=smooth)
+        changes[smooth] = video.flicker([mask > 0 for _, mask in masked][5:])
     assert changes[0.0] > 0.02
     assert changes[0.8] < changes[0.0] / 2
 
@@ -119,15 +117,15 @@ def test_smoothing_calms_a_still_face(red):
 def test_smoothing_starts_anew_at_a_cut(red):
     black, face = np.zeros((H, W, 3), np.uint8), square(3)
     face[:20] = face[44:] = 250
-    masks = [m for _, m in video.masked_frames(red, iter([black] * 5 + [face]), threshold=0.5, keep=0.9)]
+    masks = [m for _, m in video.masked_frames(red, iter([black] * 5 + [face]), threshold=0.5, smooth=0.9)]
     assert masks[4].max() == 0
     assert masks[5][25:40, 25:40].mean() > 250
 
 
-def test_predict_command_with_a_film_a_picture_and_a_gif(film, tmp_path, lite_weights):
+def test_predict_command_with_a_video_a_picture_and_a_gif(clip, tmp_path, lite_weights):
     Image.fromarray(square(0)).save(tmp_path / "one.png")
     done = no_traceback(
-        run("main.py", "predict", film, tmp_path / "one.png", "--weights", lite_weights, "--out", tmp_path / "out",
+        run("main.py", "predict", clip, tmp_path / "one.png", "--weights", lite_weights, "--out", tmp_path / "out",
             "--masks", "--gif", tmp_path / "all.gif", "--save", "overlay,cutout")
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -147,26 +145,24 @@ def test_no_camera_is_one_sentence(tmp_path, lite_weights, capsys):
     assert not list(tmp_path.glob("webcam*"))
 
 
-def test_a_camera_is_recorded_without_a_window(red, film, tmp_path, monkeypatch):
-    """A film stands in for the camera; cv2.imshow fails as it does in a headless OpenCV."""
+def test_a_camera_is_recorded_without_a_window(red, clip, tmp_path, monkeypatch):
+    """A video stands in for the camera; cv2.imshow fails as it does in a headless OpenCV."""
 
     def no_window(*_):
         raise cv2.error("no window")
 
     monkeypatch.setattr(video.cv2, "imshow", no_window)
     said = []
-    count = video.record_camera(
-        red, str(film), tmp_path / "cam.mp4", lambda f, m: f, threshold=0.5, seconds=None, keep=0, log=said.append
-    )
+    count = video.record_camera(red, str(clip), tmp_path / "cam.mp4", log=said.append)
     assert count == FRAMES == len(play(tmp_path / "cam.mp4")[0])
     assert sum("no windows" in line for line in said) == 1
 
 
-def test_memory_does_not_grow_with_the_film(red):
-    """Frames are read a few ahead only: an endless source can be looked at."""
+def test_memory_does_not_grow_with_the_video(red):
+    """Frames are read a few ahead only: an endless source can be segmented."""
     frames = (square(i % 10) for i in range(10**9))
-    looked = video.masked_frames(red, frames, threshold=0.5)
-    assert sum(1 for _, _ in zip(range(50), looked, strict=False)) == 50
+    masked = video.masked_frames(red, frames, threshold=0.5)
+    assert sum(1 for _, _ in zip(range(50), masked, strict=False)) == 50
 
 
 def test_a_pipe(tmp_path, lite_weights):

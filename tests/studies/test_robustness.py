@@ -21,17 +21,24 @@ def test_the_command_writes_every_section(prepared, lite_weights, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     table = json.loads((tmp_path / "out" / "robustness.json").read_text())
-    assert {"faces", "skin tone", "covers", "changes", "photographs", "no face", "speed"} <= table.keys()
+    assert set(robustness.SECTIONS) < table.keys()
+    assert not table["skipped"]
     assert table["faces"]["clean"]["pictures"] == 6
-    assert table["no face"]["held-out photographs"]["pictures"] == 1
     assert set(table["changes"]) == set(robustness.CHANGES)
-    assert all(0 <= row["dice"] <= 1 for name in ("covers", "changes", "photographs") for row in table[name].values())
-    assert "rolled by 45 degrees" in (tmp_path / "out" / "robustness.md").read_text()
+    for name in ("drawn occluders", "changes", "photographs"):
+        assert all(0 <= row["dice"] <= 1 for row in table[name].values())
+    empty = table["no face"]["held-out photographs"]
+    assert empty["pictures"] == 1
+    assert empty["dice"] is empty["lowest_decile_dice"] is None
+    lines = (tmp_path / "out" / "robustness.md").read_text().splitlines()
+    rate = empty["predicted_positive_rate"]
+    assert f"| no face: held-out photographs | - | - | - | - | - | {rate:.2%} | 1 |" in lines
+    assert any(line.startswith("| changes: rolled by 45 degrees | 0.") for line in lines)
     assert not leftovers(tmp_path / "out")
 
 
 @pytest.mark.parametrize("name", robustness.CHANGES)
-def test_a_change_keeps_the_shape_and_the_truth_binary(name):
+def test_a_change_keeps_the_shape_and_the_target_binary(name):
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (512, 512, 3)).astype(np.uint8)
     target = np.zeros((512, 512), np.uint8)
@@ -46,10 +53,13 @@ def test_a_change_keeps_the_shape_and_the_truth_binary(name):
     assert abs(int((mask > 0).sum()) - 40000) < 400  # turned, at most
 
 
-def test_tables_asked_for_alone(prepared, lite_weights, tmp_path):
-    options = ["--weights", lite_weights, "--data", prepared, "--out", tmp_path, "--only", "faces", "changes"]
+def test_tables_asked_for_alone_and_what_is_skipped(prepared, lite_weights, tmp_path):
+    options = ["--weights", lite_weights, "--data", prepared, "--out", tmp_path, "--only", "faces", "no face"]
     assert robustness.main(list(map(str, options))) == 0
-    assert json.loads((tmp_path / "robustness.json").read_text()).keys() == {"weights", "faces", "changes"}
+    table = json.loads((tmp_path / "robustness.json").read_text())
+    assert table.keys() == {"weights", "skipped", "faces"}
+    assert "--backgrounds" in table["skipped"]["no face"]
+    assert "no face: skipped, it needs photographs in --backgrounds" in (tmp_path / "robustness.md").read_text()
 
 
 def test_no_data_is_one_sentence(tmp_path, capsys):

@@ -1,0 +1,108 @@
+"""A segmenter measured on pictures whose masks are known: the table, metrics.json and a sheet of the worst pictures.
+
+python main.py evaluate --weights model.best.pth
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+import const
+import dataset
+import devices
+from common import write_text
+from data_preprocessing import ensure
+from drawing import worst_sheet
+from metrics import Counts, SplitCounts
+
+WORST = 10  # pictures on the sheet
+
+
+def evaluate(segmenter, data: Path, out: Path, *, weights: str = "", limit: int | None = None, log=print) -> dict:
+    """Measure on the validation pictures of `data`, each at its mask's own size, from counts pooled over the split.
+    Writes `metrics.json` and `worst.jpg` to `out`. The processes of a torchrun job share the pictures.
+
+    Args:
+        segmenter: an inference.Segmenter, of precision "fp32".
+        weights: their name, for the record.
+        limit: only the first so many pictures.
+
+    Returns:
+        {threshold name: {"dice", "iou", "precision", "recall", "boundary_iou", ...}}.
+
+    Raises:
+        DataError: no data set, or a picture that cannot be read.
+    """
+    from tqdm.auto import tqdm
+
+    with devices.rank_zero_first():
+        data = ensure(data, log)
+    pairs = dataset.Celeb(data / "images_val", data / "masks_val", limit=limit).pairs
+    rank, world_size = devices.rank(), devices.world_size()
+    logit = const.ORIGINAL_LOGIT_THRESHOLD
+    counts = SplitCounts({"probability 0.5": 0.0, f"logit {logit}": logit})
+    for pair in tqdm(pairs[rank::world_size], unit="picture", disable=True if rank else None):
+        _, target, logits = _segmented(segmenter, *pair)
+        counts.add(pair[0].name, logits, target > 127)
+    # All processes' counts; a process with no picture of its own has none to add.
+    pooled = {name: counts.pooled.get(name, Counts()).summed(segmenter.device) for name in counts.thresholds}
+    table = {name: one.summary() for name, one in pooled.items()}
+    parts = devices.all_gather(counts.per_picture)
+    if rank:
+        return table
+    per_picture = [parts[i % world_size][i // world_size][1] for i in range(len(pairs))]
+    record = {
+        "weights": weights,
+        "model": segmenter.info.model,
+        "passes": segmenter.passes,
+        "data": str(data),
+        "pictures": len(pairs),
+        "device": str(segmenter.device),
+        "world_size": world_size,
+        "metrics": table,
+    }
+    write_text(Path(out) / "metrics.json", json.dumps(record, indent=2) + "\n")
+    _write_worst(segmenter, pairs, per_picture, Path(out) / "worst.jpg")
+    log(format_table(table, len(pairs)))
+    log(f"metrics.json and worst.jpg are in {out}")
+    return table
+
+
+def _segmented(segmenter, image: Path, mask: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(picture uint8 (H, W, 3), target uint8 (h, w), logits float32 (h, w)) of a picture and its mask."""
+    picture = dataset.read_rgb(image)
+    target = cv2.imread(str(mask), cv2.IMREAD_GRAYSCALE)
+    if target is None:
+        raise dataset.DataError(f"{mask} cannot be read as a picture; prepare the data set again.")
+    logits = segmenter.logits([picture])[0]
+    if logits.shape != target.shape:
+        logits = cv2.resize(logits, target.shape[::-1], interpolation=cv2.INTER_LINEAR)
+    return picture, target, logits
+
+
+def _write_worst(segmenter, pairs, per_picture: list[Counts], path: Path) -> None:
+    """The sheet of the pictures with the lowest Dice."""
+    rows = []
+    for i in sorted(range(len(pairs)), key=lambda i: per_picture[i].dice)[:WORST]:
+        picture, target, logits = _segmented(segmenter, *pairs[i])
+        title = f"{pairs[i][0].name}  Dice {_shown(per_picture[i].summary()['dice'], 3)}"
+        rows.append((title, picture, np.where(logits > 0, 255, 0).astype(np.uint8), target))
+    worst_sheet(rows, path)
+
+
+def format_table(table: dict[str, dict[str, float | None]], pictures: int) -> str:
+    """Lines of fixed width, a row for each threshold; "-" where a figure is undefined."""
+    names = list(next(iter(table.values())))
+    lines = [f"{'':16}{'pictures':>9}" + "".join(f"{name.replace('_', ' '):>14}" for name in names)]
+    for row, values in table.items():
+        cells = [_shown(values[name]) if name in values else "" for name in names]
+        lines.append(f"{row:16}{pictures:9}" + "".join(f"{cell:>14}" for cell in cells))
+    return "\n".join(lines)
+
+
+def _shown(value: float | None, digits: int = 4) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

@@ -1,0 +1,259 @@
+"""Photographed things laid over a face: hands, objects, face masks and textures, cut out with alpha.
+
+A network that saw drawn occluders alone tells them from skin by their texture and calls a photographed hand face;
+photographed ones that share the skin's colour and light leave it the shape (Voo et al. 2022,
+https://arxiv.org/abs/2205.06218). A folder holds `hands/`, `objects/`, `masks/` (RGBA) and `textures/` (RGB); every
+fifth file of each kind, in name order, is held out of training for measuring.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from common import UserError
+from robust.occluders import FACE_CENTRE, FACE_WIDTH, SIZE, blend, flat
+
+KINDS = ("hands", "objects", "masks")
+HELD_OUT = 5  # every fifth
+
+
+def find_occluders(folder: Path, kind: str, *, held_out: bool = False) -> list[Path]:
+    """The files of one kind, in name order: those to train on, or those held out for measuring.
+
+    Raises:
+        UserError: the folder has none of this kind.
+    """
+    paths = sorted(p for p in Path(folder, kind).glob("*") if p.suffix.lower() in (".webp", ".png", ".jpg"))
+    chosen = [p for i, p in enumerate(paths) if (i % HELD_OUT == HELD_OUT - 1) == held_out]
+    if not chosen:
+        raise UserError(f"{Path(folder, kind)} holds no occluders (WebP or PNG with alpha).")
+    return chosen
+
+
+class OccluderStore:
+    """Cut-outs uint8 (H, W, 4) RGBA, and textures uint8 (H, W, 3), by random choice; decoded once (150 MB in all)."""
+
+    def __init__(self, folder: Path, *, held_out: bool = False):
+        self.paths = {kind: find_occluders(folder, kind, held_out=held_out) for kind in (*KINDS, "textures")}
+        self._kept: dict[Path, np.ndarray] = {}
+
+    def draw(self, rng: np.random.Generator, kind: str) -> np.ndarray:
+        paths = self.paths[kind]
+        return self.read(paths[int(rng.integers(len(paths)))], kind)
+
+    def read(self, path: Path, kind: str) -> np.ndarray:
+        if path not in self._kept:
+            picture = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+            if picture is None or picture.ndim != 3 or (kind != "textures" and picture.shape[2] != 4):
+                raise UserError(f"{path} is not a picture with alpha.")
+            code = cv2.COLOR_BGRA2RGBA if picture.shape[2] == 4 else cv2.COLOR_BGR2RGB
+            picture = cv2.cvtColor(picture, code)
+            self._kept[path] = picture[..., :3] if kind == "textures" else picture
+        return self._kept[path]
+
+
+# --- Layers: RGBA uint8 (512, 512, 4) on the aligned square -----------------------------------------------------------
+def _place(cut: np.ndarray, centre, length: float, degrees: float, *, flip: bool, aspect: float = 1.0) -> np.ndarray:
+    """A cut-out whose longer side is `length` pixels, turned by `degrees`, with its middle at `centre` (x, y)."""
+    h, w = cut.shape[:2]
+    scale = length / max(h, w)
+    if scale < 0.5:
+        cut = cv2.resize(cut, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+        h, w, scale = *cut.shape[:2], scale * 2
+    angle = np.radians(degrees)
+    rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    linear = scale * rotation @ np.diag([-1.0 if flip else 1.0, aspect])
+    matrix = np.column_stack([linear, np.asarray(centre) - linear @ (w / 2, h / 2)]).astype(np.float32)
+    return cv2.warpAffine(cut, matrix, (SIZE, SIZE), flags=cv2.INTER_LINEAR)
+
+
+def wrist(cut: np.ndarray) -> tuple[np.ndarray, float]:
+    """Where a hand was cut off: the middle of its pixels on the picture's edge as an offset (x, y) from the picture's
+    middle, and how many there are. (0, 0.5 h) and 0 without any."""
+    alpha = cut[..., 3] > 127
+    h, w = alpha.shape
+    edges = {"top": alpha[0], "bottom": alpha[-1], "left": alpha[:, 0], "right": alpha[:, -1]}
+    side = max(edges, key=lambda name: np.count_nonzero(edges[name]))
+    along = np.flatnonzero(edges[side])
+    if along.size == 0:
+        return np.array([0.0, h / 2]), 0.0
+    middle = along.mean()
+    point = {"top": (middle, 0), "bottom": (middle, h), "left": (0, middle), "right": (w, middle)}[side]
+    return np.array(point) - (w / 2, h / 2), float(along.size)
+
+
+def hand_layer(rng: np.random.Generator, cut: np.ndarray, centre, texture: np.ndarray | None) -> np.ndarray:
+    """A hand that comes from below, from the sides, seldom from elsewhere; prolonged by a forearm or a sleeve."""
+    kind = rng.random()
+    outward = rng.normal(90, 35) if kind < 0.6 else rng.choice([0, 180]) + rng.normal(0, 35) if kind < 0.9 else None
+    outward = rng.uniform(0, 360) if outward is None else outward  # degrees; 90 is downwards
+    offset, width = wrist(cut)
+    flip = rng.random() < 0.5
+    if flip:
+        offset = offset * (-1, 1)
+    degrees = outward - np.degrees(np.arctan2(offset[1], offset[0]))
+    length = FACE_WIDTH * rng.uniform(0.6, 1.7)
+    layer = _place(cut, centre, length, degrees, flip=flip)
+    scale = length / max(cut.shape[:2])
+    if width * scale > 8 and rng.random() < 0.8:
+        direction = np.array([np.cos(np.radians(outward)), np.sin(np.radians(outward))])
+        start = np.asarray(centre) + direction * np.hypot(*offset) * scale
+        layer = _prolong(rng, layer, start, direction, width * scale, texture)
+    return layer
+
+
+def _prolong(rng, layer, start, direction, width: float, texture) -> np.ndarray:
+    """A forearm in the colour of the skin at the wrist, or a sleeve, from `start` outwards."""
+    across = np.array([-direction[1], direction[0]])
+    sleeve = texture is not None and rng.random() < 0.6
+    near = rng.uniform(1.05, 1.5) if sleeve else 1.0  # its width at the wrist and at the far end, in wrists
+    far = rng.uniform(1.3, 2.2) if sleeve else rng.uniform(1.0, 1.4)
+    back = direction * (rng.uniform(0, 0.5) * width if sleeve else 4)
+    begin, end = start - back, start + direction * 500
+    points = [begin + across * width * near / 2, begin - across * width * near / 2,
+              end - across * width * far / 2, end + across * width * far / 2]  # fmt: skip
+    shape = np.zeros((SIZE, SIZE), np.uint8)
+    cv2.fillPoly(shape, [np.round(np.array(points) * 16).astype(np.int32)], 255, cv2.LINE_AA, shift=4)
+    if sleeve:
+        picture = cv2.resize(texture, (SIZE, SIZE), interpolation=cv2.INTER_LINEAR)
+        if rng.random() < 0.5:  # plain cloth of the texture's colour
+            picture = flat(rng, texture.reshape(-1, 3).mean(0))
+    else:
+        x, y = np.clip(start - direction * width * 0.25, 8, SIZE - 9).astype(int)
+        around = layer[max(0, y - 12) : y + 12, max(0, x - 12) : x + 12]
+        skin = around[around[..., 3] > 200]
+        if not len(skin):
+            return layer
+        picture = flat(rng, skin[:, :3].mean(0))
+    grid = np.arange(SIZE, dtype=np.float32)
+    distance = (grid[None] - start[0]) * across[0] + (grid[:, None] - start[1]) * across[1]  # from the arm's axis
+    shade = np.sqrt(np.clip(1 - (distance / (width * max(near, far) / 2)) ** 2, 0.15, 1)).astype(np.float32)
+    picture = blend(picture, np.zeros_like(picture), 0.45 + 0.55 * shade)
+    rgb = blend(picture, layer[..., :3], shape.astype(np.float32) / 255) if sleeve else layer[..., :3].copy()
+    if not sleeve:
+        under = (layer[..., 3] < 128) & (shape > 0)
+        rgb[under] = picture[under]
+    return np.dstack([rgb, np.maximum(layer[..., 3], shape)])
+
+
+def object_layer(rng: np.random.Generator, cut: np.ndarray, centre) -> np.ndarray:
+    degrees = rng.normal(0, 20) if rng.random() < 0.5 else rng.uniform(0, 360)
+    return _place(cut, centre, FACE_WIDTH * rng.uniform(0.35, 1.4), degrees, flip=rng.random() < 0.5)
+
+
+def mask_layer(rng: np.random.Generator, cut: np.ndarray) -> np.ndarray:
+    """A face mask over nose, mouth and chin; here and there pulled down to the chin."""
+    low = rng.random() < 0.12
+    centre = (256 + rng.normal(0, 7), (445 if low else 382) + rng.normal(0, 12))
+    h, w = cut.shape[:2]
+    length = FACE_WIDTH * rng.uniform(0.95, 1.25) * max(1.0, h / w)
+    return _place(cut, centre, length, rng.normal(0, 5), flip=rng.random() < 0.5, aspect=rng.uniform(0.85, 1.25))
+
+
+# --- Light and lens -------------------------------------------------------------------------------------------------
+def recoloured(rng: np.random.Generator, layer: np.ndarray, skin: np.ndarray) -> np.ndarray:
+    """The layer's own pixels moved to the mean and, in part, the contrast of `skin` uint8 (N, 3), in CIELAB."""
+    lab = cv2.cvtColor(layer[..., :3], cv2.COLOR_RGB2LAB).astype(np.float32)
+    own = lab[layer[..., 3] > 127]
+    wanted = cv2.cvtColor(skin[None], cv2.COLOR_RGB2LAB)[0].astype(np.float32)
+    if not len(own) or not len(wanted):
+        return layer
+    gain = np.clip(wanted.std(0) / (own.std(0) + 1), 0.6, 1.3)
+    lab = (lab - own.mean(0)) * gain + wanted.mean(0) + rng.normal(0, (8, 2.5, 2.5)).astype(np.float32)
+    rgb = cv2.cvtColor(lab.clip(0, 255).astype(np.uint8), cv2.COLOR_LAB2RGB)
+    return np.dstack([rgb, layer[..., 3]])
+
+
+def _lit(rng: np.random.Generator, layer: np.ndarray) -> np.ndarray:
+    """Another lamp: a gain for each channel, and a soft gradient across."""
+    corners = (rng.uniform(0.65, 1.25, (2, 2, 1)) * rng.uniform(0.93, 1.07, 3)).astype(np.float32)
+    light = cv2.resize(corners, (SIZE, SIZE), interpolation=cv2.INTER_LINEAR)
+    return np.dstack([(layer[..., :3] * light).clip(0, 255).astype(np.uint8), layer[..., 3]])
+
+
+def _blurred(rng: np.random.Generator, rgb: np.ndarray, alpha: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Out of focus, or in motion, or neither; the edge is always softened by a pixel, as a lens does."""
+    alpha = cv2.erode(alpha, np.ones((3, 3), np.uint8))
+    kind = rng.random()
+    if kind < 0.2:
+        length, angle = int(rng.integers(5, 26)), rng.uniform(0, np.pi)
+        kernel = np.zeros((length, length), np.float32)
+        half = (length - 1) / 2
+        ends = [(round(half - np.cos(angle) * half), round(half - np.sin(angle) * half)),
+                (round(half + np.cos(angle) * half), round(half + np.sin(angle) * half))]  # fmt: skip
+        cv2.line(kernel, *ends, 1.0)
+        kernel /= kernel.sum()
+        blur = lambda x: cv2.filter2D(x, -1, kernel)  # noqa: E731
+    else:
+        sigma = rng.uniform(1.2, 4.0) if kind < 0.5 else rng.uniform(0.5, 1.0)
+        blur = lambda x: cv2.GaussianBlur(x, (0, 0), sigma)  # noqa: E731
+    x, y, w, h = cv2.boundingRect(alpha)
+    box = np.s_[max(0, y - 26) : y + h + 26, max(0, x - 26) : x + w + 26]
+    weight = alpha[box].astype(np.float32) / 255
+    soft = np.zeros((SIZE, SIZE), np.float32)
+    soft[box] = blur(weight)
+    colour = np.zeros_like(rgb)  # divided by the blurred alpha: no colour comes in from outside
+    colour[box] = (blur(rgb[box] * weight[..., None]) / np.maximum(soft[box], 1e-3)[..., None]).clip(0, 255)
+    return colour, soft
+
+
+def lay(
+    rng: np.random.Generator,
+    image: np.ndarray,
+    mask: np.ndarray,
+    store: OccluderStore,
+    *,
+    kind: str | None = None,
+    skin_tone_p: float = 0.5,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Lay a photographed occluder over an aligned face.
+
+    Args:
+        image, mask: uint8 (512, 512, 3), and uint8 (512, 512), 0/255, aligned as in CelebAMask-HQ.
+        kind: one of `KINDS`; random without it. A quarter of the objects are held by a hand.
+        skin_tone_p: how often a hand takes the colours of the face that it lies on.
+
+    Returns:
+        (image, mask, opacity): the occluded face, its smaller mask, the occluder's opacity uint8 (512, 512), all new.
+    """
+    kind = kind or str(rng.choice(KINDS, p=[0.55, 0.33, 0.12]))
+    points = np.argwhere(mask > 127)
+    if len(points) and rng.random() < 0.9:
+        y, x = points[int(rng.integers(len(points)))]
+    else:
+        x, y = FACE_CENTRE + rng.normal(0, 130, 2)
+    centre = np.array([x, y], float)
+    layers = []
+    if kind == "masks":
+        layers.append(mask_layer(rng, store.draw(rng, "masks")))
+    if kind == "objects":
+        layers.append(object_layer(rng, store.draw(rng, "objects"), centre))
+    if kind == "hands" or (kind == "objects" and rng.random() < 0.25):
+        layer = hand_layer(rng, store.draw(rng, "hands"), centre + rng.normal(0, 25, 2), store.draw(rng, "textures"))
+        if rng.random() < skin_tone_p and len(points):
+            layer = recoloured(rng, layer, image[mask > 127][::97])
+        layers.append(layer)
+    opacity = np.zeros((SIZE, SIZE), np.float32)
+    for layer in layers:
+        if rng.random() < 0.6:
+            layer = _lit(rng, layer)
+        rgb, alpha = _blurred(rng, layer[..., :3], layer[..., 3])
+        if rng.random() < 0.6:  # its shadow on what lies behind
+            shift = np.float32([[1, 0, rng.normal(0, 9)], [0, 1, abs(rng.normal(0, 9))]])
+            shadow = cv2.blur(cv2.warpAffine(alpha, shift, (SIZE, SIZE)), (25, 25)) * np.float32(rng.uniform(0.1, 0.55))
+            image = blend(np.zeros_like(image), image, shadow)
+        image = blend(rgb, image, alpha)
+        opacity = np.maximum(opacity, alpha)
+    mask = np.where(opacity > 0.5, 0, mask).astype(np.uint8)
+    return image, mask, (opacity * 255).astype(np.uint8)
+
+
+def lone_hand(rng: np.random.Generator, store: OccluderStore, image, mask) -> np.ndarray:
+    """A hand with nobody behind it, RGBA uint8 (512, 512, 4), half of the time in the colours of a face."""
+    layer = hand_layer(rng, store.draw(rng, "hands"), FACE_CENTRE + rng.normal(0, 30, 2), store.draw(rng, "textures"))
+    if rng.random() < 0.5 and (mask > 127).any():
+        layer = recoloured(rng, layer, image[mask > 127][::97])
+    return _lit(rng, layer)

@@ -1,0 +1,238 @@
+"""The robust recipe, which makes the bundled weights: occluded faces of all sizes on other backgrounds, and no faces.
+
+    python main.py train --model lite --recipe robust --backgrounds DIR --occluders DIR
+
+`recipe.sh` is the whole of it, in two stages.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.optim.lr_scheduler import OneCycleLR
+
+import const
+import devices
+import model as networks
+from common import UserError, write_bytes, write_text
+from robust import scenes
+from robust.photographed import OccluderStore
+from training import Config, Original, TrainingError, is_on_cuda, train_loader
+
+
+@dataclass
+class RobustConfig(Config):
+    """The original's settings with other defaults, and the recipe's own."""
+
+    model: str = "lite"
+    recipe: str = "robust"
+    size: int = 192
+    batch_size: int = 16
+    epochs: int = 12
+    lr: float = 1.5e-3
+    ema: float = 0.998
+    val_limit: int | None = 300
+    weight_decay: float = 0.02
+    encoder_lr: float = 0.4  # of the rate, for an encoder with ImageNet features
+    progressive: list[tuple[float, int]] = field(default_factory=list)  # resizing: (fraction of the epochs, size)
+    single_face: float = 0.6  # fraction of pictures with one large face; of the rest 0.7 scenes, 0.3 without a face
+    occlusion_p: float = 0.5  # of a face, to be occluded
+    glasses_p: float = 0.2  # of a face, to get drawn glasses
+    init: str | None = None  # weights that the run starts from
+    unlabelled: str | None = None  # a folder of more faces, whose masks `init` predicts
+    backgrounds: str | None = None  # a folder of photographs without faces
+    occluders: str | None = None  # a folder of photographed occluders, see photographed.py
+    exclude: str | None = None  # a file with the ids of faces to leave out, see label_noise.py
+
+    @staticmethod
+    def defaults(*, second: bool) -> dict:
+        """The two stages: from ImageNet's features on small pictures; then, from weights, on larger ones in smaller
+        steps."""
+        if second:
+            return {"size": 320, "epochs": 10, "lr": 8e-4, "single_face": 0.65, "progressive": [(0.0, 256), (0.6, 320)]}
+        return {"progressive": [(0.0, 160), (0.33, 192)]}
+
+
+def edge_bce_dice(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """BCE that counts pixels near the contour four times, plus Dice loss over the pictures that show a face.
+
+    Dice is taken picture by picture, so that a face of 15 pixels weighs as much as one of 150. Both (B, 1, H, W).
+    """
+    band = F.max_pool2d(target, 5, 1, 2) + F.max_pool2d(-target, 5, 1, 2)  # 1 within two pixels of the contour
+    weight = 1 + 3 * band
+    loss = (F.binary_cross_entropy_with_logits(logits, target, reduction="none") * weight).sum() / weight.sum()
+    probability = logits.sigmoid().flatten(1)
+    t = target.flatten(1)
+    shown = t.sum(1) > 0
+    if shown.any():
+        inter = (probability * t).sum(1)[shown]
+        total = (probability.sum(1) + t.sum(1))[shown]
+        loss = loss + (1 - (2 * inter + 1) / (total + 1)).mean()
+    return loss
+
+
+class Robust:
+    """See `training.Original`, whose members these are."""
+
+    passes = 2
+    fixed = (*Original.fixed, "epochs", "lr")  # its schedule is drawn over the whole run
+    loss = staticmethod(edge_bce_dice)
+
+    def __init__(self, config: RobustConfig, data: Path, run_dir: Path, *, workers: int, device, log=print, **_):
+        self.config, self.workers, self.log = config, workers, log
+        folders = {"backgrounds": config.backgrounds, "occluders": config.occluders, "unlabelled": config.unlabelled}
+        for name, folder in folders.items():
+            if folder is not None and not Path(folder).is_dir():
+                raise TrainingError(f"There is no folder {folder} (--{name}).")
+        if config.unlabelled is not None and config.init is None:
+            raise TrainingError("--unlabelled needs --init: the weights that predict the masks.")
+        if config.init is not None and networks.read_state(initial_weights(config))[1].model != config.model:
+            raise TrainingError(f"{config.init} holds another network than {config.model}.")
+        pseudo = None
+        if config.unlabelled is not None:
+            pseudo = pseudo_label(config, run_dir / "pseudo", device, log=log)
+        self.composer = self._composer(data, pseudo)
+
+    def _composer(self, data: Path, pseudo: Path | None) -> scenes.SceneComposer:
+        config = self.config
+        if config.backgrounds is None:
+            self.log("No --backgrounds: faces are pasted on drawn colours, and no photograph without a face is seen.")
+        if config.occluders is None:
+            self.log("No --occluders: what occludes a face is drawn, and photographed hands will be taken for faces.")
+        if not (data / "persons_train").is_dir():
+            self.log(f"No {data / 'persons_train'}: nobody is cut out; make it with `data_preprocessing.py --persons`.")
+        sets = [(data / "images_train", data / "masks_train", data / "persons_train")]
+        exclude = frozenset(_ids(config.exclude)) if config.exclude else frozenset()
+        faces = scenes.FaceStore(*zip(*sets, strict=True), limit=config.limit, exclude=exclude)
+        if not len(faces):
+            raise TrainingError(f"{data / 'masks_train'} holds no masks; run `python data_preprocessing.py` again.")
+        if pseudo is not None:  # the annotated faces twice, so that they count for more
+            more = scenes.FaceStore([Path(config.unlabelled)], [pseudo], [None])
+            faces.entries = [*faces.entries * 2, *more.entries]
+        photos = scenes.PhotoStore(scenes.find_backgrounds(Path(config.backgrounds)) if config.backgrounds else [])
+        return scenes.SceneComposer(
+            faces,
+            photos,
+            OccluderStore(Path(config.occluders)) if config.occluders else None,
+            single_face=config.single_face,
+            occlusion_p=config.occlusion_p,
+            glasses_p=config.glasses_p,
+        )
+
+    def network(self) -> nn.Module:
+        if self.config.init is None:
+            return networks.build(self.config.model, pretrained=self.config.pretrained)
+        return networks.load(initial_weights(self.config))[0]
+
+    def size_at(self, epoch: int) -> int:
+        """The picture size of an epoch: progressive resizing, small pictures first."""
+        size = self.config.size
+        for fraction, step in self.config.progressive:
+            if epoch >= fraction * self.config.epochs:
+                size = step
+        return size
+
+    def loader(self, size: int):
+        return train_loader(scenes.Scenes(self.composer, size), self.config, self.workers)
+
+    def optimizer(self, net: nn.Module, steps: int):
+        """AdamW without decay of batch norm and biases; one cycle of the rate (Smith and Topin 2018,
+        https://arxiv.org/abs/1708.07120)."""
+        c = self.config
+        slow = {id(p) for p in net.encoder.parameters()} if hasattr(net, "encoder") else set()
+        groups = [
+            {
+                "params": [p for p in net.parameters() if (p.ndim > 1) == is_matrix and (id(p) in slow) == is_encoder],
+                "weight_decay": c.weight_decay if is_matrix else 0.0,
+                "lr": c.lr * (c.encoder_lr if is_encoder else 1.0),
+            }
+            for is_matrix in (True, False)
+            for is_encoder in (False, True)
+        ]
+        groups = [group for group in groups if group["params"]]
+        optimizer = torch.optim.AdamW(groups, lr=c.lr, fused=is_on_cuda(net))
+        warm = 0.1 if c.init is None else 0.03
+        return optimizer, OneCycleLR(optimizer, [g["lr"] for g in groups], total_steps=steps, pct_start=warm)
+
+
+def initial_weights(config: RobustConfig) -> Path:
+    return networks.bundled_weights() if config.init == "bundled" else Path(config.init)
+
+
+def _ids(path: str) -> list[str]:
+    try:
+        return Path(path).read_text(encoding="utf-8").split()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as a list of ids ({error}).") from None
+
+
+# --- Self-training --------------------------------------------------------------------------------------------------
+def pseudo_label(config: RobustConfig, masks: Path, device, *, log=print) -> Path:
+    """Masks for the aligned faces of `config.unlabelled`, predicted by the weights `config.init`, into `masks`; those
+    that the same weights have predicted before are kept. One round of self-training (Xie et al. 2020,
+    https://arxiv.org/abs/1911.04252).
+
+    Raises:
+        TrainingError: no pictures, or one that cannot be read.
+    """
+    from tqdm.auto import tqdm
+
+    from drawing import encode
+    from inference import Segmenter, to_mask
+    from pictures import find_jobs, predict_files
+
+    teacher = initial_weights(config)
+    net, info = networks.load(teacher)
+    if info.passes == 2:  # masks as fine as they will be used
+        info = replace(info, size=config.size)
+    segmenter = Segmenter(net, info, device, flip=True)
+    with devices.rank_zero_first():
+        if devices.rank() == 0:
+            _keep_only_masks_of(hashlib.sha256(teacher.read_bytes()).hexdigest(), masks)
+    jobs = find_jobs([Path(config.unlabelled)], masks)[: config.limit]
+    if not jobs:
+        raise TrainingError(f"{config.unlabelled} holds no pictures.")
+
+    def write(job, _, logits):
+        mask = remove_small_components(to_mask(logits, const.THRESHOLD))
+        write_bytes(masks / f"{job.name}_mask.png", encode(mask, ".png"))
+
+    mine = jobs[devices.rank() :: devices.world_size()]
+    todo = [job for job in mine if not (masks / f"{job.name}_mask.png").exists()]
+    if todo:
+        log(f"Predicting the masks of {len(todo)} faces")
+    done = predict_files(segmenter, todo, batch_size=4, on_result=write)
+    for _, error in tqdm(done, total=len(todo), unit="face", disable=None):
+        if error:
+            raise TrainingError(error)
+    devices.barrier()
+    return masks
+
+
+def _keep_only_masks_of(teacher: str, masks: Path) -> None:
+    """Empty the folder if other weights than those of this SHA-256 filled it."""
+    note = masks / "teacher.sha256"
+    if masks.is_dir() and not (note.is_file() and note.read_text() == teacher):
+        shutil.rmtree(masks)
+    write_text(note, teacher)
+
+
+def remove_small_components(mask: np.ndarray, fraction: float = 0.02) -> np.ndarray:
+    """A mask uint8 (H, W), 0/255, without parts, and holes, smaller than a fraction of the largest part."""
+    n, labels, stats, _ = cv2.connectedComponentsWithStats(mask)
+    if n < 2:
+        return mask
+    least = fraction * stats[1:, cv2.CC_STAT_AREA].max()
+    kept = np.where(stats[:, cv2.CC_STAT_AREA] >= least, 255, 0).astype(np.uint8)
+    kept[0] = 0
+    mask = kept[labels]
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(255 - mask)
+    return np.where((labels > 0) & (stats[labels, cv2.CC_STAT_AREA] < least), 255, mask).astype(np.uint8)

@@ -1,0 +1,320 @@
+"""Reading whatever users bring, names of results, files in and out."""
+
+import io
+import os
+import warnings
+
+import cv2
+import numpy as np
+import pytest
+from conftest import leftovers
+from PIL import Image, features
+from test_inference import ellipses, painted, red_segmenter
+
+import common
+import drawing
+import pictures
+from pictures import PictureError, find_jobs, read_picture
+
+
+def scene(h: int = 40, w: int = 60) -> np.ndarray:
+    """Four plain quarters, red, green, blue and grey: orientation and channel order show."""
+    picture = np.empty((h, w, 3), np.uint8)
+    picture[: h // 2, : w // 2], picture[: h // 2, w // 2 :] = (220, 30, 30), (30, 200, 30)
+    picture[h // 2 :, : w // 2], picture[h // 2 :, w // 2 :] = (30, 30, 210), (128, 128, 128)
+    return picture
+
+
+def corners(picture: np.ndarray) -> np.ndarray:
+    """The colours in the middle of the four quarters, (4, 3)."""
+    h, w = picture.shape[:2]
+    return picture[[h // 4, h // 4, 3 * h // 4, 3 * h // 4], [w // 4, 3 * w // 4, w // 4, 3 * w // 4]].astype(int)
+
+
+# --- Reading --------------------------------------------------------------------------------------------------------
+KINDS = {  # name: (write it, tolerance of its colours)
+    "rgb.png": (lambda p, path: p.save(path), 0),
+    "rgb.jpg": (lambda p, path: p.save(path, quality=95), 12),
+    "rgb.bmp": (lambda p, path: p.save(path), 0),
+    "rgb.tiff": (lambda p, path: p.save(path), 0),
+    "lzw.tif": (lambda p, path: p.save(path, compression="tiff_lzw"), 0),
+    "rgb.webp": (lambda p, path: p.save(path, lossless=True), 0),
+    "palette.png": (lambda p, path: p.quantize(16).save(path), 2),
+    "rgba.png": (lambda p, path: p.convert("RGBA").save(path), 0),
+    "cmyk.jpg": (lambda p, path: p.convert("CMYK").save(path, quality=95), 12),
+    "cmyk.tiff": (lambda p, path: p.convert("CMYK").save(path), 2),
+    "palette.gif": (lambda p, path: p.quantize(16).save(path, "GIF"), 2),
+    "upper.JPEG": (lambda p, path: p.save(path, "JPEG", quality=95), 12),
+    "png_named.jpg": (lambda p, path: p.save(path, "PNG"), 0),
+    "deep.png": (lambda p, path: cv2.imwrite(str(path), np.asarray(p)[..., ::-1].astype(np.uint16) * 257), 1),
+    "deep.tiff": (lambda p, path: cv2.imwrite(str(path), np.asarray(p)[..., ::-1].astype(np.uint16) * 257), 1),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_colour_pictures_of_every_kind(name, tmp_path):
+    if name.endswith("webp") and not features.check("webp"):
+        pytest.skip("this Pillow has no WebP")
+    write, tolerance = KINDS[name]
+    write(Image.fromarray(scene()), tmp_path / name)
+    picture = read_picture(tmp_path / name)
+    assert picture.dtype == np.uint8
+    assert picture.shape == (40, 60, 3)
+    np.testing.assert_allclose(corners(picture), corners(scene()), atol=tolerance)
+
+
+def test_grey_pictures_of_every_depth(tmp_path):
+    grey = np.tile(np.linspace(0, 255, 60).astype(np.uint8), (40, 1))
+    dark = (grey // 4).astype(np.uint16)  # a dark 16-bit picture is dark, not spread over the range
+    Image.fromarray(grey).save(tmp_path / "l.png")
+    Image.fromarray(grey).save(tmp_path / "l.jpg", quality=98)
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "16.png")
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "16.tiff")
+    Image.fromarray(grey.astype(np.int32)).save(tmp_path / "32.tiff")
+    Image.fromarray(grey.astype(np.float32) / 255).save(tmp_path / "unit.tiff")
+    Image.fromarray(grey.astype(np.float32)).save(tmp_path / "float.tiff")
+    Image.merge("LA", (Image.fromarray(grey), Image.new("L", (60, 40), 255))).save(tmp_path / "la.png")
+    for name in ("l.png", "l.jpg", "16.png", "16.tiff", "32.tiff", "unit.tiff", "float.tiff", "la.png"):
+        picture = read_picture(tmp_path / name)
+        assert picture.shape == (40, 60, 3), name
+        np.testing.assert_allclose(picture[..., 1].astype(int), grey, atol=3, err_msg=name)
+        assert (picture == picture[..., :1]).all(), name
+    Image.fromarray(dark).save(tmp_path / "dark.png")
+    assert read_picture(tmp_path / "dark.png").max() == 0
+    broken = grey.astype(np.float32) / 255
+    broken[0, 0] = np.nan
+    Image.fromarray(broken).save(tmp_path / "nan.tiff")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_allclose(read_picture(tmp_path / "nan.tiff")[1, :, 0].astype(int), grey[1], atol=1)
+    Image.fromarray(grey > 127).save(tmp_path / "one.png")
+    np.testing.assert_array_equal(read_picture(tmp_path / "one.png")[..., 0], np.where(grey > 127, 255, 0))
+
+
+def test_what_is_transparent_is_white(tmp_path):
+    rgba = np.dstack([scene(), np.full((40, 60), 255, np.uint8)])
+    rgba[:20, :30, 3] = 0
+    rgba[:20, 30:, 3] = 128
+    Image.fromarray(rgba).save(tmp_path / "a.png")
+    Image.fromarray(rgba).save(tmp_path / "a.webp", lossless=True)
+    for name in ("a.png", "a.webp"):
+        seen = corners(read_picture(tmp_path / name))
+        assert seen[0].tolist() == [255, 255, 255]
+        np.testing.assert_allclose(seen[1], (142, 227, 142), atol=2)  # half of (30, 200, 30), half white
+        np.testing.assert_allclose(seen[2:], corners(scene())[2:], atol=1)
+    palette = Image.fromarray(scene()).quantize(4)
+    palette.save(tmp_path / "p.png", transparency=palette.getpixel((5, 5)))
+    assert corners(read_picture(tmp_path / "p.png"))[0].tolist() == [255, 255, 255]
+    np.testing.assert_allclose(corners(read_picture(tmp_path / "p.png"))[3], 128, atol=2)
+    la = Image.merge("LA", (Image.new("L", (8, 8), 10), Image.new("L", (8, 8), 0)))
+    la.save(tmp_path / "la.png")
+    assert (read_picture(tmp_path / "la.png") == 255).all()
+
+
+UPRIGHT = {  # orientation tag: how a camera held that way stores the upright picture
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: np.rot90(a),
+    7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda a: np.rot90(a, -1),
+}
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tiff", ".webp"])
+def test_every_orientation_is_upright(suffix, tmp_path):
+    for tag, store in UPRIGHT.items():
+        exif = Image.Exif()
+        exif[0x0112] = tag
+        path = tmp_path / f"{tag}{suffix}"
+        stored = Image.fromarray(np.ascontiguousarray(store(scene())))
+        stored.save(path, exif=exif, **({"lossless": True} if suffix == ".webp" else {}))
+        picture = read_picture(path)
+        assert picture.shape == (40, 60, 3), tag
+        np.testing.assert_allclose(corners(picture), corners(scene()), atol=14, err_msg=str(tag))
+
+
+def test_odd_sizes(tmp_path):
+    for w, h in ((1, 1), (1000, 3), (2, 700)):
+        Image.new("RGB", (w, h), (9, 8, 7)).save(tmp_path / "x.png")
+        picture = read_picture(tmp_path / "x.png")
+        assert picture.shape == (h, w, 3)
+        assert (picture == (9, 8, 7)).all()
+
+
+def test_what_is_no_picture_is_named(tmp_path):
+    (tmp_path / "text.jpg").write_text("hello")
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "page.webp").write_bytes(b"<html></html>")
+    whole = {}
+    for suffix in (".jpg", ".png", ".webp", ".bmp", ".tiff"):
+        buffer = io.BytesIO()
+        noise = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(buffer, Image.registered_extensions()[suffix])
+        whole[suffix] = buffer.getvalue()
+        (tmp_path / f"cut{suffix}").write_bytes(whole[suffix][: len(whole[suffix]) // 2])
+    Image.new("1", (70000, 2)).save(tmp_path / "long.png")
+    for path in [*tmp_path.iterdir(), tmp_path / "missing.jpg"]:
+        with pytest.raises(PictureError) as caught:
+            read_picture(path)
+        assert str(path) in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_damaged_bytes_raise_nothing_else(tmp_path):
+    """Random damage in every format: the picture comes, or PictureError does."""
+    rng = np.random.default_rng(3)
+    exif = Image.Exif()
+    exif[0x0112], exif[0x0131] = 6, "a camera" * 5
+    ends = {"ok": 0, "refused": 0}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nor are users shown warnings
+        for kind, options in (
+            ("JPEG", {"exif": exif}),
+            ("PNG", {}),
+            ("TIFF", {}),
+            ("WEBP", {"exif": exif}),
+            ("GIF", {}),
+        ):
+            buffer = io.BytesIO()
+            Image.fromarray(scene()).save(buffer, kind, **options)
+            for _ in range(40):
+                data = bytearray(buffer.getvalue())
+                for _ in range(int(rng.integers(1, 5))):
+                    data[rng.integers(0, min(len(data), 200))] = rng.integers(0, 256)
+                (tmp_path / "x.jpg").write_bytes(bytes(data))
+                try:
+                    picture = read_picture(tmp_path / "x.jpg")
+                    assert picture.dtype == np.uint8
+                    assert picture.ndim == 3
+                    ends["ok"] += 1
+                except PictureError:
+                    ends["refused"] += 1
+    assert min(ends.values()) > 10
+
+
+# --- Files ----------------------------------------------------------------------------------------------------------
+def test_every_result_has_a_name_of_its_own(tmp_path):
+    names = ["cat.jpg", "cat.png", "Cat.webp", "cat_png.jpg", "sub/cat.jpg", "sub/deep/cat.jpg", "dog.JPG", "a.b.jpg"]
+    for name in [*names, ".hidden.jpg", "notes.txt", ".git/x.jpg"]:
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).write_bytes(b"x")
+    other = tmp_path / "other" / "cat.jpg"
+    other.parent.mkdir()
+    other.write_bytes(b"x")
+    jobs = find_jobs([tmp_path / "in", other, other], tmp_path / "out")
+    assert {str(j.path.relative_to(tmp_path)) for j in jobs} == {*(f"in/{n}" for n in names), "other/cat.jpg"}
+    results = [j.name.casefold() for j in jobs]
+    assert len(results) == len(names) + 2 == len(set(results))
+    by_path = {str(j.path.relative_to(tmp_path)): j.name for j in jobs}
+    assert by_path["in/sub/deep/cat.jpg"] == "sub/deep/cat"
+    assert by_path["in/a.b.jpg"] == "a.b"
+    assert find_jobs([tmp_path / "in"], tmp_path / "out") == jobs[: len(names)]  # the same every time
+
+
+def test_linked_folders_are_searched_and_closed_ones_named(tmp_path, monkeypatch):
+    for name in ("in/a.jpg", "in/closed/b.jpg", "elsewhere/c.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "in" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "in")
+    scandir = os.scandir
+
+    def guarded(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    skipped = []
+    jobs = list(pictures.iter_jobs([tmp_path / "in"], tmp_path / "out", skipped))
+    assert [job.name for job in jobs] == ["a", "link/c"]
+    assert len(skipped) == 1
+    assert "closed cannot be searched (Permission denied)" in skipped[0]
+
+
+def test_results_of_an_earlier_run_are_no_pictures(tmp_path):
+    for name in ("x.jpg", "x_mask.png", "x_overlay.jpg"):
+        (tmp_path / name).write_bytes(b"x")
+    assert [j.name for j in find_jobs([tmp_path], tmp_path)] == ["x"]
+    assert len(find_jobs([tmp_path], tmp_path / "out")) == 3  # of another folder they are
+    assert [j.name for j in find_jobs([tmp_path / "x_mask.png"], tmp_path)] == ["x_mask"]  # and if asked for by name
+
+
+def test_long_names_fit(tmp_path):
+    for stem in ("n" * 251, "n" * 250 + "m", "ж" * 120, "😀" * 60):
+        (tmp_path / f"{stem}.jpg").write_bytes(b"x")
+    jobs = find_jobs([tmp_path], tmp_path / "out")
+    assert len({j.name for j in jobs}) == 4
+    for job in jobs:
+        common.write_bytes(tmp_path / "out" / f"{job.name}_overlay.jpg", b"x")
+    assert len(list((tmp_path / "out").iterdir())) == 4
+
+
+def test_writing_is_all_or_nothing(tmp_path, monkeypatch):
+    target = tmp_path / "new" / "x.png"
+    common.write_bytes(target, b"first")
+    assert target.read_bytes() == b"first"
+
+    def fail(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="No space"):
+        common.write_bytes(target, b"second")
+    assert target.read_bytes() == b"first"
+    assert not leftovers(tmp_path)
+
+
+def test_encoding_keeps_colours_and_masks():
+    back = cv2.imdecode(np.frombuffer(drawing.encode(scene(), ".png"), np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+    np.testing.assert_array_equal(back, scene())
+    mask = (np.random.default_rng(0).random((20, 30)) < 0.5).astype(np.uint8) * 255
+    with Image.open(io.BytesIO(drawing.encode(mask, ".png"))) as image:
+        assert image.mode in ("L", "1")
+        np.testing.assert_array_equal(np.asarray(image.convert("L")), mask)
+
+
+def test_a_broken_picture_costs_no_other(tmp_path):
+    for i in range(9):
+        Image.fromarray(painted(ellipses((40, 50), (25, 20, 9)))).save(tmp_path / f"{i}.png")
+    for i in (0, 4, 8):
+        (tmp_path / f"{i}.png").write_bytes(b"broken")
+    got = []
+    jobs = find_jobs([tmp_path], tmp_path / "out")
+    for size in (1, 3, 100):
+        got.clear()
+        done = list(
+            pictures.predict_files(
+                red_segmenter(1), jobs, batch_size=size, on_result=lambda j, p, x: got.append(j.name)
+            )
+        )
+        assert sorted(got) == ["1", "2", "3", "5", "6", "7"]
+        assert sorted(job.name for job, error in done if error) == ["0", "4", "8"]
+        assert len(done) == 9
+        assert all(str(job.path) in error for job, error in done if error)
+
+
+def test_memory_is_bounded_by_pixels(tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, "BATCH_PIXELS", 5000)
+    for i in range(6):
+        Image.new("RGB", (50, 40), "red").save(tmp_path / f"{i}.png")  # 2000 pixels: two fit
+    net = red_segmenter(1, 64)
+    jobs = find_jobs([tmp_path], tmp_path / "out")
+    for workers, batches in ((1, [2, 2, 2]), (2, [1] * 6)):  # two threads have half of the pixels each
+        net.net.seen.clear()
+        list(pictures.predict_files(net, jobs, batch_size=6, on_result=lambda *a: None, workers=workers))
+        assert [n for n, *_ in net.net.seen] == batches
+
+
+def test_a_failing_write_ends_the_run(tmp_path):
+    for i in range(5):
+        Image.new("RGB", (50, 40), "red").save(tmp_path / f"{i}.png")
+
+    def fail(*args):
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        list(pictures.predict_files(red_segmenter(1), find_jobs([tmp_path], tmp_path), batch_size=2, on_result=fail))
