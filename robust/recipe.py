@@ -57,7 +57,7 @@ class RobustConfig(Config):
         """The two stages: from ImageNet's features on small pictures; then, from weights, on larger ones in smaller
         steps."""
         if second:
-            return {"size": 320, "epochs": 10, "lr": 8e-4, "single_face": 0.65, "progressive": [(0.0, 256), (0.6, 320)]}
+            return {"size": 320, "epochs": 6, "lr": 8e-4, "single_face": 0.65, "progressive": [(0.0, 256), (0.5, 320)]}
         return {"progressive": [(0.0, 160), (0.33, 192)]}
 
 
