@@ -116,9 +116,9 @@ def test_held_out_backgrounds_are_disjoint(tmp_path):
 def test_a_face_lands_where_it_is_asked_for(faces):
     face = faces[0]
     width = np.ptp(np.flatnonzero(face.mask.any(0))) + 1
-    for scale, centre in ((0.2, (80, 60)), (0.5, (100, 110)), (0.8, (125, 120))):
+    for scale, centre in ((0.2, (80, 60)), (0.5, (100, 110)), (0.7, (190, 210))):
         matrix = scenes.similarity(occluders.FACE_WIDTH * scale, 0, centre)
-        mask = scenes.warp(face.mask, matrix, (256, 256)) > 127
+        mask = scenes.warp(face.mask, matrix, (400, 400)) > 127
         assert np.ptp(np.flatnonzero(mask.any(0))) + 1 == pytest.approx(width * scale, abs=2.5)
         x, y = matrix @ np.array([*occluders.FACE_CENTRE, 1.0])
         assert (x, y) == pytest.approx(centre, abs=1e-3)
