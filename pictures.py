@@ -144,7 +144,9 @@ def _alone(path: Path) -> list[tuple[Path, Path]]:
 def _shortened(path: Path) -> Path:
     """The path with its last part cut so that a result's ending fits behind it: file systems take 255 bytes."""
     room = 255 - len("_side-by-side.jpg") - 12  # and a suffix or number, where names would be the same
-    return path.with_name(os.fsencode(path.name)[:room].decode("utf-8", "ignore")) if path.name else path
+    if not path.name:
+        return path
+    return path.with_name(os.fsencode(path.name)[:room].decode("utf-8", "ignore") or "_")  # bytes that are no text go
 
 
 def _walk(folder: Path, out: Path, skipped: list[str]) -> Iterator[Path]:
