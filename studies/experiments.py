@@ -222,12 +222,12 @@ def training_record(folder: Path) -> dict | None:
 
 def check_settings(context: Context, run: Run) -> None:
     """Raises UserError where the run's folder holds one with other settings."""
-    wanted = asdict(run.config)
-    for key, value in settings_of(context.folder(run)).items():
+    wanted, folder = asdict(run.config), context.folder(run)
+    if not (folder / "last.pth").is_file():
+        return
+    for key, value in settings_of(folder).items():
         if wanted[key] != value:
-            raise UserError(
-                f"{context.folder(run)} holds a run with {key} {value}, not {wanted[key]}; give another --runs."
-            )
+            raise UserError(f"{folder} holds a run with {key} {value}, not {wanted[key]}; give another --runs.")
 
 
 def train(context: Context, run: Run) -> None:

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 import const
 import dataset
 from data_preprocessing import DataError
+from robust import scenes
 
 
 def celeb(prepared, transform=None, **options) -> dataset.Celeb:
@@ -48,7 +49,7 @@ def test_normalisation_is_that_of_imagenet(prepared):
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (const.IMAGENET_MEAN, const.IMAGENET_STD))
     torch.testing.assert_close(normal, (plain - mean) / std, atol=1e-4, rtol=1e-4)
     array = (plain * 255).round().byte().permute(1, 2, 0).numpy()
-    np.testing.assert_allclose(dataset.normalize(array), normal.permute(1, 2, 0), atol=1e-4)
+    np.testing.assert_allclose(scenes.normalize(array), normal.permute(1, 2, 0), atol=1e-4)
 
 
 def test_order_is_numerical(tmp_path):
