@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from conftest import leftovers, no_traceback, one_sentence, run
 from PIL import Image
 
@@ -112,8 +113,8 @@ def test_a_full_run_is_not_overwritten_by_a_quick_one(place, prepared, tmp_path,
 def test_runs_of_other_settings_are_not_taken_for_these(place, prepared, tmp_path, capsys):
     folder = tmp_path / "cutout-on-1"
     folder.mkdir()
-    config = json.loads((place / "runs" / "cutout-on-1" / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "size": 96}))
+    state = torch.load(place / "runs" / "cutout-on-1" / "last.pth", weights_only=True)
+    torch.save({**state, "config": {**state["config"], "size": 96}}, folder / "last.pth")
     args = ["data-size", "--quick", "--data", prepared, "--runs", tmp_path, "--out", tmp_path / "out"]
     assert experiments.main([str(a) for a in args]) == 1
     one_sentence(capsys.readouterr().err, folder, "size", "96")
