@@ -1,5 +1,7 @@
 """What all tests share: the root on the import path, drawn faces, and a way to run the real commands."""
 
+import csv
+import hashlib
 import os
 import subprocess
 import sys
@@ -66,6 +68,18 @@ def lite_weights(prepared, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "lite.pth"
     model.save_state(net.state_dict(), path, model.Info("lite", 64, 1, "untrained"))
     return path
+
+
+def history(run_dir: Path) -> list[dict]:
+    """The rows of a run's history.csv."""
+    with open(run_dir / "history.csv", newline="", encoding="utf-8") as file:
+        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+def fingerprints(folder: Path) -> dict:
+    """{path: (time, hash of the contents)} of all files below a folder."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {p: (p.stat().st_mtime_ns, hashlib.sha256(p.read_bytes()).hexdigest()) for p in files}
 
 
 def no_traceback(result: subprocess.CompletedProcess) -> subprocess.CompletedProcess:

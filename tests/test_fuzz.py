@@ -3,7 +3,6 @@
 FACE_SEG_FUZZ=20 makes twenty times as many cases. A case's number is its seed, and stands in its folders' names.
 """
 
-import hashlib
 import io
 import os
 import random
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from conftest import ROOT, leftovers
+from conftest import ROOT, fingerprints, leftovers
 from PIL import Image
 
 import data_preprocessing
@@ -42,11 +41,6 @@ def damaged(rng: random.Random, data: bytes) -> bytes:
         elif kind == "drop":
             del data[at : at + length]
     return bytes(data)
-
-
-def fingerprints(folder: Path) -> dict:
-    files = [p for p in folder.rglob("*") if p.is_file()]
-    return {p: (p.stat().st_mtime_ns, hashlib.sha256(p.read_bytes()).hexdigest()) for p in files}
 
 
 def check(command, argv, inputs: Path, out: Path, capsys) -> int:

@@ -6,7 +6,6 @@ core each, on copies of the project and without a network.
 
 import base64
 import csv
-import hashlib
 import importlib.util
 import json
 import os
@@ -20,7 +19,7 @@ import cv2
 import nbformat
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, fingerprints
 from nbclient import NotebookClient
 
 NOTEBOOK = ROOT / "notebooks" / "face_segmentation.ipynb"
@@ -168,12 +167,6 @@ def check_files(work: Path, data: Path, epochs: int) -> Path:
     return run
 
 
-def snapshot(folder: Path) -> dict:
-    """{path: (time, contents)} of all files."""
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    return {p: (p.stat().st_mtime_ns, hashlib.sha256(p.read_bytes()).hexdigest()) for p in files}
-
-
 def made_in_checkout() -> list:
     """What the scripts would leave in the checkout itself."""
     return [p for name in ("runs", "predictions", "data", "CelebAMask-HQ") for p in (ROOT / name).glob("**/*")]
@@ -218,7 +211,7 @@ def test_on_kaggle_it_reads_the_input_and_writes_to_the_working_folder(execute, 
     working, temp = tmp_path / "working", tmp_path / "temp"
     working.mkdir()
     outside = [mount, tmp_path / "origin"]
-    before, checkout = [snapshot(folder) for folder in outside], made_in_checkout()
+    before, checkout = [fingerprints(folder) for folder in outside], made_in_checkout()
     kaggle = {"KAGGLE_KERNEL_RUN_TYPE": "Batch", "KAGGLE_INPUT": mount, "KAGGLE_WORKING": working, "KAGGLE_TEMP": temp}
     fork = (f'"{repository(notebook)}"', f'"{origin.as_uri()}"')
     printed = execute(working, replace=[fork], **kaggle)
@@ -229,7 +222,7 @@ def test_on_kaggle_it_reads_the_input_and_writes_to_the_working_folder(execute, 
     assert "DRAWN" not in printed
     check_files(working, temp / "CelebAMask-HQ", epochs=1)
     assert not list(working.glob("**/images_*"))  # what is in the working folder becomes the notebook's output
-    assert [snapshot(folder) for folder in outside] == before
+    assert [fingerprints(folder) for folder in outside] == before
     assert sorted(tmp_path.iterdir()) == sorted([*outside, working, temp])
     assert made_in_checkout() == checkout
 

@@ -1,6 +1,5 @@
 """`torchrun main.py ...`: two processes on the CPU do what one does."""
 
-import csv
 import json
 import os
 import signal
@@ -12,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, leftovers
+from conftest import ROOT, history, leftovers
 
 import dataset
 import main
@@ -39,11 +38,6 @@ def finished(process: subprocess.Popen, seconds: float = 200) -> tuple[int, str,
     return process.returncode, out, err
 
 
-def rows(run_dir: Path) -> list[dict]:
-    with open(run_dir / "history.csv", newline="", encoding="utf-8") as file:
-        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
-
-
 @pytest.fixture(scope="module")
 def trained(prepared, tmp_path_factory) -> tuple[Path, str]:
     """(run folder, what was printed) of two epochs by two processes."""
@@ -66,7 +60,7 @@ def test_the_first_process_writes_and_speaks(trained):
 
 
 def test_validation_is_that_of_one_process(trained, prepared):
-    best = min(rows(trained[0]), key=lambda row: row["val_loss"])
+    best = min(history(trained[0]), key=lambda row: row["val_loss"])
     net, _ = model.load(trained[0] / "model.best.pth")
     faces = dataset.Celeb(prepared / "images_val", prepared / "masks_val", dataset.val_transform(64))
     counts = Counts()
@@ -99,12 +93,12 @@ def test_one_process_resumes_what_two_began_and_a_dead_one_ends_the_job(trained,
     for name in ("last.pth", "config.json", "model.best.pth"):
         (run_dir / name).write_bytes((trained[0] / name).read_bytes())
     assert main.main(["train", "--data", str(prepared), "--run-dir", str(run_dir), "--resume", "--epochs", "3"]) == 0
-    assert [row["epoch"] for row in rows(run_dir)] == [1, 2, 3]
-    assert all(np.isfinite(list(row.values())).all() for row in rows(run_dir))
+    assert [row["epoch"] for row in history(run_dir)] == [1, 2, 3]
+    assert all(np.isfinite(list(row.values())).all() for row in history(run_dir))
 
     job = start("train", "--data", prepared, "--run-dir", run_dir, "--resume", "--epochs", 1000, "--workers", 0)
     deadline = time.monotonic() + 100
-    while len(rows(run_dir)) < 5 and time.monotonic() < deadline:
+    while len(history(run_dir)) < 5 and time.monotonic() < deadline:
         assert job.poll() is None, job.communicate()[1]
         time.sleep(0.2)
     ranks = [int(p) for p in Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()]

@@ -1,6 +1,5 @@
 """`main.py train` on drawn faces: what it writes, what survives a kill, and what it refuses."""
 
-import csv
 import json
 import math
 import os
@@ -14,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, leftovers, one_sentence, run
+from conftest import FACE_SEG_DATA, ROOT, history, leftovers, one_sentence, run
 from PIL import Image
 from test_model import Original
 from torch import nn
@@ -53,11 +52,6 @@ def plain_processor(monkeypatch):
 
 def train(prepared, run_dir, *options) -> int:
     return main.main(["train", "--data", str(prepared), "--run-dir", str(run_dir), *TINY, *map(str, options)])
-
-
-def history(run_dir: Path) -> list[dict]:
-    with open(run_dir / "history.csv", newline="", encoding="utf-8") as file:
-        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
 
 
 def numbers(run_dir: Path) -> np.ndarray:
@@ -502,9 +496,9 @@ def test_no_data_and_no_source(tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "nowhere").exists()
 
 
-@pytest.mark.skipif(not (ROOT.parent / "shared" / "data").exists(), reason="the real faces are not here")
+@pytest.mark.skipif(FACE_SEG_DATA is None, reason="FACE_SEG_DATA names no folder with CelebAMask-HQ-mini.zip")
 def test_real_faces_are_learnt_a_little(tmp_path):
-    archive = ROOT.parent / "shared" / "data" / "CelebAMask-HQ-mini.zip"
+    archive = FACE_SEG_DATA / "CelebAMask-HQ-mini.zip"
     data_preprocessing.prepare(
         data_preprocessing.find_source(archive), tmp_path / "data", ids_train=range(16000, 16048),
         ids_val=range(24000, 24012), progress=False,

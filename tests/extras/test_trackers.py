@@ -1,12 +1,11 @@
 """`--clearml` and `--tensorboard`: what they write without a server, and one sentence without their packages."""
 
-import csv
 import json
 import sys
 import zipfile
 
 import pytest
-from conftest import one_sentence, run
+from conftest import history, one_sentence, run
 
 import main
 
@@ -14,11 +13,6 @@ TINY = ["--model", "lite", "--size", "64", "--batch-size", "4", "--device", "cpu
 TINY += ["--workers", 0, "--epochs", 2]
 NAMES = {("loss", "train"): "loss", ("loss", "validation"): "val_loss", ("dice", "validation"): "dice",
          ("iou", "validation"): "iou", ("lr", "train"): "lr"}  # fmt: skip
-
-
-def history(run_dir) -> list[dict]:
-    with open(run_dir / "history.csv", newline="", encoding="utf-8") as file:
-        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
 
 
 def test_both_logs_hold_the_history(prepared, tmp_path):
