@@ -262,7 +262,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--alpha", type=_fraction, default=const.OVERLAY_ALPHA, help="default 0.7")
     p.add_argument("--gif", type=Path, metavar="F", help="also a GIF of the overlays, of a video or of all pictures")
     p.add_argument(
-        "--skip-existing", action="store_true", help="leave out pictures whose results are there, and no older"
+        "--skip-existing", action="store_true", help="leave out pictures whose results are there, of the same file"
     )
     p.add_argument("--shard", type=_shard, metavar="I/N", help="the I-th of N parts; torchrun's ranks by themselves")
     video = p.add_argument_group("videos and cameras")
@@ -337,7 +337,6 @@ def _predict(args) -> int:
         return _predict_stream(args)
     if not args.inputs and args.webcam is None:
         raise UserError("predict needs pictures, folders or videos, or --webcam N.")
-    import devices
     from drawing import Output
 
     hiding = ["blurred"] * args.blur + ["pixelated"] * args.pixelate
@@ -351,12 +350,13 @@ def _predict(args) -> int:
         options = {"batch_size": args.batch_size, "skip_existing": args.skip_existing, "shard": shard}
         errors += runner.predict(pictures, args.out, output, **options)
     if videos or args.webcam is not None or args.gif is not None:
-        errors += _predict_moving(args, runner, style, hiding, videos[shard[0] - 1 :: shard[1]], devices.rank() == 0)
+        errors += _predict_moving(args, runner, style, hiding, videos, shard)
     return _report_together(errors)
 
 
-def _predict_moving(args, runner: Runner, style: dict, hiding: list[str], videos: list[Path], first: bool) -> list[str]:
+def _predict_moving(args, runner: Runner, style: dict, hiding: list[str], videos: list[Path], shard) -> list[str]:
     """Videos; in the first process of a job a camera and a GIF besides. Gives a sentence for each that failed."""
+    import devices
     from drawing import Output
     from extras import video
 
@@ -365,12 +365,8 @@ def _predict_moving(args, runner: Runner, style: dict, hiding: list[str], videos
         kinds = [kind for kind in kinds if kind != "cutout"]
     output = Output(tuple(dict.fromkeys(kinds)), **style)
     timing = video.Timing(args.frame_stride, args.start, args.end, args.smooth)
-    common, errors = {"output": output, "timing": timing, "log": runner.log}, []
-    for path in videos:
-        try:
-            video.predict_video(runner.segmenter, path, args.out, **common)
-        except video.VideoError as error:
-            errors.append(str(error))
+    common, first = {"output": output, "timing": timing, "log": runner.log}, devices.rank() == 0
+    errors = video.predict_videos(runner.segmenter, videos, args.out, shard=shard, **common)
     if first and args.webcam is not None:
         video.record_camera(runner.segmenter, args.webcam, args.out / "webcam_overlay.mp4", **common)
     if first and args.gif is not None:

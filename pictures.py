@@ -5,9 +5,13 @@ The network is no part of this file: `predict` is given the segmenter, and the r
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
+import re
+import struct
 import warnings
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -116,7 +120,7 @@ def iter_jobs(inputs: Iterable[Path], out: Path, skipped: list[str] | None = Non
 
     Results are named after the picture, below the same subfolders. Where two pictures would share a name, whatever the
     case of its letters, the later one gets its suffix appended (`cat_png`), then a number. Results of an earlier run
-    into the searched folder itself are not taken for pictures.
+    into the searched folder itself, known by their tags, are not taken for pictures.
     """
     taken: set[str] = set()
     skipped = [] if skipped is None else skipped
@@ -150,7 +154,6 @@ def _shortened(path: Path) -> Path:
 
 
 def _walk(folder: Path, out: Path, skipped: list[str]) -> Iterator[Path]:
-    own_endings = tuple(f"_{kind}{suffix}" for kind, suffix in const.RESULTS.items())
     seen = set()  # a link may lead to a folder above it
 
     def unsearched(error: OSError) -> None:
@@ -167,9 +170,58 @@ def _walk(folder: Path, out: Path, skipped: list[str]) -> Iterator[Path]:
         for name in sorted(files):
             if name.startswith(".") or Path(name).suffix.lower() not in const.IMAGE_SUFFIXES:
                 continue
-            if own and name.endswith(own_endings):
-                continue
-            yield Path(root) / name
+            if not (own and read_tag(Path(root) / name)):
+                yield Path(root) / name
+
+
+# --- Tags: which picture a result is of -----------------------------------------------------------------------------
+_TAG = re.compile(rb"face-segmentation ([0-9a-f]{16}) ([0-9]{12})")  # identity of the source, the result's size
+
+
+def identity(path: Path) -> str:
+    """16 hexadecimal digits of a file's name, size and time, by which its results know it."""
+    status = path.stat()
+    known = f"{path.name}|{status.st_size}|{status.st_mtime_ns}"
+    return hashlib.sha256(os.fsencode(known)).hexdigest()[:16]
+
+
+def tagged(data: bytes, suffix: str, source: str, before: int = 0) -> bytes:
+    """A result's bytes, or those that follow the `before` that are written, with the `identity` of its picture in a
+    comment of the format."""
+    extra = {".png": 20, ".jpg": 4, ".gif": 4, ".mp4": 8}[suffix]  # bytes around the 47 of the text
+    text = f"face-segmentation {source} {before + len(data) + extra + 47:012}".encode()
+    if suffix == ".png":  # behind the signature and the header
+        chunk = b"tEXtComment\0" + text
+        return data[:33] + struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) + data[33:]
+    if suffix == ".jpg":  # behind the marker and JFIF's header
+        return data[:20] + struct.pack(">HH", 0xFFFE, 2 + len(text)) + text + data[20:]
+    if suffix == ".gif":  # before the trailer
+        return data[:-1] + struct.pack(">HB", 0x21FE, len(text)) + text + b"\0" + data[-1:]
+    return data + struct.pack(">I4s", 8 + len(text), b"free") + text
+
+
+def read_tag(path: Path) -> str | None:
+    """The `identity` of the picture that a result is of; None for any other file, and for a result changed since."""
+    try:
+        if not path.is_file():  # opening a pipe would wait for ever
+            return None
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(512)
+            file.seek(max(0, size - 64))
+            found = _TAG.search(start) or _TAG.search(file.read())
+    except OSError:
+        return None
+    return found[1].decode() if found and int(found[2]) == size else None
+
+
+def forbidden(results: Iterable[Path], inputs: set[Path]) -> str | None:
+    """A sentence on the first result that would take the name of one of `inputs` (resolved), or of a file that this
+    program did not write."""
+    for path in results:
+        if os.path.lexists(path) and (path.resolve() in inputs or read_tag(path) is None):
+            return f"{path} is there and no result of this program, or an input; choose another folder or move it."
+    return None
 
 
 # --- Many pictures at once --------------------------------------------------------------------------------------------
@@ -264,11 +316,12 @@ def predict(
 
     Args:
         segmenter: an inference.Segmenter.
-        skip_existing: leave out pictures whose results are all there, and none older than the picture.
+        skip_existing: leave out pictures whose results are all there, of the same file.
         shard: (i, n): the i-th of n parts of the pictures, for as many processes or machines.
 
     Returns:
-        A sentence for each picture that could not be read, and for each folder without pictures.
+        A sentence for each picture that could not be read or whose results would replace another file, and for each
+        folder without pictures.
 
     Raises:
         UserError: no pictures, or results that cannot be written.
@@ -281,7 +334,7 @@ def predict(
     total = sum(1 for _ in iter_jobs(inputs, out, errors))
     if not total:
         raise UserError(errors[0])
-    done = skipped = 0
+    done, skipped, given = 0, 0, {path.resolve() for path in inputs}
 
     def paths(job: Job) -> dict[str, Path]:
         return {kind: out / f"{job.name}_{kind}{const.RESULTS[kind]}" for kind in output.results}
@@ -289,7 +342,10 @@ def predict(
     def todo() -> Iterator[Job]:
         nonlocal skipped
         for job in islice(iter_jobs(inputs, out), shard[0] - 1, None, shard[1]):
-            if skip_existing and _is_done(job.path, paths(job).values()):
+            results = paths(job).values()
+            if refusal := forbidden(results, given):
+                errors.append(refusal)
+            elif skip_existing and _is_done(job.path, results):
                 skipped += 1
             else:
                 yield job
@@ -297,7 +353,8 @@ def predict(
     def write(job: Job, picture: np.ndarray, logits: np.ndarray) -> None:
         mask = to_mask(logits, output.threshold)
         for kind, path in paths(job).items():
-            write_bytes(path, encode(output.draw(kind, picture, mask), path.suffix))
+            data = encode(output.draw(kind, picture, mask), path.suffix)
+            write_bytes(path, tagged(data, path.suffix, identity(job.path)))
 
     part = len(range(shard[0] - 1, total, shard[1]))
     try:
@@ -326,10 +383,10 @@ def predict_stream(segmenter, source, sink, threshold: float = const.THRESHOLD) 
 
 
 def _is_done(picture: Path, results: Iterable[Path]) -> bool:
-    """Whether all results of a picture are there, and none older than it."""
+    """Whether all results are there, and of this very picture."""
     try:
-        return all(path.stat().st_mtime >= picture.stat().st_mtime for path in results)
-    except FileNotFoundError:
+        return {identity(picture)} == {read_tag(path) for path in results}
+    except OSError:  # of the picture, which reading it will name
         return False
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import const
 from common import UserError, replacing
 from drawing import Output, save_gif
-from pictures import iter_jobs, read_picture
+from pictures import find_jobs, forbidden, identity, iter_jobs, read_picture, tagged
 
 CUT = 40.0  # mean grey-level change, of 255, between two frames that is taken for a cut: smoothing starts anew
 GIF_FPS = 10.0  # of a GIF of videos; pictures stay for a second each
@@ -180,9 +180,15 @@ def masked_frames(
 
 
 # --- Writing --------------------------------------------------------------------------------------------------------
+def _allowed(results: Iterable[Path], inputs: Iterable[Path] = ()) -> None:
+    if refusal := forbidden(results, {Path(path).resolve() for path in inputs}):
+        raise VideoError(refusal)
+
+
 @contextmanager
-def writing(path: Path, fps: float) -> Iterator[Callable[[np.ndarray], None]]:
-    """A function that adds a frame uint8 (H, W, 3) RGB to an MP4 file, which gets its name when it is whole.
+def writing(path: Path, fps: float, source: str = "0" * 16) -> Iterator[Callable[[np.ndarray], None]]:
+    """A function that adds a frame uint8 (H, W, 3) RGB to an MP4 file, which gets its name when it is whole, and the
+    tag of `source`.
 
     Raises:
         VideoError: this OpenCV cannot write the format, no frame came, or nothing arrived on the disk.
@@ -204,12 +210,36 @@ def writing(path: Path, fps: float) -> Iterator[Callable[[np.ndarray], None]]:
             file.release()
         if not temporary.is_file() or not temporary.stat().st_size:
             raise VideoError(f"{path} could not be written: no frame came, or the disk is full.")
+        with temporary.open("ab") as end:
+            end.write(tagged(b"", ".mp4", source, temporary.stat().st_size))
+
+
+def predict_videos(
+    segmenter, videos: list[Path], out: Path, output: Output, timing: Timing, *, shard=(1, 1), log=print
+) -> list[str]:
+    """`predict_video` for each, or for the i-th of n parts, named as pictures are; a sentence for each that failed."""
+    errors = []
+    for job in find_jobs(videos, out)[shard[0] - 1 :: shard[1]]:
+        try:
+            predict_video(segmenter, job.path, out, output, timing, name=job.name, inputs=videos, log=log)
+        except VideoError as error:
+            errors.append(str(error))
+    return errors
 
 
 def predict_video(
-    segmenter, path: Path, out: Path, output: Output | None = None, timing: Timing | None = None, *, log=print
+    segmenter,
+    path: Path,
+    out: Path,
+    output: Output | None = None,
+    timing: Timing | None = None,
+    *,
+    name: str | None = None,
+    inputs: Iterable[Path] = (),
+    log=print,
 ) -> list[Path]:
-    """Write NAME_overlay.mp4, or whatever of `const.RESULTS` a video can hold, of a video; the files.
+    """Write NAME_overlay.mp4, or whatever of `const.RESULTS` a video can hold, of a video; the files. NAME is that of
+    the video where none is given; no result takes the name of one of `inputs`.
 
     A frame that cannot be read ends the results there, whole and playable, and is reported.
 
@@ -223,12 +253,13 @@ def predict_video(
     if "cutout" in output.results:
         raise UserError("A video holds no transparency, so no cut-outs; save something else of it.")
     start, end, clip = timing.start, timing.end, probe(path)
-    results = {Path(out) / f"{Path(path).stem}_{kind}.mp4": kind for kind in output.results}
+    results = {Path(out) / f"{name or Path(path).stem}_{kind}.mp4": kind for kind in output.results}
+    _allowed(results, [path, *inputs])
     frames = read_frames(str(path), start=start, end=end, fps=clip.fps)
     expected = clip.frames and max(0, min(clip.frames, round((end or 1e9) * clip.fps)) - round(start * clip.fps))
     began, written = time.perf_counter(), 0
     with ExitStack() as stack:
-        writers = {result: stack.enter_context(writing(result, clip.fps)) for result in results}
+        writers = {result: stack.enter_context(writing(result, clip.fps, identity(clip.path))) for result in results}
         masked = masked_frames(
             segmenter, frames, threshold=output.threshold, frame_stride=timing.frame_stride, smooth=timing.smooth
         )
@@ -258,6 +289,7 @@ def record_camera(
         VideoError: there is no such camera, or it gives no picture.
     """
     output, timing = output or Output(), timing or Timing()
+    _allowed([path])
     probed = _open(camera)
     there = probed.isOpened() and probed.read()[0]
     fps = probed.get(cv2.CAP_PROP_FPS)
@@ -305,6 +337,7 @@ def gif(
         UserError: nothing to show. VideoError, PictureError: an input that cannot be read.
     """
     output, timing, inputs = output or Output(), timing or Timing(), list(inputs)
+    _allowed([path], inputs)
     videos = [p for p in inputs if is_video(p)]
     fps = GIF_FPS if videos else 1.0
 
@@ -320,7 +353,9 @@ def gif(
             yield output.draw("overlay", picture, segmenter.mask(picture, output.threshold))
 
     try:
-        save_gif(drawn(), path, fps=fps)
+        with replacing(path) as temporary:
+            save_gif(drawn(), temporary, fps=fps)
+            temporary.write_bytes(tagged(temporary.read_bytes(), ".gif", "0" * 16))
     except ValueError:
         raise UserError("There is no frame for the GIF.") from None
     log(f"GIF: {path} ({path.stat().st_size / 1e6:.1f} MB)")

@@ -4,6 +4,7 @@ import os
 
 import numpy as np
 import pytest
+from conftest import one_sentence
 from PIL import Image
 
 import main
@@ -38,6 +39,38 @@ def test_shards_cover_everything_once(folder, tmp_path, lite_weights, capsys, mo
     monkeypatch.setenv("WORLD_SIZE", "3")
     assert main.main([*base, "--out", str(tmp_path / "rank1")]) == 0
     assert names(tmp_path / "rank1") == parts[1]
+
+
+def test_no_file_is_replaced_but_a_result(folder, tmp_path, lite_weights, capsys):
+    base = ["predict", "--weights", str(lite_weights), "--save", "mask"]
+    target = folder / "a" / "1_mask.png"  # such as a hand-drawn mask beside its picture
+    Image.new("L", (48, 40), 255).save(target)
+    before = target.read_bytes()
+    assert main.main([*base, str(folder), "--out", str(folder)]) == 1
+    one_sentence(capsys.readouterr().err, target)
+    assert target.read_bytes() == before
+    assert (folder / "a" / "1_mask_mask.png").exists()  # it is a picture like any other
+    assert (folder / "a" / "3_mask.png").exists()
+    assert not (folder / "a" / "3_mask_mask.png").exists()
+    result = folder / "a" / "3_mask.png"  # a result, and an input now
+    before = result.read_bytes()
+    assert main.main([*base, str(folder / "a" / "3.png"), str(result), "--out", str(folder / "a")]) == 1
+    one_sentence(capsys.readouterr().err, result)
+    assert result.read_bytes() == before
+
+
+def test_skip_existing_knows_whose_results_are_there(folder, tmp_path, lite_weights, capsys):
+    """A picture that takes another's name, and one replaced by an older file, are segmented."""
+    base = ["predict", str(folder / "a"), "--weights", str(lite_weights), "--out", str(tmp_path / "out")]
+    assert main.main(base) == 0
+    Image.new("RGB", (30, 20)).save(folder / "a" / "1.jpg")  # comes before 1.png
+    (folder / "b" / "0.png").replace(folder / "a" / "3.png")
+    os.utime(folder / "a" / "3.png", (1, 1))
+    capsys.readouterr()
+    assert main.main([*base, "--skip-existing"]) == 0
+    assert "3 of 6 pictures done, 3 were there already" in capsys.readouterr().out
+    with Image.open(tmp_path / "out" / "1_mask.png") as mask:
+        assert mask.size == (30, 20)
 
 
 @pytest.mark.parametrize("text", ["0/3", "4/3", "1", "a/b", "1/0", "-1/3"])

@@ -236,11 +236,33 @@ def test_linked_folders_are_searched_and_closed_ones_named(tmp_path, monkeypatch
 
 
 def test_results_of_an_earlier_run_are_no_pictures(tmp_path):
-    for name in ("x.jpg", "x_mask.png", "x_overlay.jpg"):
-        (tmp_path / name).write_bytes(b"x")
-    assert [j.name for j in find_jobs([tmp_path], tmp_path)] == ["x"]
-    assert len(find_jobs([tmp_path], tmp_path / "out")) == 3  # of another folder they are
+    (tmp_path / "x.jpg").write_bytes(b"x")
+    (tmp_path / "own_mask.png").write_bytes(b"a user's, whatever its name")
+    for name in ("x_mask.png", "x_overlay.jpg"):
+        data = drawing.encode(scene(), name[-4:])
+        (tmp_path / name).write_bytes(pictures.tagged(data, name[-4:], pictures.identity(tmp_path / "x.jpg")))
+    assert [j.name for j in find_jobs([tmp_path], tmp_path)] == ["own_mask", "x"]
+    assert len(find_jobs([tmp_path], tmp_path / "out")) == 4  # of another folder they are
     assert [j.name for j in find_jobs([tmp_path / "x_mask.png"], tmp_path)] == ["x_mask"]  # and if asked for by name
+
+
+def test_a_result_knows_its_picture_until_it_is_changed(tmp_path):
+    source = tmp_path / "x.jpg"
+    source.write_bytes(b"x")
+    for kind in ("PNG", "JPEG", "GIF"):
+        suffix, buffer = {"JPEG": ".jpg"}.get(kind, f".{kind.lower()}"), io.BytesIO()
+        Image.fromarray(scene()).save(buffer, kind)
+        data = pictures.tagged(buffer.getvalue(), suffix, pictures.identity(source))
+        path = tmp_path / f"result{suffix}"
+        path.write_bytes(data)
+        assert pictures.read_tag(path) == pictures.identity(source)
+        np.testing.assert_array_equal(read_picture(path), read_picture(buffer))  # no pixel is another
+        with Image.open(path) as image:
+            image.verify()
+        path.write_bytes(data + b"more")
+        assert pictures.read_tag(path) is None
+    assert pictures.read_tag(source) is None
+    assert pictures.read_tag(tmp_path) is None
 
 
 def test_long_names_fit(tmp_path):

@@ -10,6 +10,7 @@ from conftest import leftovers, no_traceback, one_sentence, run
 from PIL import Image
 
 import main
+import pictures
 from drawing import Output
 from extras import video
 from inference import Segmenter
@@ -70,6 +71,27 @@ def test_overlay_and_mask_videos_follow_the_face(red, clip, tmp_path):
         assert outside.mean() < 40
         assert overlays[i][32, 20 + 4 * i, 2] > 150  # #8000ff: blue over the red square
     assert not leftovers(tmp_path)
+
+
+def test_no_two_videos_into_one_file_and_none_into_a_users(clip, tmp_path, lite_weights, capsys):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    first = write_video(tmp_path / "a" / "clip.mp4", [square(0)] * 3)
+    second = write_video(tmp_path / "b" / "clip.mp4", [square(0)] * 5)
+    out = tmp_path / "out"
+    base = ["predict", "--weights", str(lite_weights), "--out", str(out)]
+    for _ in range(2):
+        assert main.main([*base, str(first), str(second)]) == 0
+        assert [len(play(out / f"clip{n}_overlay.mp4")[0]) for n in ("", "_mp4")] == [3, 5]
+        assert len(list(out.iterdir())) == 2
+    assert pictures.read_tag(out / "clip_overlay.mp4") == pictures.identity(first)
+    own = out / "clip_overlay.mp4"
+    before = clip.read_bytes()
+    own.write_bytes(before)
+    capsys.readouterr()
+    assert main.main([*base, str(first), "--gif", str(clip)]) == 1
+    assert capsys.readouterr().err.count("no result of this program") == 2
+    assert own.read_bytes() == clip.read_bytes() == before
 
 
 def test_start_end_and_frame_stride(red, clip, tmp_path):
