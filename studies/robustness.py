@@ -1,11 +1,11 @@
 """How weights hold up: whole photographs, occluders, bad light, no face at all; measured as `predict` works.
 
     python data_preprocessing.py --persons
-    python -m studies.robustness --weights bundled --backgrounds DIR
+    python -m studies.robustness --weights bundled --backgrounds DIR --occluders DIR
 
-Nothing measured here was trained on: the faces are the validation split's, and of the photographs without faces every
-fifth, in name order, is held out by the robust recipe. Drawn occluders and changes have a fixed seed. Writes
-`robustness.json` and `robustness.md` to --out.
+Nothing measured here was trained on: the faces are the validation split's, and of the photographs without faces and
+the photographed occluders every fifth, in name order, is held out by the robust recipe. Occluders and changes have a
+fixed seed. Writes `robustness.json` and `robustness.md` to --out.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ import const
 from common import UserError, write_text
 from data_preprocessing import is_prepared, positive
 from metrics import Counts
-from robust import occluders, scenes
+from robust import occluders, photographed, scenes
 from studies.command import exit_code
 from studies.timing import interleaved
 
 SEED = 7
 SIZE = scenes.SIZE
+MANY_POSITIVES = 0.002  # of a picture without a face: more than this is counted as a face found where none is
 Sample = tuple[np.ndarray, np.ndarray]  # image uint8 (H, W, 3), target uint8 (H, W)
 
 
@@ -58,6 +59,11 @@ def rolled(degrees: float) -> Callable[..., Sample]:
     return change
 
 
+def quarter_turns(count: int) -> Callable[..., Sample]:
+    """Counter-clockwise, without interpolation."""
+    return lambda image, target: tuple(np.ascontiguousarray(np.rot90(part, count)) for part in (image, target))
+
+
 def blurred(image, target) -> Sample:
     return cv2.GaussianBlur(image, (0, 0), 4), target
 
@@ -84,6 +90,9 @@ CHANGES = {
     "low contrast": low_contrast,
     "rolled by 45 degrees": rolled(45),
     "rolled by -30 degrees": rolled(-30),
+    "rotated by 90 degrees": quarter_turns(1),
+    "rotated by -90 degrees": quarter_turns(-1),
+    "upside down": quarter_turns(2),
     "blurred (sigma 4)": blurred,
     "JPEG quality 20": jpeg,
     "noise (sigma 20)": noisy,
@@ -110,6 +119,14 @@ def occluded_faces(composer: scenes.SceneComposer, kind: str) -> Iterator[Sample
         yield image, mask
 
 
+def photographed_occluders(composer: scenes.SceneComposer, kind: str) -> Iterator[tuple]:
+    """Every face once with a photographed occluder of this kind: (image, target, the face pixels under it)."""
+    for i in range(len(composer.faces)):
+        face, rng = composer.faces[i], np.random.default_rng((SEED, i))
+        image, mask, opacity = photographed.lay(rng, face.image, face.mask, composer.occluders, kind=kind)
+        yield image, mask, (face.mask > 127) & (opacity > 127)
+
+
 def photographs(
     composer: scenes.SceneComposer, count: int, widths: tuple[float, float], size=(480, 640)
 ) -> Iterator[Sample]:
@@ -131,33 +148,58 @@ def skin_tone(image: np.ndarray, mask: np.ndarray) -> float:
 # --- Measuring ------------------------------------------------------------------------------------------------------
 def measure(segmenter, samples) -> dict:
     """Figures of counts pooled over (image, target), and the mean Dice of the tenth of pictures where it is lowest.
-    What is undefined without a face in the targets is None."""
-    total, each = Counts(), []
-    for image, target in samples:
+
+    A third item, boolean (H, W), marks the face pixels under an occluder; of all these the fraction called face is
+    `occluded_false_positive_rate`. What is undefined is None: most figures without a face in the targets, and the
+    number of pictures with many false positives where there is one.
+    """
+    total, each, occluded, wrong = Counts(), [], 0, 0
+    for image, target, *hidden in samples:
         logits = segmenter.logits([image])[0]
         one = Counts().add(logits > 0, target > 127).add_bce(logits, target > 127)
-        each.append(one.dice)
+        each.append(one)
         total = total + one
-    lowest = sorted(each)[: max(1, len(each) // 10)]
+        for under in hidden:
+            occluded += int(np.count_nonzero(under))
+            wrong += int(np.count_nonzero(under & (logits > 0)))
+    lowest = sorted(one.dice for one in each)[: max(1, len(each) // 10)]
+    many = sum(one.predicted_positive_rate > MANY_POSITIVES for one in each)
+    has_face = total.tp + total.fn > 0
     return {
         **total.summary(),
-        "lowest_decile_dice": float(np.mean(lowest)) if total.tp + total.fn else None,
+        "lowest_decile_dice": float(np.mean(lowest)) if has_face else None,
         "predicted_positive_rate": total.predicted_positive_rate,
+        "occluded_false_positive_rate": wrong / occluded if occluded else None,
+        "pictures_with_many_positives": None if has_face else many,
         "pictures": len(each),
     }
 
 
-SECTIONS = ("faces", "skin tone", "drawn occluders", "changes", "photographs", "no face", "speed")
+SECTIONS = (
+    "faces", "skin tone", "drawn occluders", "photographed occluders", "changes", "photographs", "no face", "speed",
+)  # fmt: skip
 
 
 def run(
-    segmenter, data: Path, backgrounds: Path | None, *, scenes_count: int = 150, sections=SECTIONS, log=print
+    segmenter,
+    data: Path,
+    backgrounds: Path | None,
+    occluder_dir: Path | None = None,
+    *,
+    limit: int | None = None,
+    scenes_count: int = 150,
+    sections=SECTIONS,
+    log=print,
 ) -> dict:
-    """The tables of these sections, {section: {row: figures}}, and {"skipped": {section: the option that it needs}}."""
-    store = scenes.FaceStore([data / "images_val"], [data / "masks_val"], [data / "persons_val"])
+    """The tables of these sections, {section: {row: figures}}, and {"skipped": {section: the option that it needs}}.
+    `limit`: the first validation faces alone."""
+    store = scenes.FaceStore([data / "images_val"], [data / "masks_val"], [data / "persons_val"], limit=limit)
     held_out = scenes.find_backgrounds(backgrounds, held_out=True) if backgrounds else []
-    composer = scenes.SceneComposer(store, scenes.PhotoStore(held_out))
+    cutouts = photographed.OccluderStore(occluder_dir, held_out=True) if occluder_dir else None
+    composer = scenes.SceneComposer(store, scenes.PhotoStore(held_out), cutouts)
     needs = {}
+    if not cutouts:
+        needs["photographed occluders"] = "hands, objects, face masks and textures in --occluders"
     if not held_out:
         needs["no face"] = "photographs in --backgrounds"
     if not any(person for _, _, person in store.entries):
@@ -194,11 +236,14 @@ def _rows(section: str, composer, held_out: list[Path], scenes_count: int) -> It
     elif section == "drawn occluders":
         for kind in ("glasses", *occluders.KINDS):
             yield kind, occluded_faces(composer, kind)
+    elif section == "photographed occluders":
+        for kind in photographed.KINDS:
+            yield kind, photographed_occluders(composer, kind)
     elif section == "changes":
         for name, change in CHANGES.items():
             yield name, (change(*sample) for sample in faces_of(store))
     elif section == "photographs":
-        for low, high in ((0.06, 0.1), (0.1, 0.2), (0.2, 0.45), (0.06, 0.45)):
+        for low, high in ((0.03, 0.06), (0.06, 0.1), (0.1, 0.2), (0.2, 0.45), (0.06, 0.45)):
             name = f"faces {low:.0%} to {high:.0%} of the width"
             yield name, photographs(composer, scenes_count, (low, high))
     elif section == "no face":
@@ -235,12 +280,20 @@ def _read(path: Path) -> np.ndarray:
 
 def _cells(figures: dict) -> dict[str, str]:
     """A row's figures by the table's heads; a dash for what is undefined."""
-    keys = {"Dice": "dice", "IoU": "iou", "boundary IoU": "boundary_iou", "lowest decile": "lowest_decile_dice"}
-    cells = {title: "-" if figures[key] is None else f"{figures[key]:.4f}" for title, key in keys.items()}
     empty = figures["dice"] is None  # no face in the targets: every positive is a false one
-    rates = ["-", f"{figures['predicted_positive_rate']:.2%}"]
-    cells |= dict(zip(("predicted positive", "false positive"), rates[:: 1 if empty else -1], strict=True))
-    return cells | {"pictures": str(figures["pictures"])}
+    positive_rate, many = figures["predicted_positive_rate"], figures["pictures_with_many_positives"]
+    cells = {
+        "Dice": (figures["dice"], ".4f"),
+        "IoU": (figures["iou"], ".4f"),
+        "boundary IoU": (figures["boundary_iou"], ".4f"),
+        "lowest decile": (figures["lowest_decile_dice"], ".4f"),
+        "predicted positive": (None if empty else positive_rate, ".2%"),
+        "false positive": (positive_rate if empty else None, ".2%"),
+        f"pictures over {MANY_POSITIVES:.1%}": (many, "d"),
+        "false positive on occluded pixels": (figures["occluded_false_positive_rate"], ".2%"),
+        "pictures": (figures["pictures"], "d"),
+    }
+    return {title: "-" if value is None else format(value, form) for title, (value, form) in cells.items()}
 
 
 def to_markdown(table: dict) -> str:
@@ -267,6 +320,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--weights", default="bundled", help="a file, 'bundled' or 'published'")
     parser.add_argument("--data", type=Path, default=const.CELEB_DIR, help="prepared folders, with persons_val")
     parser.add_argument("--backgrounds", type=Path, help="photographs without faces; every fifth is used")
+    parser.add_argument(
+        "--occluders", type=Path, help="photographed hands/, objects/, masks/, textures/; every fifth of each is used"
+    )
+    parser.add_argument("--limit", type=positive, help="the first N validation faces alone")
     parser.add_argument("--out", type=Path, default=const.RUNS_DIR / "robustness")
     parser.add_argument("--scenes", type=positive, default=150, help="composed photographs per row")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, help="these tables alone")
@@ -283,10 +340,14 @@ def main(argv: list[str] | None = None) -> int:
     def work() -> None:
         if not is_prepared(args.data):
             raise UserError(f"{args.data} holds no prepared faces; run `python data_preprocessing.py --persons`.")
-        if args.backgrounds is not None and not args.backgrounds.is_dir():
-            raise UserError(f"There is no folder {args.backgrounds}.")
+        for folder in (args.backgrounds, args.occluders):
+            if folder is not None and not folder.is_dir():
+                raise UserError(f"There is no folder {folder}.")
         runner = Runner(args.device).load(args.weights, flip=args.flip, passes=args.passes, precision="fp32")
-        table = run(runner.segmenter, args.data, args.backgrounds, scenes_count=args.scenes, sections=args.only)
+        table = run(
+            runner.segmenter, args.data, args.backgrounds, args.occluders,
+            limit=args.limit, scenes_count=args.scenes, sections=args.only,
+        )  # fmt: skip
         write_text(args.out / "robustness.json", json.dumps({"weights": runner.weights_name, **table}, indent=2) + "\n")
         write_text(args.out / "robustness.md", to_markdown(table))
         print(f"robustness.json and robustness.md are in {args.out}")

@@ -10,31 +10,94 @@ from PIL import Image
 from studies import robustness
 
 
-def test_the_command_writes_every_section(prepared, lite_weights, tmp_path):
+@pytest.fixture(scope="module")
+def occluder_dir(tmp_path_factory):
+    """Five drawn RGBA squares of each kind, in colours that tell them apart: the fifth is held out, and blue."""
+    folder = tmp_path_factory.mktemp("occluders")
+    for kind in ("hands", "objects", "masks", "textures"):
+        (folder / kind).mkdir()
+        for i in range(5):
+            cut = np.zeros((90, 80, 4), np.uint8)
+            cut[10:, 10:70] = (20, 40, 250, 255) if i == 4 else (250, 40, 20, 255)
+            Image.fromarray(cut[..., :3] if kind == "textures" else cut).save(folder / kind / f"{i}.png")
+    return folder
+
+
+def test_the_command_writes_every_section(prepared, lite_weights, occluder_dir, tmp_path):
     rng = np.random.default_rng(0)
     (tmp_path / "photos").mkdir()
     for i in range(6):  # every fifth is held out
         Image.fromarray(rng.integers(0, 256, (90, 120, 3)).astype(np.uint8)).save(tmp_path / "photos" / f"{i}.png")
     done = no_traceback(
         run("studies.robustness", "--weights", lite_weights, "--data", prepared, "--backgrounds", tmp_path / "photos",
-            "--out", tmp_path / "out", "--scenes", 3)
+            "--occluders", occluder_dir, "--out", tmp_path / "out", "--scenes", 3, "--limit", 5)
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     table = json.loads((tmp_path / "out" / "robustness.json").read_text())
     assert set(robustness.SECTIONS) < table.keys()
     assert not table["skipped"]
-    assert table["faces"]["clean"]["pictures"] == 6
+    assert table["faces"]["clean"]["pictures"] == 5
     assert set(table["changes"]) == set(robustness.CHANGES)
-    for name in ("drawn occluders", "changes", "photographs"):
+    assert set(table["photographed occluders"]) == {"hands", "objects", "masks"}
+    for name in ("drawn occluders", "photographed occluders", "changes", "photographs"):
         assert all(0 <= row["dice"] <= 1 for row in table[name].values())
+    assert all(0 <= row["occluded_false_positive_rate"] <= 1 for row in table["photographed occluders"].values())
+    assert table["changes"]["upside down"]["occluded_false_positive_rate"] is None
     empty = table["no face"]["held-out photographs"]
     assert empty["pictures"] == 1
+    many = int(empty["predicted_positive_rate"] > 0.002)  # of this one picture
+    assert empty["pictures_with_many_positives"] == many
     assert empty["dice"] is empty["lowest_decile_dice"] is None
     lines = (tmp_path / "out" / "robustness.md").read_text().splitlines()
     rate = empty["predicted_positive_rate"]
-    assert f"| no face: held-out photographs | - | - | - | - | - | {rate:.2%} | 1 |" in lines
+    assert f"| no face: held-out photographs | - | - | - | - | - | {rate:.2%} | {many} | - | 1 |" in lines
     assert any(line.startswith("| changes: rolled by 45 degrees | 0.") for line in lines)
     assert not leftovers(tmp_path / "out")
+
+
+class Painter:
+    """In a segmenter's place: calls every pixel face, or what `answer` says of a picture."""
+
+    def __init__(self, answer=lambda image: np.ones(image.shape[:2])):
+        self.answer = answer
+
+    def logits(self, images):
+        return [self.answer(image) for image in images]
+
+
+@pytest.mark.parametrize("kind", robustness.photographed.KINDS)
+def test_occluded_pixels_called_face(prepared, occluder_dir, kind):
+    store = robustness.scenes.FaceStore([prepared / "images_val"], [prepared / "masks_val"], [None], limit=3)
+    cutouts = robustness.photographed.OccluderStore(occluder_dir, held_out=True)
+    assert all([path.stem for path in paths] == ["4"] for paths in cutouts.paths.values())
+    composer = robustness.scenes.SceneComposer(store, robustness.scenes.PhotoStore([]), cutouts)
+    samples = list(robustness.photographed_occluders(composer, kind))
+    assert len(samples) == 3
+    again = list(robustness.photographed_occluders(composer, kind))
+    assert all((a == b).all() for one, two in zip(samples, again, strict=True) for a, b in zip(one, two, strict=True))
+    for i, (image, mask, under) in enumerate(samples):
+        assert (image != store[i].image).any()
+        assert not mask[under].any()
+        assert (store[i].mask[under] > 127).all()
+    assert sum(under.any() for _, _, under in samples) >= 2
+    assert robustness.measure(Painter(), samples)["occluded_false_positive_rate"] == 1
+    targets = iter([mask for _, mask, _ in samples])
+    exact = robustness.measure(Painter(lambda _: next(targets) / 255.0 - 0.5), samples)
+    assert exact["occluded_false_positive_rate"] == 0
+    assert exact["dice"] == 1
+
+
+def test_pictures_without_a_face_where_more_than_a_little_is_called_face():
+    empty = np.zeros((100, 100), np.uint8)
+    pictures = [np.zeros((100, 100, 3), np.uint8) for _ in range(3)]
+
+    def answer(positives):
+        return np.where(np.arange(10000).reshape(100, 100) < positives, 1.0, -1.0)
+
+    answers = map(answer, (0, 20, 21))  # the limit is 0.2 %
+    figures = robustness.measure(Painter(lambda _: next(answers)), [(picture, empty) for picture in pictures])
+    assert figures["pictures_with_many_positives"] == 1
+    assert figures["predicted_positive_rate"] == 41 / 30000
 
 
 @pytest.mark.parametrize("name", robustness.CHANGES)
@@ -54,11 +117,13 @@ def test_a_change_keeps_the_shape_and_the_target_binary(name):
 
 
 def test_tables_asked_for_alone_and_what_is_skipped(prepared, lite_weights, tmp_path):
-    options = ["--weights", lite_weights, "--data", prepared, "--out", tmp_path, "--only", "faces", "no face"]
+    options = ["--weights", lite_weights, "--data", prepared, "--out", tmp_path, "--only", "faces", "no face",
+               "photographed occluders"]  # fmt: skip
     assert robustness.main(list(map(str, options))) == 0
     table = json.loads((tmp_path / "robustness.json").read_text())
     assert table.keys() == {"weights", "skipped", "faces"}
     assert "--backgrounds" in table["skipped"]["no face"]
+    assert "--occluders" in table["skipped"]["photographed occluders"]
     assert "no face: skipped, it needs photographs in --backgrounds" in (tmp_path / "robustness.md").read_text()
 
 
