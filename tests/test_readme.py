@@ -51,17 +51,54 @@ def test_the_onnx_example(place):
 
 
 def test_what_it_points_to_is_there():
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
+    targets = re.findall(r"\]\(([^)#]+)\)", README)
+    assert targets
+    for target in targets:
         if not target.startswith("http"):
             assert (ROOT / target).exists(), target
-    for name in re.findall(r"`([a-z_]+\.py)`", README):
-        assert (ROOT / name).is_file(), name
+    named = re.findall(r"`([a-z_/]+(?:\.py|\.sh|/))`", README)
+    named += re.findall(r"bash ([a-z_/]+\.sh)", README)
+    assert "robust/" in named
+    for name in named:
+        assert (ROOT / name).exists() or name == "predictions/" or name == "runs/", name  # both made by commands
+
+
+def test_the_contents_name_the_sections():
+    sections = re.findall(r"^## (.+)$", README, re.MULTILINE)
+    assert {"Dataset", "Model", "Augmentations", "Evaluation", "Reproducing the experiment"} <= set(sections)
+    linked = re.findall(r"\[([^]]+)\]\(#([a-z-]+)\)", README)
+    assert linked == [(title, title.lower().replace(" ", "-")) for title in sections]
+
+
+def test_it_is_one_page():
+    text = re.sub(r"<!--.*?-->", "", README, flags=re.DOTALL)
+    assert len([word for word in text.split() if re.search(r"\w", word)]) <= 1900
+
+
+def test_no_picture_of_docs_is_left_over():
+    shown = README + (ROOT / "weights" / "README.md").read_text(encoding="utf-8")
+    for path in (ROOT / "docs").iterdir():
+        assert f"docs/{path.name}" in shown, path.name
 
 
 def test_the_options_it_names_exist():
-    known = "".join(run("main.py", command, "--help").stdout for command in ("train", "predict", "evaluate", "export"))
-    for script in ("data_preprocessing.py", "robustness.py", "experiments.py", "benchmark.py"):
-        known += run(script, "--help").stdout if (ROOT / script).is_file() else ""
-    text = re.sub(r"torchrun [^`]*main\.py", "main.py", README)  # torchrun's own are not checked
-    for option in set(re.findall(r"(--[a-z][a-z-]+)", text)):
-        assert option in known, option
+    """Every option is one of the script or module in its own snippet, or in a snippet without any, of some command."""
+    helps = {name: run("main.py", name, "--help").stdout for name in ("train", "predict", "evaluate", "export")}
+    helps["data_preprocessing.py"] = run("data_preprocessing.py", "--help").stdout
+    for name in sorted(set(re.findall(r"python -m (studies\.[a-z_]+)", README))):
+        helps[name] = run(name, "--help").stdout
+    assert all(helps.values()), [name for name, text in helps.items() if not text]
+    fenced = re.compile(r"```\w*\n(.*?)```", re.DOTALL)
+    snippets = [line for block in fenced.findall(README) for line in block.splitlines()]
+    snippets += re.findall(r"`([^`]+)`", fenced.sub("", README))
+    checked = set()
+    for snippet in snippets:
+        if snippet.startswith("pip "):
+            continue
+        snippet = re.sub(r"torchrun \S+ ", "", snippet)  # torchrun's own options
+        words = re.split(r"[\s=]+", snippet)
+        own = [text for name, text in helps.items() if name in words]
+        for option in re.findall(r"(?<!\S)\[?(--[a-z][a-z-]+)", snippet):
+            assert any(option in text for text in own or helps.values()), snippet
+            checked.add(option)
+    assert {"--passes", "--frame-stride", "--occluders", "--val-limit", "--persons", "--scenes"} <= checked
