@@ -241,7 +241,9 @@ def test_the_large_network_is_for_a_gpu_and_real_faces(device, label, model, not
     names = {"TINY": False, "DEVICE": device, "LABEL": label, "RUNS": tmp_path, "DATA": tmp_path}
     exec(cell_with(notebook, "config = Config()"), names)
     assert names["config"].model == model
-    assert model in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert model in printed
+    assert ("The small network is trained instead of DeepLabV3" in printed) == (model == "lite")
 
 
 @pytest.mark.parametrize(("have", "installed"), [("1.4.24", [PACKAGE]), ("2.0.8", []), (None, [PACKAGE])])
