@@ -36,7 +36,7 @@ def find_device(name: str = "auto", *, log=print) -> torch.device:
         return torch.device("cpu")
     own = "cuda"
     if "LOCAL_RANK" in os.environ:
-        own = f"cuda:{int(os.environ['LOCAL_RANK']) % max(1, torch.cuda.device_count())}"
+        own = f"cuda:{_number('LOCAL_RANK', 0, 0) % max(1, torch.cuda.device_count())}"
     try:
         device = torch.device(own if name in ("auto", "cuda") else name)
         some = torch.ones(8, 8, device=device)
@@ -92,14 +92,39 @@ def faster_dtype(run: Callable[[torch.dtype | None], object], device: torch.devi
 
 
 # --- Processes ------------------------------------------------------------------------------------------------------
+def _number(name: str, least: int, default: int) -> int:
+    text = os.environ.get(name, str(default))
+    if not text.isdecimal() or int(text) < least:
+        raise UserError(f"{name} is {text!r} in the environment, no whole number from {least} up; torchrun sets it.")
+    return int(text)
+
+
+def _job() -> tuple[int, int]:
+    """(rank, world size) by torchrun's variables.
+
+    Raises:
+        UserError: they are no numbers, do not agree, or one is missing: a part of the work would stay undone.
+    """
+    number, size = _number("RANK", 0, 0), _number("WORLD_SIZE", 1, 1)
+    if number >= size or (size > 1 and "RANK" not in os.environ):
+        given = ", ".join(f"{name} {os.environ.get(name, 'not set')}" for name in ("RANK", "WORLD_SIZE"))
+        raise UserError(f"The environment numbers no process of a job ({given}): use torchrun, or unset both.")
+    return number, size
+
+
 def rank() -> int:
-    """This process's number in the job, by torchrun's variables; 0 alone."""
-    return int(os.environ.get("RANK", 0))
+    """This process's number in the job; 0 alone."""
+    return _job()[0]
 
 
 def world_size() -> int:
     """The number of processes of the job."""
-    return int(os.environ.get("WORLD_SIZE", 1))
+    return _job()[1]
+
+
+def local_world_size() -> int:
+    """The number of processes of the job on this machine."""
+    return _number("LOCAL_WORLD_SIZE", 1, 1)
 
 
 @contextmanager
@@ -107,13 +132,15 @@ def process_group(device: torch.device):
     """The processes of a torchrun job, connected while the block runs: NCCL between GPUs, Gloo between CPUs.
 
     Raises:
-        UserError: more processes than GPUs.
+        UserError: more processes than GPUs, or no address to meet at.
     """
     if world_size() == 1 or dist.is_initialized():
         yield
         return
+    if "MASTER_ADDR" not in os.environ:
+        raise UserError("RANK and WORLD_SIZE are set, but not MASTER_ADDR: use torchrun, or unset both.")
     if device.type == "cuda":
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        local = local_world_size()
         if local > torch.cuda.device_count():
             raise UserError(f"{local} processes need a GPU each, and there are {torch.cuda.device_count()}.")
         torch.cuda.set_device(device)

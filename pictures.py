@@ -244,10 +244,11 @@ def predict_files(
     """
     import torch
 
+    import devices
+
     if workers is None:
-        here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # processes of a torchrun job on this machine
         device = getattr(segmenter, "device", torch.device("cpu"))
-        workers = max(1 if device.type == "cpu" else 2, min(AT_ONCE, usable_cores() // here))
+        workers = max(1 if device.type == "cpu" else 2, min(AT_ONCE, usable_cores() // devices.local_world_size()))
     todo = iter(jobs)
     first = list(islice(todo, workers * batch_size))
     if not first:

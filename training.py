@@ -10,7 +10,6 @@ import csv
 import io
 import json
 import math
-import os
 import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields
@@ -553,7 +552,7 @@ def usable_workers(given: int | None) -> int:
     """Loader processes: as asked, else up to four, one core being left to each training process of this machine."""
     if given is not None:
         return given
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    local = devices.local_world_size()
     return max(0, min(4, usable_cores() // local - 1))
 
 

@@ -241,10 +241,9 @@ def predict_video(
     """Write NAME_overlay.mp4, or whatever of `const.RESULTS` a video can hold, of a video; the files. NAME is that of
     the video where none is given; no result takes the name of one of `inputs`.
 
-    A frame that cannot be read ends the results there, whole and playable, and is reported.
-
     Raises:
-        VideoError: no video, nothing between `start` and `end`, or results that cannot be written.
+        VideoError: no video, nothing between `start` and `end`, results that cannot be written, or a frame that cannot
+            be read: the results end there, whole and playable.
         UserError: a cut-out, since MP4 has no transparency.
     """
     from tqdm.auto import tqdm
@@ -272,7 +271,7 @@ def predict_video(
             raise VideoError(f"{path} has no frames between {start:g} s and {f'{end:g} s' if end else 'its end'}.")
     if written < expected:
         bad = written + round(start * clip.fps) + 1
-        log(f"{path}: frame {bad} of {clip.frames} cannot be read; the results end there.")
+        raise VideoError(f"{path}: frame {bad} of {clip.frames} cannot be read; the results end there.")
     seconds = time.perf_counter() - began
     names = ", ".join(map(str, results))
     log(f"{written} frames of {path} in {seconds:.1f} s ({written / seconds:.1f} frames/s): {names}")

@@ -73,6 +73,30 @@ def test_skip_existing_knows_whose_results_are_there(folder, tmp_path, lite_weig
         assert mask.size == (30, 20)
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"WORLD_SIZE": "2"}, {"RANK": "1"}, {"RANK": "2", "WORLD_SIZE": "2"}, {"RANK": "-1", "WORLD_SIZE": "2"},
+        {"RANK": "x", "WORLD_SIZE": "2"}, {"RANK": "", "WORLD_SIZE": ""}, {"WORLD_SIZE": "0"},
+    ],
+)  # fmt: skip
+def test_a_numbering_that_leaves_pictures_out_is_refused(given, folder, tmp_path, lite_weights, capsys, monkeypatch):
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    command = ["predict", str(folder), "--weights", str(lite_weights), "--out", str(tmp_path / "out")]
+    assert main.main(command) == 1
+    one_sentence(capsys.readouterr().err, "RANK" if "RANK" in given else "WORLD_SIZE", "torchrun")
+    assert not (tmp_path / "out").exists()
+
+
+def test_processes_that_cannot_meet_are_refused(prepared, tmp_path, lite_weights, capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    command = ["evaluate", "--data", str(prepared), "--weights", str(lite_weights), "--out", str(tmp_path / "out")]
+    assert main.main(command) == 1
+    one_sentence(capsys.readouterr().err, "MASTER_ADDR", "torchrun")
+
+
 @pytest.mark.parametrize("text", ["0/3", "4/3", "1", "a/b", "1/0", "-1/3"])
 def test_no_shard(text, folder, lite_weights, capsys):
     with pytest.raises(SystemExit) as stop:

@@ -123,6 +123,22 @@ def test_no_video_is_one_sentence(kind, clip, tmp_path, lite_weights, capsys):
     assert not list((tmp_path / "out").glob("*.mp4")) if (tmp_path / "out").exists() else True
 
 
+def test_a_video_cut_short_is_an_error_and_what_there_is_is_kept(tmp_path, lite_weights, capsys):
+    whole = tmp_path / "clip.avi"
+    file = cv2.VideoWriter(str(whole), cv2.VideoWriter_fourcc(*"MJPG"), FPS, (W, H))
+    for i in range(FRAMES):
+        file.write(square(i)[..., ::-1])
+    file.release()
+    data = whole.read_bytes()
+    whole.write_bytes(data[: data.index(b"idx1") // 2 + 4000])  # the header still counts them all
+    base = ["predict", str(whole), "--weights", str(lite_weights), "--out", str(tmp_path / "out")]
+    frames = len(play(whole)[0])
+    assert 0 < frames < FRAMES
+    assert main.main(base) == 1
+    one_sentence(capsys.readouterr().err, f"frame {frames + 1} of {FRAMES}")
+    assert len(play(tmp_path / "out" / "clip_overlay.mp4")[0]) == frames
+
+
 def test_smoothing_calms_a_still_face(red):
     """The frame-to-frame change of masks on a still, noisy face falls to less than half."""
     rng = np.random.default_rng(0)
