@@ -1,13 +1,9 @@
-"""Draws cartoon faces with part masks in the layout of CelebAMask-HQ, for tests and for a first run without the data.
+"""Cartoon faces with part masks in the layout of CelebAMask-HQ, for tests, the benchmark and a notebook without data.
 
-    python -m studies.drawn_faces --out DIR --train 200 --val 50    # then: python data_preprocessing.py --source DIR
-
-The faces are drawn by this file, nobody's photograph: what a network learns from them says nothing about real ones.
+They show nobody: what a network learns from them says nothing about real faces.
 """
 
-import argparse
 import io
-import sys
 from pathlib import Path
 
 import cv2
@@ -16,7 +12,6 @@ from PIL import Image
 
 import const
 from common import UserError, write_bytes
-from studies.command import exit_code
 
 MODES = ("L", "RGB", "P")  # the PNG modes found in the official archive
 NOTE = "These faces are drawn by drawn_faces.py; they are not CelebAMask-HQ and show nobody.\n"
@@ -56,17 +51,10 @@ class _Canvas:
 
     def fill(self, points: np.ndarray, color, label: int | None = None, alpha: float = 1.0) -> None:
         """Paints a polygon; `label` is None for what belongs to the part below, such as a shadow or a pupil."""
-        at = [self._points(points, self.size)]
+        over = self.picture.copy() if alpha < 1 else self.picture
+        cv2.fillPoly(over, [self._points(points, self.size)], color, cv2.LINE_AA, 4)
         if alpha < 1:
-            x0, y0, w, h = cv2.boundingRect(at[0] >> 4)
-            x0, y0, x1, y1 = max(0, x0), max(0, y0), x0 + w + 1, y0 + h + 1
-            box = self.picture[y0:y1, x0:x1]
-            if box.size:
-                over = box.copy()
-                cv2.fillPoly(over, at, color, cv2.LINE_AA, 4, (-x0, -y0))
-                self.picture[y0:y1, x0:x1] = cv2.addWeighted(over, alpha, box, 1 - alpha, 0)
-        else:
-            cv2.fillPoly(self.picture, at, color, cv2.LINE_AA, 4)
+            self.picture = cv2.addWeighted(over, alpha, self.picture, 1 - alpha, 0)
         if label is not None:
             cv2.fillPoly(self.labels, [self._points(points, const.MASK_SIZE)], label, cv2.LINE_8, 4)
 
@@ -280,13 +268,13 @@ def _write_new(path: Path, data: bytes) -> None:
     if not path.exists():
         write_bytes(path, data)
     elif path.read_bytes() != data:
-        raise UserError(f"{path} is there already and is another picture; give another --out.")
+        raise UserError(f"{path} is there already and is another picture; draw into another folder.")
 
 
-def draw_celeb_tree(root, ids, *, image_size: int = 512, seed: int = 0, part_modes=MODES) -> Path:
+def draw_celeb_tree(root, ids, *, image_size: int = 512, part_modes=MODES) -> Path:
     """Draws the faces `ids` in the official layout under `root`/CelebAMask-HQ, and returns that folder.
 
-    A face depends on `seed` and its id alone; the PNG mode of its parts goes through `part_modes`. The official
+    A face depends on its id alone; the PNG mode of its parts goes through `part_modes`. The official
     archive's stray `.DS_Store` is there too, and a note that all is drawn.
 
     Raises:
@@ -295,11 +283,11 @@ def draw_celeb_tree(root, ids, *, image_size: int = 512, seed: int = 0, part_mod
     folder = Path(root) / "CelebAMask-HQ"
     note, pictures, parts = folder / "DRAWN.txt", folder / "CelebA-HQ-img", folder / "CelebAMask-HQ-mask-anno"
     if folder.exists() and not note.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder} holds files that were not drawn here; give another --out.")
+        raise UserError(f"{folder} holds files that were not drawn here; draw into another folder.")
     _write_new(note, NOTE.encode())
     _write_new(parts / ".DS_Store", b"\0\0\0\1Bud1")
     for i in ids:
-        picture, masks = draw_face([seed, i], image_size)
+        picture, masks = draw_face([0, i], image_size)
         jpeg = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])[1]
         _write_new(pictures / f"{i}.jpg", jpeg.tobytes())
         for number, (part, mask) in enumerate(masks.items()):
@@ -307,26 +295,3 @@ def draw_celeb_tree(root, ids, *, image_size: int = 512, seed: int = 0, part_mod
             path = parts / str(i // const.IDS_PER_FOLDER) / f"{i:05d}_{part}.png"
             _write_new(path, encode_part(mask, mode, index))
     return folder
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Draws cartoon faces in the layout of CelebAMask-HQ.")
-    parser.add_argument("--out", metavar="DIR", type=Path, required=True)
-    parser.add_argument("--train", metavar="N", type=int, default=200, help="training faces (default: %(default)s)")
-    parser.add_argument("--val", metavar="N", type=int, default=50, help="validation faces (default: %(default)s)")
-    parser.add_argument("--image-size", metavar="PX", type=int, default=512, help="default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    args = parser.parse_args(argv)
-    ids = [*const.IDS_TRAIN[: args.train], *const.IDS_VAL[: args.val]]
-    if min(args.train, args.val) < 0 or not ids or args.image_size < 32:
-        parser.error("--train and --val are counts, not both 0, and --image-size is 32 or more")
-
-    def work() -> None:
-        folder = draw_celeb_tree(args.out, ids, image_size=args.image_size, seed=args.seed)
-        print(f"{len(ids)} drawn faces (cartoons, not photographs) in {folder}")
-
-    return exit_code(work)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
