@@ -27,7 +27,6 @@ PUBLISHED = {  # (Dice, IoU, BCE)
 NETWORKS = {"deeplabv3": "DeepLabV3-ResNet50", "unet": "U-Net, ResNet-34", "lite": "small (`lite`)"}
 CUTOUTS = {"cutout-on": "image+mask", "cutout-off": "none", "cutout-image-only": "image-only"}
 COLORS = ("#1b6ca8", "#d1495b", "#8a8a8a")
-LARGEST = 290_000  # bytes of a plot
 DPI, CELL = 110, 1.3  # pixels an inch; inches of a face in the sheets
 PREDICTED = (2000, 24000)  # training faces: the original's, and all of CelebAMask-HQ but its usual test faces
 
@@ -60,6 +59,13 @@ def occluded(kinds: dict) -> Counts:
 def false_positives(*records: dict) -> float:
     """The fraction of the occluded pixels of faces that was called face."""
     return sum(r["called_face"] for r in records) / max(sum(r["occluded"] for r in records), 1)
+
+
+def occluded_cells(runs: list[dict]) -> list[str]:
+    """Dice and IoU on occluded faces, and the false-positive rate on occluded pixels, over seeds."""
+    pooled = [occluded(run) for run in runs]
+    rates = (false_positives(*(run[kind] for kind in occluders.KINDS)) for run in runs)
+    return [spread(c.dice for c in pooled), spread(c.iou for c in pooled), spread(rates, 1, percent=True)]
 
 
 def partner(dice: float) -> float:
@@ -103,18 +109,16 @@ def _figure(width: float, height: float):
 
 
 def _save(figure, path: Path, colors: int | None = None) -> None:
-    """As a PNG; with a palette of so many colours, or fewer, where photographs would make it too large."""
+    """As a PNG; with a palette of so many colours, where photographs would make it too large."""
     from PIL import Image
 
     file = io.BytesIO()
     figure.savefig(file, dpi=DPI, format="png")
     picture = Image.open(file).convert("RGB")
-    while colors and colors > 8:
-        file = io.BytesIO()
-        picture.quantize(colors, kmeans=3, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
-        if len(file.getvalue()) <= LARGEST:
-            break
-        colors = colors * 3 // 4
+    if colors:
+        picture = picture.quantize(colors, kmeans=3, dither=Image.Dither.NONE)
+    file = io.BytesIO()
+    picture.save(file, "PNG", optimize=True)
     write_bytes(path, file.getvalue())
 
 
@@ -220,12 +224,10 @@ def occluders_table(e: dict) -> str:
     rows = []
     for variant, cutout in CUTOUTS.items():
         runs = seeded(e, variant)
-        clean, pooled = [counts(run["clean"]) for run in runs], [occluded(run) for run in runs]
-        rates = [false_positives(*(run[kind] for kind in occluders.KINDS)) for run in runs]
+        clean = [counts(run["clean"]) for run in runs]
         rows.append([
             cutout, *(f"{fraction:.1%}" for fraction in e["cutout"][cutout]),
-            spread(c.dice for c in clean), spread(c.iou for c in clean),
-            spread(c.dice for c in pooled), spread(c.iou for c in pooled), spread(rates, 1, percent=True),
+            spread(c.dice for c in clean), spread(c.iou for c in clean), *occluded_cells(runs),
         ])  # fmt: skip
     return table(head, rows)
 
@@ -254,14 +256,13 @@ def models_table(e: dict) -> str:
     rows = []
     for model, row in e["models"].items():
         runs = seeded(e, f"models-{model}")
-        clean, pooled = [counts(run["clean"]) for run in runs], [occluded(run) for run in runs]
-        rates = [false_positives(*(run[kind] for kind in occluders.KINDS)) for run in runs]
+        clean = [counts(run["clean"]) for run in runs]
         rows.append([
             NETWORKS[model], f"{row['parameters'] / 1e6:.1f} M", spread(row["seconds_per_epoch"], 1),
             f"{row['seconds_per_picture']:.3f}",
             f"{row['peak_memory'] / 2**30:.2f} GiB" if row["peak_memory"] else "",
             spread(c.dice for c in clean), spread(c.iou for c in clean), spread(run["clean"]["bce"] for run in runs),
-            spread(c.dice for c in pooled), spread(c.iou for c in pooled), spread(rates, 1, percent=True),
+            *occluded_cells(runs),
         ])  # fmt: skip
     return table(head, rows)
 
