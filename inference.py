@@ -8,6 +8,7 @@ enlarged to fill its square, which is what makes faces of a few per cent of the 
 from __future__ import annotations
 
 import copy
+import threading
 from itertools import pairwise
 
 import cv2
@@ -16,6 +17,7 @@ import torch
 
 import const
 import devices
+from common import UserError
 from drawing import merge_boxes
 from model import Info
 
@@ -59,7 +61,11 @@ class Segmenter:
         device: where to compute.
         flip: average with the mirrored picture; twice the time, a little more accurate.
         passes: 1 or 2; as the weights say without it.
-        precision: "fp32" for measuring how good weights are; "auto" is the faster one of the device.
+        precision: "fp32", for measuring how good weights are, "bf16" or "fp16"; "auto" is the faster one of the device.
+        log: told when fp16 overflows, which some cards always do, and fp32 takes over.
+
+    Raises:
+        UserError: when segmenting: the weights give values that are not finite.
     """
 
     def __init__(
@@ -71,26 +77,46 @@ class Segmenter:
         flip: bool = False,
         passes: int | None = None,
         precision: str = "auto",
+        log=print,
     ):
         self.device = torch.device(device)
         self.net = net.to(self.device, memory_format=torch.channels_last).eval()
-        self.info, self.flip, self.passes = info, flip, passes or info.passes
-        dtype = None if precision == "fp32" else devices.autocast_dtype(self.device)
+        self.info, self.flip, self.passes, self.log = info, flip, passes or info.passes, log
+        self._lock = threading.RLock()
+        dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+        self._compute_in(dtypes.get(precision) or devices.autocast_dtype(self.device) or torch.float32)
+
+    def _compute_in(self, dtype: torch.dtype) -> None:
         self._fused = fused(self.net)
         if self._fused is not self.net:
-            self._fused.to(dtype or torch.float32)
+            self._fused.to(dtype)
         self.dtype = next((p.dtype for p in self._fused.parameters()), torch.float32)  # what it computes in
 
-    @torch.inference_mode()
     def _logits(self, pictures: list[np.ndarray]) -> np.ndarray:
-        """Pictures of one shape, uint8 (H, W, 3) -> logits float32 (N, H, W)."""
+        """Pictures of one shape, uint8 (H, W, 3) -> finite logits float32 (N, H, W)."""
+        logits = self._run(pictures)
+        if np.isfinite(logits).all():
+            return logits
+        with self._lock:  # threads share a segmenter
+            if self.dtype == torch.float16:
+                self.log("fp16 overflows here; going on in fp32.")
+                self._compute_in(torch.float32)
+            logits = self._run(pictures)
+        if not np.isfinite(logits).all():
+            raise UserError("The weights give values that are not finite (NaN), so no masks; take other weights.")
+        return logits
+
+    @torch.inference_mode()
+    def _run(self, pictures: list[np.ndarray]) -> np.ndarray:
         x = torch.from_numpy(np.stack(pictures)).to(self.device).permute(0, 3, 1, 2)  # (N, 3, H, W), channels last
         mean = torch.tensor(const.IMAGENET_MEAN, device=self.device).view(1, 3, 1, 1) * 255
         std = torch.tensor(const.IMAGENET_STD, device=self.device).view(1, 3, 1, 1) * 255
-        x = ((x - mean) / std).to(self.dtype)
-        logits = self._fused(x).float()
+        with self._lock:
+            net, dtype = self._fused, self.dtype
+        x = ((x - mean) / std).to(dtype)
+        logits = net(x).float()
         if self.flip:
-            logits = (logits + self._fused(x.flip(3)).flip(3).float()) / 2
+            logits = (logits + net(x.flip(3)).flip(3).float()) / 2
         return logits[:, 0].cpu().numpy()
 
     def _scaled(self, picture: np.ndarray, side: int) -> tuple[np.ndarray, tuple[int, int]]:
@@ -136,9 +162,9 @@ class Segmenter:
         sy, sx = shape[0] / coarse.shape[0], shape[1] / coarse.shape[1]  # unequal for thin pictures
         squares = []
         for x0, y0, x1, y1 in merge_boxes(boxes):
-            side = max((x1 - x0) * sx, (y1 - y0) * sy) * FINE_MARGIN
+            side = max((x1 - x0) * sx * FINE_MARGIN, (y1 - y0) * sy * FINE_MARGIN, 8)
             cx, cy = (x0 + x1) / 2 * sx, (y0 + y1) / 2 * sy
-            squares.append((round(cx - side / 2), round(cy - side / 2), max(8, round(side))))
+            squares.append((round(cx - side / 2), round(cy - side / 2), round(side)))
         return squares
 
     def mask(self, picture: np.ndarray, threshold: float = const.THRESHOLD) -> np.ndarray:

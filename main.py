@@ -68,7 +68,7 @@ class Runner:
         path = networks.find_weights(weights, online=online, log=self.log)
         net, info = networks.load(path)
         self.weights_name = path.name
-        self.segmenter = Segmenter(net, info, self.device, flip=flip, passes=passes, precision=precision)
+        self.segmenter = Segmenter(net, info, self.device, flip=flip, passes=passes, precision=precision, log=self.log)
         return self
 
     # -- predict
@@ -254,6 +254,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="2: each face found is segmented again, enlarged; default: by weights",
     )
     p.add_argument(
+        "--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="default: the fastest here"
+    )
+    p.add_argument(
         "--save", type=_kinds, metavar="A,B", help=f"which results, of {','.join(const.RESULTS)}; default mask,overlay"
     )
     p.add_argument("--blur", action="store_true", help="hide the faces: write NAME_blurred")
@@ -345,7 +348,7 @@ def _predict(args) -> int:
     videos = [p for p in args.inputs if p.suffix.lower() in const.VIDEO_SUFFIXES and not p.is_dir()]
     pictures = [p for p in args.inputs if p not in videos]
     shard, errors = _my_part(args.shard), []
-    runner = Runner(args.device).load(args.weights, flip=args.flip, passes=args.passes)
+    runner = Runner(args.device).load(args.weights, flip=args.flip, passes=args.passes, precision=args.precision)
     if pictures:
         options = {"batch_size": args.batch_size, "skip_existing": args.skip_existing, "shard": shard}
         errors += runner.predict(pictures, args.out, output, **options)
@@ -383,7 +386,7 @@ def _predict_stream(args) -> int:
     from pictures import predict_stream
 
     runner = Runner(args.device, log=lambda *words: print(*words, file=sys.stderr))
-    runner.load(args.weights, flip=args.flip, passes=args.passes)
+    runner.load(args.weights, flip=args.flip, passes=args.passes, precision=args.precision)
     predict_stream(runner.segmenter, sys.stdin.buffer, sys.stdout.buffer, args.threshold)
     return 0
 
@@ -510,8 +513,9 @@ def main(argv: list[str] | None = None) -> int:
             print(f"error: {error.filename or 'writing'}: {error.strerror or error}.", file=sys.stderr)
             return 1
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU
-            print("error: The memory does not suffice; give a smaller --batch-size or --size.", file=sys.stderr)
-            return 1
+            options = {"batch_size": "a smaller --batch-size", "size": "a smaller --size", "device": "--device cpu"}
+            advice = " or ".join(text for name, text in options.items() if hasattr(args, name))
+            return _report([f"The memory does not suffice; give {advice or 'the machine more'}."])
         if type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             print(f"error: torch.compile does not work here ({reason}); train without --compile.", file=sys.stderr)

@@ -50,7 +50,7 @@ def export(net: torch.nn.Module, info: Info, out: Path, pictures: list[np.ndarra
         pictures: uint8 (H, W, 3) RGB, at least one.
 
     Raises:
-        ExportError: an optional package is missing, or the difference is above `TOLERANCE`.
+        ExportError: an optional package is missing, a value is not finite, or the difference is above `TOLERANCE`.
         OSError: the file cannot be written.
     """
     try:
@@ -64,15 +64,16 @@ def export(net: torch.nn.Module, info: Info, out: Path, pictures: list[np.ndarra
     batch = np.stack([cv2.resize(p, (side, side), interpolation=cv2.INTER_AREA) for p in pictures])
     images = torch.from_numpy(batch).permute(0, 3, 1, 2).float().contiguous()
     module = Probability(net.cpu().to(memory_format=torch.contiguous_format)).eval()
+    with torch.inference_mode():
+        expected = torch.cat([module(some) for some in images.split(4)]).numpy()
+    if not np.isfinite(expected).all():
+        raise ExportError("The weights give values that are not finite (NaN); take other weights.")
     out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(out) as temporary:
         _trace(module, images, temporary)
         session = onnxruntime.InferenceSession(str(temporary), providers=["CPUExecutionProvider"])
-        worst = 0.0
-        with torch.inference_mode():
-            for some in images.split(4):
-                got = session.run(None, {"image": some.numpy()})[0]
-                worst = max(worst, float(np.abs(got - module(some).numpy()).max()))
+        got = np.concatenate([session.run(None, {"image": some.numpy()})[0] for some in images.split(4)])
+        worst = float(np.abs(got - expected).max())  # NaN where there is one
         if not worst <= TOLERANCE:
             raise ExportError(
                 f"The exported network differs from PyTorch by {worst:.1e} in probability; it is not kept."

@@ -181,6 +181,32 @@ def test_bf16_masks_agree_with_full_precision(learnt, monkeypatch):
     assert all(p.dtype == torch.float32 for p in fast.net.parameters())  # what is exported
 
 
+def test_fp16_that_overflows_becomes_fp32_and_says_so():
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 1, 1), torch.nn.BatchNorm2d(1)).eval()
+    with torch.no_grad():
+        net[1].weight *= 1e6
+    pictures = [painted(ellipses((64, 64), (30, 30, 15)))]
+    said = []
+    half = Segmenter(net, Info("unet", 64), precision="fp16", log=said.append)
+    assert half.dtype == torch.float16
+    got = half.logits(pictures)[0]
+    assert len(said) == 1
+    assert "fp32" in said[0]
+    assert half.dtype == torch.float32
+    np.testing.assert_array_equal(got, Segmenter(net, Info("unet", 64), precision="fp32").logits(pictures)[0])
+
+
+def test_a_tiny_face_is_in_the_middle_of_its_square():
+    coarse = np.full((256, 256), -8.0, np.float32)
+    coarse[100:103, 50:53] = 8
+    (x, y, side), *more = red_segmenter(2)._faces(coarse, (256, 256))
+    assert not more
+    assert side == 8
+    assert abs(x + side / 2 - 51.5) <= 0.5
+    assert abs(y + side / 2 - 101.5) <= 0.5
+
+
 @pytest.mark.parametrize("passes", [1, 2])
 def test_no_bf16_without_the_processor(learnt, monkeypatch, passes):
     import devices

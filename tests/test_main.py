@@ -351,6 +351,36 @@ def test_bad_weights(kind, lite_weights, tmp_path, capsys):
     assert not (tmp_path / "executed").exists()
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("command", ["predict", "evaluate", "export"])
+def test_weights_that_are_not_finite(command, value, prepared, lite_weights, tmp_path, capsys):
+    net, info = model.load(lite_weights)
+    with torch.no_grad():
+        net.head.weight[0, 0] = value
+    model.save_state(net.state_dict(), tmp_path / "bad.pth", info)
+    save(tmp_path / "a.png")
+    given = {"predict": [tmp_path / "a.png", "--precision", "bf16"], "evaluate": ["--data", prepared], "export": []}
+    out = tmp_path / ("x.onnx" if command == "export" else "out")
+    code = main.main([command, *map(str, given[command]), "--weights", str(tmp_path / "bad.pth"), "--out", str(out)])
+    assert code == 1
+    one_sentence(capsys.readouterr().err, "not finite")
+    assert not out.is_file()
+    assert not (out.is_dir() and files(out))
+
+
+@pytest.mark.parametrize(("argv", "advice"), [(["predict", "x"], ["--batch-size", "--device cpu"]), (["export"], []),
+                                              (["evaluate", "--weights", "bundled"], ["--device cpu"]),
+                                              (["train"], ["--batch-size", "--size", "--device cpu"])])  # fmt: skip
+def test_advice_on_memory_is_of_options_there_are(argv, advice, capsys, monkeypatch):
+    def full(*args):
+        raise MemoryError
+
+    monkeypatch.setattr(main, f"_{argv[0]}", full)
+    assert main.main(argv) == 1
+    said = one_sentence(capsys.readouterr().err, "memory", *advice)
+    assert said.count("--") == len(advice)
+
+
 def test_the_model_is_known_from_the_file(tmp_path, capsys):
     save(tmp_path / "a.png")
     torch.manual_seed(0)
