@@ -3,7 +3,7 @@
     deeplabv3   DeepLabV3-ResNet50, the original's model (Chen et al. 2017, https://arxiv.org/abs/1706.05587)
     unet        U-Net with a ResNet-34 encoder, the original's second model (Ronneberger et al. 2015,
                 https://arxiv.org/abs/1505.04597)
-    lite        a small residual U-Net for laptops; the bundled weights are of this kind
+    lite        a small U-Net on EfficientNet-Lite0 for laptops; the bundled weights are of this kind
 
 Every network maps an image float32 (B, 3, H, W), normalised with the ImageNet mean and deviation, to logits
 (B, 1, H, W). A checkpoint is a flat `state_dict`. What else is known of it (model, picture size, how to look) travels
@@ -122,58 +122,6 @@ class UNet(nn.Module):
         return self.head(y)
 
 
-class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut (He et al. 2016, https://arxiv.org/abs/1512.03385)."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int = 1):
-        super().__init__()
-        self.convs = nn.Sequential(
-            conv_bn_relu(inputs, outputs, stride),
-            nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
-            nn.BatchNorm2d(outputs),
-        )
-        self.shortcut = nn.Identity()
-        if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.relu(self.convs(x) + self.shortcut(x), inplace=True)
-
-
-class LiteV1(nn.Module):
-    """The first lite network: a residual U-Net of 3.9 million parameters whose finest features are at half resolution.
-
-    Plain 3x3 convolutions with few channels where the maps are large: in fp32 on the CPU they trained faster than
-    depthwise ones of the same size. The skip at half resolution is what thin spectacle rims need.
-    """
-
-    WIDTHS = (16, 32, 64, 128, 256)  # channels at 1/2, 1/4, 1/8, 1/16, 1/32
-    BLOCKS = (2, 3, 3, 2)  # residual blocks at 1/4, 1/8, 1/16, 1/32
-
-    def __init__(self, pretrained: bool = False):
-        super().__init__()
-        if pretrained:
-            raise ModelError("The lite model has no ImageNet weights; train it with --no-pretrained.")
-        w = self.WIDTHS
-        self.stem = conv_bn_relu(3, w[0], stride=2)
-        self.stages = nn.ModuleList(
-            nn.Sequential(ResidualBlock(i, o, 2), *(ResidualBlock(o, o) for _ in range(n - 1)))
-            for i, o, n in zip(w[:-1], w[1:], self.BLOCKS, strict=True)
-        )
-        self.decoder = nn.ModuleList(UpBlock(w[i + 1], w[i], w[i]) for i in (3, 2, 1, 0))
-        self.head = nn.Conv2d(w[0], 1, 1)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        features = [self.stem(x)]
-        for stage in self.stages:
-            features.append(stage(features[-1]))
-        y = features.pop()
-        for block in self.decoder:
-            skip = features.pop()
-            y = block(y, skip, skip.shape[-2:])
-        return F.interpolate(self.head(y), size=x.shape[-2:], mode="bilinear", align_corners=False)
-
-
 class InvertedResidual(nn.Module):
     """MobileNetV2's block as EfficientNet-Lite uses it: expand by 1x1, 3x3 or 5x5 in each channel, project by 1x1."""
 
@@ -287,7 +235,7 @@ class Lite(nn.Module):
         return F.interpolate(self.head(y), size=x.shape[-2:], mode="bilinear", align_corners=False)
 
 
-NETWORKS = {"deeplabv3": DeepLabV3, "unet": UNet, "lite": Lite, "lite-v1": LiteV1}
+NETWORKS = {"deeplabv3": DeepLabV3, "unet": UNet, "lite": Lite}
 
 
 # --- What is known of a checkpoint ----------------------------------------------------------------------------------
@@ -346,11 +294,11 @@ def identify(state: dict) -> Info | None:
     Raises:
         ModelError: metadata of values that no training writes.
     """
+    if any(key.startswith("stages.0.") for key in state):
+        raise ModelError("network is the first lite one, which this version no longer has")
     meta = getattr(state, "_metadata", None)
     meta = meta.get(_META_KEY) if isinstance(meta, dict) else None
     if isinstance(meta, dict) and isinstance(meta.get("model"), str) and meta["model"] in NETWORKS:
-        if meta["model"] == "lite" and "stem.0.weight" in state:
-            meta = {**meta, "model": "lite-v1"}
         meta = {_OLD_NAMES.get(k, k): v for k, v in meta.items()}
         info = Info(**{k: v for k, v in meta.items() if k in Info.__dataclass_fields__})
         info.check()
@@ -359,7 +307,6 @@ def identify(state: dict) -> Info | None:
         ("deep_lab_v3.", "deeplabv3"),
         ("encoder.layer4.", "unet"),
         ("encoder.scales.", "lite"),
-        ("stages.0.", "lite-v1"),
     ):
         if any(key.startswith(prefix) for key in state):
             return Info(name)

