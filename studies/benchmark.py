@@ -55,6 +55,22 @@ class Context:
             return sorted((self.data / "images_train").glob("*.jpg"))
         return sorted((self.drawn_source() / "CelebA-HQ-img").glob("*.jpg"))
 
+    def folder_of(self, count: int, size: int) -> Path:
+        """A folder of `count` pictures of size x size: `DISTINCT` of them, the rest hard links."""
+        import cv2
+
+        folder = self.temp / f"{count}-of-{size}"
+        if not folder.is_dir():
+            folder.mkdir()
+            sources = self.pictures()[:DISTINCT]
+            files = [folder / f"{i:05d}.jpg" for i in range(count)]
+            for source, file in zip(sources, files, strict=False):
+                picture = cv2.resize(cv2.imread(str(source)), (size, size), interpolation=cv2.INTER_AREA)
+                cv2.imwrite(str(file), picture)
+            for i in range(len(sources), count):
+                os.link(files[i % len(sources)], files[i])
+        return folder
+
     def prepared(self) -> Path:
         """Prepared folders: those of --data, else of drawn faces."""
         if self.data is not None:
@@ -186,11 +202,8 @@ def briefly_trained(name: str, context: Context, size: int):
             module.momentum = 0.3  # its statistics have few steps to settle
     data = context.prepared()
     celeb = dataset.Celeb(data / "images_train", data / "masks_train", dataset.val_transform(size), limit=DISTINCT)
-    loader = dataset.make_loader(celeb, 2, train=True)
-    trainer = _trainer(context, net, name, size, loader, "cpu", 2, lr=1e-3)
-    trainer.net.train()
-    for image, target in itertools.islice(_epochs(loader), steps):
-        trainer.step(image, target)
+    batches = _epochs(dataset.make_loader(celeb, 2, train=True))
+    list(itertools.islice(baseline_training(net, batches, lr=1e-3), steps))
     return net.eval()
 
 
@@ -230,10 +243,7 @@ def folder(context: Context) -> list[dict]:
     from pictures import read_picture
 
     total = 40 if context.quick else 500
-    inputs, out = context.temp / "folder", context.temp / "folder-out"
-    inputs.mkdir()
-    for i, source in zip(range(total), itertools.cycle(context.pictures()), strict=False):
-        shutil.copy(source, inputs / f"{i:05d}.jpg")
+    inputs, out = context.folder_of(total, 1024), context.temp / "folder-out"
     runner = Runner("cpu", log=lambda *words: None).load("bundled")
     plain, color = baseline_segmenter(*load(bundled_weights())), parse_color(const.OVERLAY_COLOR)
     (out / "baseline").mkdir(parents=True)
@@ -458,44 +468,22 @@ def prepare(context: Context) -> list[dict]:
 
 def _full_source(context: Context, count: int) -> Path:
     """The official layout with `count` faces, half of either split, every file one of its own."""
-    drawn = context.drawn_source()
-    full = context.temp / "full" / "CelebAMask-HQ"
+    drawn, full = context.drawn_source(), context.temp / "full" / "CelebAMask-HQ"
     (full / "CelebA-HQ-img").mkdir(parents=True)
-    originals = sorted(int(p.stem) for p in (drawn / "CelebA-HQ-img").glob("*.jpg"))
-    contents = {}
-    for i in originals:
-        picture = (drawn / "CelebA-HQ-img" / f"{i}.jpg").read_bytes()
-        masks = (drawn / "CelebAMask-HQ-mask-anno" / str(i // const.IDS_PER_FOLDER)).glob(f"{i:05d}_*.png")
-        contents[i] = picture, {p.name.partition("_")[2]: p.read_bytes() for p in masks}
+    originals = sorted((drawn / "CelebA-HQ-img").glob("*.jpg"))
+    masks = {p: sorted((drawn / "CelebAMask-HQ-mask-anno").glob(f"*/{int(p.stem):05d}_*.png")) for p in originals}
     ids = [*const.IDS_TRAIN[: count // 2], *const.IDS_VAL[: count // 2]]
     for i, like in zip(ids, itertools.cycle(originals), strict=False):
-        picture, masks = contents[like]
-        (full / "CelebA-HQ-img" / f"{i}.jpg").write_bytes(picture)
+        shutil.copyfile(like, full / "CelebA-HQ-img" / f"{i}.jpg")
         folder = full / "CelebAMask-HQ-mask-anno" / str(i // const.IDS_PER_FOLDER)
         folder.mkdir(parents=True, exist_ok=True)
-        for name, data in masks.items():
-            (folder / f"{i:05d}_{name}").write_bytes(data)
+        for mask in masks[like]:
+            shutil.copyfile(mask, folder / f"{i:05d}_{mask.name.partition('_')[2]}")
     return full
 
 
 def growth(context: Context) -> list[dict]:
     """How time and memory grow: the predict command, from its start to its end, with the bundled model on the CPU."""
-    import cv2
-
-    from studies.drawn_faces import draw_face
-
-    largest = draw_face([0, 0], 1024)[0][..., ::-1]
-
-    def pictures(size: int, count: int) -> Path:
-        """A folder of `count` hard links to one picture."""
-        folder = context.temp / f"{count}-of-{size}"
-        if not folder.is_dir():
-            folder.mkdir()
-            cv2.imwrite(str(folder / "0.jpg"), cv2.resize(largest, (size, size), interpolation=cv2.INTER_AREA))
-            for i in range(1, count):
-                os.link(folder / "0.jpg", folder / f"{i}.jpg")
-        return folder
-
     many = 40 if context.quick else 1000
     rows = []
     for size, count, batch, processes in (
@@ -505,7 +493,7 @@ def growth(context: Context) -> list[dict]:
         (256, many, 4, 1),
         (256, many, 4, 2),
     ):
-        inputs = pictures(size, count)
+        inputs = context.folder_of(count, size)
         runs = 1 if context.quick or count == many else context.runs
         taken = [_watched_prediction(context, inputs, batch, processes) for _ in range(runs)]
         took, peak = (statistics.median(values) for values in zip(*taken, strict=True))
