@@ -26,6 +26,7 @@ import const
 from common import UserError, usable_cores, write_bytes
 from drawing import Output, encode
 
+FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM")  # no others: EPS, say, runs a program
 LONGEST_SIDE = 65_500  # pixels; what a JPEG, and so an overlay, can hold
 BATCH_PIXELS = 24_000_000  # pictures in hand are batched up to this many pixels, so that memory has a bound
 AT_ONCE = 4  # batches in hand at most; on machines of more cores, each gets several
@@ -48,22 +49,24 @@ def read_picture(path: Path | io.BytesIO, *, name: str | None = None) -> np.ndar
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     shown = name or path
+    if isinstance(path, Path) and not path.is_file():  # a pipe or a device would be read for ever
+        raise PictureError(f"{shown} is no regular file." if os.path.lexists(path) else f"There is no file {shown}.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             warnings.simplefilter("ignore", UserWarning)  # damaged tags, of which the pixels know nothing
-            with Image.open(path) as picture:
+            with Image.open(path, formats=FORMATS) as picture:
                 picture.load()
                 if max(picture.size) > LONGEST_SIDE:
                     raise PictureError(f"{shown} is longer than {LONGEST_SIDE} pixels; scale it down.")
                 return _to_rgb(ImageOps.exif_transpose(picture))
-    except FileNotFoundError:
-        raise PictureError(f"There is no file {shown}.") from None
+    except PictureError:
+        raise
     except UnidentifiedImageError:
         return _read_with_opencv(path, shown)
     except Image.DecompressionBombError:
         raise PictureError(f"{shown} has more pixels than can be read safely; scale it down.") from None
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:
+    except Exception as error:  # noqa: BLE001  decoders raise whatever they like at damaged bytes
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise PictureError(f"{shown} cannot be read as a picture ({reason}).") from None
 
@@ -91,12 +94,14 @@ def _to_rgb(picture) -> np.ndarray:
 
 
 def _read_with_opencv(path: Path | io.BytesIO, shown) -> np.ndarray:
-    """What Pillow does not know, such as 16-bit colour TIFF."""
+    """TIFF that Pillow does not know, of 16-bit colour."""
     try:
-        data = np.frombuffer(path.getvalue(), np.uint8) if isinstance(path, io.BytesIO) else np.fromfile(path, np.uint8)
-    except OSError as error:
-        raise PictureError(f"{shown} cannot be read ({error.strerror}).") from None
-    picture = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
+        data = path.getvalue() if isinstance(path, io.BytesIO) else path.read_bytes()
+        picture = None
+        if data[:4] in (b"II*\0", b"MM\0*"):
+            picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    except (OSError, cv2.error) as error:
+        raise PictureError(f"{shown} cannot be read ({str(error).splitlines()[0]}).") from None
     if picture is None:
         raise PictureError(f"{shown} is not a picture.")
     return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)

@@ -185,30 +185,40 @@ def _allowed(results: Iterable[Path], inputs: Iterable[Path] = ()) -> None:
         raise VideoError(refusal)
 
 
+def _count(path: Path) -> int:
+    """The frames that a file holds; 0 where none can be read."""
+    try:
+        return probe(path).frames
+    except VideoError:
+        return 0
+
+
 @contextmanager
 def writing(path: Path, fps: float, source: str = "0" * 16) -> Iterator[Callable[[np.ndarray], None]]:
     """A function that adds a frame uint8 (H, W, 3) RGB to an MP4 file, which gets its name when it is whole, and the
     tag of `source`.
 
     Raises:
-        VideoError: this OpenCV cannot write the format, no frame came, or nothing arrived on the disk.
+        VideoError: this OpenCV cannot write the format, no frame came, or not all of them are in the file.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
-        file = cv2.VideoWriter()
+        file, written = cv2.VideoWriter(), 0
 
         def write(frame: np.ndarray) -> None:
+            nonlocal written
             h, w = frame.shape[:2]
             if not file.isOpened() and not file.open(str(temporary), cv2.VideoWriter_fourcc(*"mp4v"), fps, (w, h)):
                 raise VideoError(f"{path} cannot be written: no permission, or an OpenCV without MP4.")
-            file.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+            file.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))  # says nothing of a full disk
+            written += 1
 
         try:
             yield write
         finally:
             file.release()
-        if not temporary.is_file() or not temporary.stat().st_size:
+        if not written or _count(temporary) != written:
             raise VideoError(f"{path} could not be written: no frame came, or the disk is full.")
         with temporary.open("ab") as end:
             end.write(tagged(b"", ".mp4", source, temporary.stat().st_size))

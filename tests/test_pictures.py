@@ -163,6 +163,36 @@ def test_what_is_no_picture_is_named(tmp_path):
         assert "\n" not in str(caught.value)
 
 
+def test_only_known_formats_and_regular_files_are_read(tmp_path):
+    Image.fromarray(scene()).save(tmp_path / "page.eps.jpg", "EPS")
+    Image.fromarray(scene()).save(tmp_path / "icon.png", "ICO")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "device.png").symlink_to("/dev/zero")
+    (tmp_path / "folder.png").mkdir()
+    for path, words in (("page.eps.jpg", "not a picture"), ("icon.png", "not a picture"), ("pipe.jpg", "regular"),
+                        ("device.png", "regular"), ("folder.png", "regular")):  # fmt: skip
+        with pytest.raises(PictureError, match=words):
+            read_picture(tmp_path / path)
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), RuntimeError("odd"), MemoryError(), RecursionError("deep")])
+def test_whatever_a_decoder_raises_costs_one_picture(error, tmp_path, monkeypatch):
+    for name in ("a.png", "bad.png", "c.png"):
+        Image.fromarray(scene()).save(tmp_path / name)
+    convert = pictures._to_rgb
+
+    def decode(picture):
+        if "bad" in str(picture_names.pop(0)):
+            raise error
+        return convert(picture)
+
+    picture_names = ["a", "bad", "c"]
+    monkeypatch.setattr(pictures, "_to_rgb", decode)
+    jobs = find_jobs([tmp_path], tmp_path / "out")
+    done = pictures.predict_files(red_segmenter(1), jobs, batch_size=4, on_result=lambda *_: None, workers=1)
+    assert {job.name: bool(said) for job, said in done} == {"a": False, "bad": True, "c": False}
+
+
 def test_damaged_bytes_raise_nothing_else(tmp_path):
     """Random damage in every format: the picture comes, or PictureError does."""
     rng = np.random.default_rng(3)

@@ -139,6 +139,28 @@ def test_a_video_cut_short_is_an_error_and_what_there_is_is_kept(tmp_path, lite_
     assert len(play(tmp_path / "out" / "clip_overlay.mp4")[0]) == frames
 
 
+def test_a_video_that_is_not_all_on_the_disk_gets_no_name(red, clip, tmp_path, monkeypatch):
+    class Full:
+        """A writer on a disk that is full after some frames, and says nothing."""
+
+        def __init__(self):
+            self.file, self.left = writer(), FRAMES // 2
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+        def write(self, frame):
+            self.left -= 1
+            if self.left >= 0:
+                self.file.write(frame)
+
+    writer = cv2.VideoWriter
+    monkeypatch.setattr(video.cv2, "VideoWriter", Full)
+    with pytest.raises(video.VideoError, match="could not be written"):
+        video.predict_video(red, clip, tmp_path / "out", log=lambda *_: None)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 def test_smoothing_calms_a_still_face(red):
     """The frame-to-frame change of masks on a still, noisy face falls to less than half."""
     rng = np.random.default_rng(0)
