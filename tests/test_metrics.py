@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from metrics import Counts, SplitCounts, boundary_region
+from metrics import Counts, SplitCounts, boundary_distance, boundary_region
 
 
 def masks(tp: int, fp: int, fn: int, tn: int) -> tuple[np.ndarray, np.ndarray]:
@@ -70,14 +70,23 @@ def brute_boundary(mask: np.ndarray, distance: int) -> np.ndarray:
 def test_boundary_of_squares_by_hand():
     mask = np.zeros((20, 20), bool)
     mask[5:15, 5:15] = True
-    ring = boundary_region(mask)  # 2 % of the diagonal of 28.3 is 0.57: one pixel
+    ring = boundary_region(mask, boundary_distance(mask))  # 2 % of the diagonal of 28.3 is 0.57: one pixel
     assert ring.dtype == bool
     assert ring.sum() == 100 - 64
     assert not ring[6:14, 6:14].any()
-    full = boundary_region(np.ones((20, 20), bool))  # the picture's edge is a contour
+    full = boundary_region(np.ones((20, 20), bool), 1)  # the picture's edge is a contour
     assert full.sum() == 400 - 18 * 18
-    assert boundary_region(mask, ratio=2 / math.hypot(20, 20)).sum() == 100 - 36
-    assert not boundary_region(np.zeros((20, 20), bool)).any()
+    assert boundary_region(mask, 2).sum() == 100 - 36
+    assert not boundary_region(np.zeros((20, 20), bool), 1).any()
+
+
+def test_the_band_of_a_small_face_is_its_own():
+    mask = np.zeros((1000, 1000), bool)
+    mask[400:500, 400:500] = True
+    assert boundary_distance(mask) == 3  # of its diagonal of 141, not 28 of the picture's
+    assert boundary_region(mask, boundary_distance(mask)).sum() == 100 * 100 - 94 * 94
+    mask[300:600, 300:600] = True
+    assert boundary_distance(mask) == boundary_distance(np.zeros_like(mask)) == 28
 
 
 def test_boundary_by_brute_force():
@@ -86,7 +95,7 @@ def test_boundary_by_brute_force():
         assert round(0.02 * math.hypot(*shape)) == distance
         small = rng.random((shape[0] // 6 + 1, shape[1] // 6 + 1)) < 0.6
         mask = np.kron(small, np.ones((6, 6), bool))[: shape[0], : shape[1]]
-        np.testing.assert_array_equal(boundary_region(mask), brute_boundary(mask, distance))
+        np.testing.assert_array_equal(boundary_region(mask, boundary_distance(mask)), brute_boundary(mask, distance))
 
 
 def test_boundary_iou_of_two_squares_by_hand():
