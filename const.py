@@ -62,4 +62,4 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 BUNDLED_WEIGHTS = WEIGHTS_DIR / "lite.pth"  # trained by `main.py train --model lite --recipe robust`
 # Its SHA-256; weights/README.md is its model card.
-BUNDLED_SHA256 = "b96f9d3441f52d91ef1b1650386a61b147dd439a7ed227d923aebaec45de9cff"
+BUNDLED_SHA256 = "71e941bacf73830a173ae74c6aea7c9132ad5596c0feb069311bcb50e13fa02c"
