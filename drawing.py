@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import numpy as np
 
 import const
 from common import write_bytes
+
+SPECK = 4  # pixels, of a picture scaled to 512, below which a part of a mask is no face
 
 
 def save_curves(history: list[dict], path: Path) -> None:
@@ -164,28 +167,84 @@ def _distance(a: tuple, b: tuple) -> float:
     return max(a[0] - b[2], b[0] - a[2], a[1] - b[3], b[1] - a[3], 0.0)
 
 
+@dataclass(frozen=True)
+class Face:
+    """A face of a mask, in all its parts."""
+
+    box: tuple[int, int, int, int]  # x, y, width, height, pixels of the picture
+    mask: np.ndarray  # uint8 (height, width), 0/255: its pixels within the box
+    confidence: float  # mean probability of its pixels
+
+    @property
+    def area(self) -> int:
+        """Its pixels."""
+        return cv2.countNonZero(self.mask)
+
+
+def _parts(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[tuple]]:
+    """Connected parts of a mask uint8 (H, W) at 512 pixels at most, without specks: labels int32 (h, w), their boxes
+    float (n, 4) as (x0, y0, x1, y1), and the boxes of the faces that they make up."""
+    h, w = mask.shape
+    scale = min(1.0, 512 / max(h, w))  # hulls and boxes need no more
+    small = cv2.resize(mask, (max(1, round(w * scale)), max(1, round(h * scale))), interpolation=cv2.INTER_AREA)
+    _, labels, stats, _ = cv2.connectedComponentsWithStats((small > 60).astype(np.uint8))
+    stats = stats.astype(float)
+    boxes = np.hstack([stats[:, :2], stats[:, :2] + stats[:, 2:4]])
+    boxes[0] = np.inf  # the background is in no box
+    boxes[stats[:, cv2.CC_STAT_AREA] < SPECK] = np.inf
+    return labels, boxes, merge_boxes([tuple(box) for box in boxes[np.isfinite(boxes[:, 0])].tolist()])
+
+
+def _faces(mask: np.ndarray) -> Iterator[np.ndarray]:
+    """Each face of a mask uint8 (H, W), in all its parts: uint8 (h, w), 0/255, at 512 pixels at most."""
+    labels, boxes, faces = _parts(mask)
+    for x0, y0, x1, y1 in faces:
+        own = (boxes[:, :2] >= (x0, y0)).all(1) & (boxes[:, 2:] <= (x1, y1)).all(1)
+        yield own.astype(np.uint8)[labels] * np.uint8(255)
+
+
+def shows_face(mask: np.ndarray) -> bool:
+    """Whether a mask uint8 (H, W) holds more than specks, so that `find_faces` finds one and `blur` hides it."""
+    return bool(_parts(mask)[2])
+
+
+def find_faces(mask: np.ndarray, logits: np.ndarray) -> list[Face]:
+    """The faces of a mask uint8 (H, W), 0/255, the largest first; `logits` float (H, W) are what it was made of.
+
+    What glasses or an occluder divide is one face; specks of less than about a 250th of the picture's side are none.
+    """
+    found = []
+    for small in _faces(mask):
+        sy, sx = mask.shape[0] / small.shape[0], mask.shape[1] / small.shape[1]
+        x, y, w, h = cv2.boundingRect(small)
+        x0, y0 = max(0, x - 1), max(0, y - 1)
+        part = cv2.dilate(small, np.ones((3, 3), np.uint8))[y0 : y + h + 1, x0 : x + w + 1]
+        left, top = round(x0 * sx), round(y0 * sy)
+        right, bottom = round((x0 + part.shape[1]) * sx), round((y0 + part.shape[0]) * sy)
+        own = cv2.resize(part, (right - left, bottom - top), interpolation=cv2.INTER_NEAREST)
+        own &= mask[top:bottom, left:right]
+        x, y, w, h = cv2.boundingRect(own)
+        box, own = (left + x, top + y, w, h), own[y : y + h, x : x + w]
+        inside = logits[box[1] : box[1] + h, box[0] : box[0] + w][own > 0]
+        found.append(Face(box, own, float((1 / (1 + np.exp(-inside))).mean())))
+    return sorted(found, key=lambda face: -face.area)
+
+
 def hidden_region(mask: np.ndarray) -> np.ndarray:
     """What has to vanish for a face not to be known: uint8 (H, W), 0/255.
 
     The hull of all parts of one face, since eyes behind spectacles are not in the mask, with a margin.
     """
-    h, w = mask.shape
-    scale = min(1.0, 512 / max(h, w))  # hulls need no more
-    small = cv2.resize(mask, (max(1, round(w * scale)), max(1, round(h * scale))), interpolation=cv2.INTER_AREA)
-    small = np.where(small > 60, 255, 0).astype(np.uint8)
-    region = np.zeros_like(small)
-    n, _, stats, _ = cv2.connectedComponentsWithStats(small)
-    boxes = [tuple(map(float, (x, y, x + bw, y + bh))) for x, y, bw, bh, _ in stats[1:n]]
-    for x0, y0, x1, y1 in merge_boxes(boxes):
-        part = np.zeros_like(small)
-        part[int(y0) : int(y1), int(x0) : int(x1)] = small[int(y0) : int(y1), int(x0) : int(x1)]
-        points = cv2.findNonZero(part)
-        if points is None:
-            continue
-        margin = max(3, round(0.1 * max(x1 - x0, y1 - y0)))
-        cv2.fillConvexPoly(part, cv2.convexHull(points), 255)
-        region |= cv2.dilate(part, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * margin + 1, 2 * margin + 1)))
-    return np.where(cv2.resize(region, (w, h), interpolation=cv2.INTER_LINEAR) > 127, 255, 0).astype(np.uint8)
+    region = None
+    for part in _faces(mask):
+        _, _, w, h = cv2.boundingRect(part)
+        margin = max(3, round(0.1 * max(w, h)))
+        cv2.fillConvexPoly(part, cv2.convexHull(cv2.findNonZero(part)), 255)
+        part = cv2.dilate(part, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * margin + 1, 2 * margin + 1)))
+        region = part if region is None else region | part
+    if region is None:
+        return np.zeros_like(mask)
+    return np.where(cv2.resize(region, mask.shape[::-1], interpolation=cv2.INTER_LINEAR) > 127, 255, 0).astype(np.uint8)
 
 
 def pixelate(picture: np.ndarray, mask: np.ndarray, blocks: int = 8) -> np.ndarray:

@@ -59,6 +59,29 @@ def test_hidden_faces_are_gone_with_their_eyes(face, hide):
     assert (hide(picture, np.zeros_like(mask)) == picture).all()
 
 
+@pytest.mark.parametrize("scale", [1, 9])
+def test_faces_of_a_mask(face, scale):
+    mask = cv2.resize(face[1], None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST)
+    mask[-2, 3] = 255  # a speck
+    logits = np.where(mask > 0, 2.0, -9.0).astype(np.float32)
+    logits[:, 120 * scale :] += 1
+    left, right = drawing.find_faces(mask, logits)  # glasses divide one of the two
+    for found, where, logit in ((left, np.s_[:110, :120], 2), (right, np.s_[:110, 120:], 3)):
+        alone = np.zeros_like(mask)
+        alone[tuple(slice((s.start or 0) * scale, s.stop and s.stop * scale) for s in where)] = 255
+        alone &= mask
+        assert found.box == cv2.boundingRect(alone)
+        assert found.area == cv2.countNonZero(alone)
+        x, y, w, h = found.box
+        np.testing.assert_array_equal(found.mask, alone[y : y + h, x : x + w])
+        assert found.confidence == pytest.approx(1 / (1 + np.exp(-logit)), abs=1e-4)
+    assert drawing.shows_face(mask)
+    mask[: 110 * scale] = 0
+    assert not drawing.shows_face(mask)
+    assert drawing.find_faces(mask, logits) == []
+    assert not drawing.hidden_region(mask).any()
+
+
 @pytest.mark.parametrize("text", ["", "#12345", "#gggggg", "purple", "#8000ff00"])
 def test_no_colour(text):
     with pytest.raises(ValueError, match=r"is not a colour|non-hexadecimal"):
