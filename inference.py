@@ -129,12 +129,20 @@ class Segmenter:
         small = cv2.copyMakeBorder(small, 0, pad[0], 0, pad[1], cv2.BORDER_REPLICATE)
         return small, size
 
-    def logits(self, pictures: list[np.ndarray]) -> list[np.ndarray]:
-        """Pictures uint8 (H, W, 3) RGB of any sizes -> logits float32 (H, W), each at its picture's size."""
-        coarse = self._coarse_pass(pictures)
+    def logits(
+        self, pictures: list[np.ndarray], boxes: list[list[tuple[int, int, int]]] | None = None
+    ) -> list[np.ndarray]:
+        """Pictures uint8 (H, W, 3) RGB of any sizes -> logits float32 (H, W), each at its picture's size.
+
+        Args:
+            boxes: of each picture the squares (x, y, side) that hold its faces, where they are known, such as those of
+                a video's last frame: the fine pass sees these, and there is no coarse one.
+        """
+        coarse = self._coarse_pass(pictures) if boxes is None or self.passes == 1 else [None] * len(pictures)
         if self.passes == 1:
             return [_enlarge(c, p.shape[:2]) for c, p in zip(coarse, pictures, strict=True)]
-        boxes = [self._faces(c, p.shape[:2]) for c, p in zip(coarse, pictures, strict=True)]
+        if boxes is None:
+            boxes = [self.face_boxes(c, p.shape[:2]) for c, p in zip(coarse, pictures, strict=True)]
         crops = [_crop(p, b, self.info.size) for p, bs in zip(pictures, boxes, strict=True) for b in bs]
         # The fine pass sees the mirrored square: where the two are averaged, their errors are less alike.
         crops = [np.ascontiguousarray(c[:, ::-1]) for c in crops]
@@ -154,9 +162,12 @@ class Segmenter:
                 out[i] = logits[:h, :w]
         return out
 
-    def _faces(self, coarse: np.ndarray, shape: tuple[int, int]) -> list[tuple[int, int, int]]:
-        """Squares (x, y, side) in the picture's pixels around what the coarse pass took for faces."""
-        logit = float(np.log(COARSE_THRESHOLD / (1 - COARSE_THRESHOLD)))
+    def face_boxes(
+        self, coarse: np.ndarray, shape: tuple[int, int], threshold: float = COARSE_THRESHOLD
+    ) -> list[tuple[int, int, int]]:
+        """Squares (x, y, side) in pixels of a picture of `shape` (H, W) around what its logits, float32 at any lower
+        resolution, take for faces from a probability of `threshold`."""
+        logit = float(np.log(threshold / (1 - threshold)))
         n, _, stats, _ = cv2.connectedComponentsWithStats((coarse > logit).astype(np.uint8))
         boxes = [tuple(map(float, (x, y, x + w, y + h))) for x, y, w, h, area in stats[1:n] if area >= 6]
         sy, sx = shape[0] / coarse.shape[0], shape[1] / coarse.shape[1]  # unequal for thin pictures
@@ -199,7 +210,7 @@ def _crop(picture: np.ndarray, box: tuple[int, int, int], size: int) -> np.ndarr
 
 
 def _assemble(
-    coarse: np.ndarray, shape: tuple[int, int], fine: list[tuple[tuple[int, int, int], np.ndarray]]
+    coarse: np.ndarray | None, shape: tuple[int, int], fine: list[tuple[tuple[int, int, int], np.ndarray]]
 ) -> np.ndarray:
     """The picture's logits from its fine passes; nothing is a face outside their squares."""
     h, w = shape
@@ -216,8 +227,7 @@ def _assemble(
         patch = cv2.warpAffine(
             np.ascontiguousarray(logits), matrix, (x1 - x0, y1 - y0), flags=flags, borderMode=cv2.BORDER_REPLICATE
         )
-        zoom = scale / (coarse.shape[0] / h)
-        if zoom < NEAR:
+        if coarse is not None and scale * h / coarse.shape[0] < NEAR:
             patch = (patch + _enlarge(coarse, shape)[y0:y1, x0:x1]) / 2
         if len(fine) == 1:
             total[y0:y1, x0:x1] = patch

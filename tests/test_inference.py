@@ -200,11 +200,27 @@ def test_fp16_that_overflows_becomes_fp32_and_says_so():
 def test_a_tiny_face_is_in_the_middle_of_its_square():
     coarse = np.full((256, 256), -8.0, np.float32)
     coarse[100:103, 50:53] = 8
-    (x, y, side), *more = red_segmenter(2)._faces(coarse, (256, 256))
+    (x, y, side), *more = red_segmenter(2).face_boxes(coarse, (256, 256))
     assert not more
     assert side == 8
     assert abs(x + side / 2 - 51.5) <= 0.5
     assert abs(y + side / 2 - 101.5) <= 0.5
+
+
+def test_boxes_that_are_known_spare_the_coarse_pass():
+    target = CASES["two far apart"]
+    picture, segmenter = painted(target), red_segmenter(2)
+    before = segmenter.logits([picture])[0]
+    boxes = segmenter.face_boxes(cv2.resize(before, (225, 175), interpolation=cv2.INTER_AREA), target.shape, 0.5)
+    assert len(boxes) == 2
+    segmenter.net.seen.clear()
+    mask = inference.to_mask(segmenter.logits([picture], [boxes[:1]])[0], 0.5)
+    assert segmenter.net.seen == [(1, 3, 256, 256)]
+    x, y, side = boxes[0]
+    own = np.zeros_like(target)
+    own[max(0, y) : y + side, max(0, x) : x + side] = target[max(0, y) : y + side, max(0, x) : x + side]
+    assert own.any()
+    assert overlap(mask, own) > 0.97
 
 
 @pytest.mark.parametrize("passes", [1, 2])
