@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -89,6 +90,16 @@ def faster_dtype(run: Callable[[torch.dtype | None], object], device: torch.devi
         if turn >= 2 and time.perf_counter() - began > 1:
             break
     return min(best, key=best.get)
+
+
+def peak_memory_mb(device: torch.device) -> int | None:
+    """The most memory that this process has held so far, MB: of a GPU's what PyTorch had allocated, else what was
+    resident, loader processes not counted; None where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) // 10**6
+    status = Path("/proc/self/status")  # ru_maxrss would count the process that this one was forked from
+    lines = status.read_text(encoding="ascii", errors="replace").splitlines() if status.exists() else []
+    return next((int(line.split()[1]) * 1024 // 10**6 for line in lines if line.startswith("VmHWM:")), None)
 
 
 # --- Processes ------------------------------------------------------------------------------------------------------

@@ -251,7 +251,7 @@ class Trainer:
         """
         if devices.rank() == 0:
             self.run_dir.mkdir(parents=True, exist_ok=True)
-            write_text(self.run_dir / "config.json", json.dumps(self._config_record(), indent=2) + "\n")
+            self._write_config()
             if self.history:  # a run may be killed between last.pth and these
                 self._write_history()
         while self.epoch < min(self.config.epochs, stop_after or self.config.epochs):
@@ -337,8 +337,8 @@ class Trainer:
         return counts.summed(self.device)
 
     # -- its files
-    def _config_record(self) -> dict:
-        return {
+    def _write_config(self) -> None:
+        record = {
             **asdict(self.config),
             "torch": torch.__version__,
             "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type,
@@ -348,7 +348,9 @@ class Trainer:
             "effective_batch": self.effective_batch,
             "train_pictures": len(self.train_loader.dataset),
             "val_pictures": len(self.val_loader.dataset),
+            "peak_memory_mb": devices.peak_memory_mb(self.device),  # of this sitting
         }
+        write_text(self.run_dir / "config.json", json.dumps(record, indent=2) + "\n")
 
     @property
     def effective_batch(self) -> int:
@@ -375,6 +377,7 @@ class Trainer:
             info = networks.Info(self.config.model, self.config.size, self.recipe.passes, self.config.recipe)
             networks.save_state(self.eval_model.state_dict(), self.run_dir / "model.best.pth", info)
         networks.save_atomically(self.state(), self.run_dir / "last.pth")
+        self._write_config()
         self._write_history()
         tqdm.write(
             f"epoch {row['epoch']:3d}/{self.config.epochs}  loss {loss:.4f}  val loss {counts.bce:.4f}  "

@@ -96,6 +96,8 @@ def test_the_files_of_a_run(finished):
                        "seed": 7, "train_pictures": 12, "val_pictures": 6, "device": "cpu"}.items():  # fmt: skip
         assert config[key] == value
     assert config["torch"] == torch.__version__
+    if sys.platform == "linux":
+        assert 100 < config["peak_memory_mb"] < 100_000  # PyTorch alone takes the lower
     rows = history(run_dir)
     assert list(rows[0]) == ["epoch", "loss", "val_loss", "dice", "iou", "lr", "seconds"]
     assert [row["epoch"] for row in rows] == [1, 2, 3]
