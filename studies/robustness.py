@@ -25,6 +25,7 @@ from data_preprocessing import is_prepared, positive
 from metrics import Counts
 from robust import occluders, photographed, scenes
 from studies.command import exit_code
+from studies.pasted import pasted_faces
 from studies.timing import interleaved
 
 SEED = 7
@@ -106,8 +107,9 @@ def faces_of(store: scenes.FaceStore) -> Iterator[Sample]:
         yield store[i].image, store[i].mask
 
 
-def occluded_faces(composer: scenes.SceneComposer, kind: str) -> Iterator[Sample]:
-    """Every face once with a drawn occluder of this kind, textured from the held-out photographs."""
+def occluded_faces(composer: scenes.SceneComposer, kind: str) -> Iterator[tuple]:
+    """Every face once with a drawn occluder of this kind, textured from the held-out photographs: (image, target, the
+    face pixels under it)."""
     for i in range(len(composer.faces)):
         rng = np.random.default_rng((SEED, i))
         other = composer.faces[int(rng.integers(len(composer.faces)))]
@@ -116,15 +118,7 @@ def occluded_faces(composer: scenes.SceneComposer, kind: str) -> Iterator[Sample
         image, mask, _ = occluders.draw_occluder(
             rng, face.image, face.mask, photo=photo, other=(other.image, other.mask), kind=kind
         )
-        yield image, mask
-
-
-def photographed_occluders(composer: scenes.SceneComposer, kind: str) -> Iterator[tuple]:
-    """Every face once with a photographed occluder of this kind: (image, target, the face pixels under it)."""
-    for i in range(len(composer.faces)):
-        face, rng = composer.faces[i], np.random.default_rng((SEED, i))
-        image, mask, opacity = photographed.lay(rng, face.image, face.mask, composer.occluders, kind=kind)
-        yield image, mask, (face.mask > 127) & (opacity > 127)
+        yield image, mask, (face.mask > 127) & (mask <= 127)
 
 
 def photographs(
@@ -238,7 +232,7 @@ def _rows(section: str, composer, held_out: list[Path], scenes_count: int) -> It
             yield kind, occluded_faces(composer, kind)
     elif section == "photographed occluders":
         for kind in photographed.KINDS:
-            yield kind, photographed_occluders(composer, kind)
+            yield kind, pasted_faces(store, composer.occluders, kind)
     elif section == "changes":
         for name, change in CHANGES.items():
             yield name, (change(*sample) for sample in faces_of(store))

@@ -7,7 +7,7 @@ import pytest
 from conftest import leftovers, no_traceback, one_sentence, run
 from PIL import Image
 
-from studies import robustness
+from studies import pasted, robustness
 
 
 @pytest.fixture(scope="module")
@@ -70,15 +70,17 @@ def test_occluded_pixels_called_face(prepared, occluder_dir, kind):
     store = robustness.scenes.FaceStore([prepared / "images_val"], [prepared / "masks_val"], [None], limit=3)
     cutouts = robustness.photographed.OccluderStore(occluder_dir, held_out=True)
     assert all([path.stem for path in paths] == ["4"] for paths in cutouts.paths.values())
-    composer = robustness.scenes.SceneComposer(store, robustness.scenes.PhotoStore([]), cutouts)
-    samples = list(robustness.photographed_occluders(composer, kind))
+    samples = list(pasted.pasted_faces(store, cutouts, kind))
     assert len(samples) == 3
-    again = list(robustness.photographed_occluders(composer, kind))
+    again = list(pasted.pasted_faces(store, cutouts, kind))
     assert all((a == b).all() for one, two in zip(samples, again, strict=True) for a, b in zip(one, two, strict=True))
     for i, (image, mask, under) in enumerate(samples):
-        assert (image != store[i].image).any()
         assert not mask[under].any()
+        assert (mask[~under] == store[i].mask[~under]).all()
         assert (store[i].mask[under] > 127).all()
+        changed = (image != store[i].image).any(2)
+        assert changed[under].mean() > 0.98
+        assert changed.mean() < 0.7
     assert sum(under.any() for _, _, under in samples) >= 2
     assert robustness.measure(Painter(), samples)["occluded_false_positive_rate"] == 1
     targets = iter([mask for _, mask, _ in samples])
@@ -136,3 +138,21 @@ def test_skin_tone_orders_light_and_dark():
     mask = np.full((8, 8), 255, np.uint8)
     light, dark = np.full((8, 8, 3), (240, 205, 180), np.uint8), np.full((8, 8, 3), (80, 50, 35), np.uint8)
     assert robustness.skin_tone(light, mask) > 40 > 10 > robustness.skin_tone(dark, mask)
+
+
+def test_a_hand_is_cut_off_below_and_takes_the_face_s_colour_half_of_the_time():
+    cut = np.zeros((80, 60, 4), np.uint8)
+    cut[20:60, 0:50] = (40, 60, 200, 255)  # cut off at the left
+    down = pasted.wrist_down(cut)
+    assert down[-1, :, 3].any()
+    assert not down[:60, [0, -1], 3].any()
+    face = np.full((512, 512, 3), 90, np.uint8)
+    mask = np.zeros((512, 512), np.uint8)
+    mask[100:400, 120:380] = 255
+    tones = []
+    for seed in range(40):
+        image, _, under = pasted.paste(np.random.default_rng(seed), face, mask, cut, "hands")
+        tones.append(np.median(image[under], axis=0).tolist() if under.any() else None)
+    assert tones.count(None) < 3
+    assert 10 < tones.count([90, 90, 90]) < 30
+    assert tones.count([90, 90, 90]) + tones.count([40, 60, 200]) + tones.count(None) == 40
