@@ -299,9 +299,8 @@ def samples(context: Context, kind: str) -> Iterator[tuple]:
             if occluded.any():
                 yield context.store[i].image, target, occluded
     else:
-        bare = robustness.faces_of(context.composer.faces)
-        for (_, clean), (image, mask) in zip(bare, robustness.occluded_faces(context.composer, kind), strict=True):
-            yield image, mask > 127, (clean > 127) & (mask <= 127)
+        for image, mask, occluded in robustness.occluded_faces(context.composer, kind):
+            yield image, mask > 127, occluded
 
 
 class Accumulator:
