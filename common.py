@@ -9,10 +9,11 @@ import errno
 import os
 import re
 import shutil
+import sys
 import threading
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -84,7 +85,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """A temporary path in the folder of `path`; what was written there takes its name when the block ends well.
 
     Whatever happens, the temporary file is gone afterwards. Its name is short, however long the target's is, and an
-    OSError names the target in its place.
+    OSError names the target in its place, or where it names nothing, as on a full disk.
     """
     path = Path(path)
     temporary = path.with_name(temporary_name(f"{path.stem[:40]}{path.suffix}"))
@@ -92,7 +93,7 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        if error.filename == str(temporary):
+        if error.errno and error.filename in (None, str(temporary)):
             error.filename = str(path)
         raise
     finally:
@@ -150,6 +151,22 @@ def write_bytes(path: Path, data: bytes) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a text file in UTF-8, its folder made where it is missing."""
     write_bytes(path, text.encode("utf-8"))
+
+
+def exit_code(work: Callable[[], object], stopped: str = "stopped") -> int:
+    """Do the work of a command: 0, 1 after "error: ..." for a UserError or a file that fails, 130 after Ctrl-C."""
+    try:
+        work()
+    except KeyboardInterrupt:
+        print(stopped, file=sys.stderr)
+        return 130
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: {error.filename or 'writing'}: {error.strerror or error}.", file=sys.stderr)
+        return 1
+    return 0
 
 
 def usable_cores() -> int:

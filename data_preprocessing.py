@@ -18,7 +18,6 @@ import re
 import stat
 import sys
 import zipfile
-import zlib
 from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -28,23 +27,15 @@ from functools import partial
 from pathlib import Path
 
 import const
-from common import DownloadError, UserError, drive_link, locked, replacing, sweep, usable_cores
+from common import DownloadError, UserError, drive_link, exit_code, locked, replacing, sweep, usable_cores
 from common import download as fetch
-
-try:
-    from lzma import LZMAError
-except ImportError:  # Python built without it; then zipfile refuses such members by a RuntimeError
-    LZMAError = zlib.error
 
 ARCHIVE = "CelebAMask-HQ.zip"
 IMAGES = "CelebA-HQ-img"
 PARTS = "CelebAMask-HQ-mask-anno"
 KAGGLE = (Path("/kaggle/input/celebamaskhq"), Path("/kaggle/input/datasets/ipythonx/celebamaskhq"))
 DRIVE_LINK = drive_link(const.CELEB_DRIVE_ID)
-THREE_WAYS = (
-    f"run with --download, or fetch {DRIVE_LINK} by hand and put it at {const.DIR_PATH / ARCHIVE}, "
-    "or attach the Kaggle dataset ipythonx/celebamaskhq"
-)
+MADE = {"images": ".jpg", "masks": f"_{const.FACE_PART}.png", "persons": "_person.png"}  # how names of results end
 MIN_PICTURE = 256  # pixels a side; the official pictures have 1024
 MAX_MEMBER = 64 << 20  # bytes of a picture or part; the largest official one has under 1 MB
 SEARCH_DEPTH = 5  # /kaggle/input/datasets/ipythonx/celebamaskhq/CelebAMask-HQ is 4 below /kaggle/input
@@ -52,7 +43,7 @@ SEARCH_FOLDERS = 5000  # looked into at most, so that `--source /` ends
 
 _PICTURE = re.compile(r"([0-9]{1,9})\.jpg")
 _PART = re.compile(r"([0-9]{1,9})_([a-z_]+)\.png")
-_MEMBER = re.compile(rf"(?:.*/)?(?:{IMAGES}|{PARTS}/[0-9]+)/([^/]+)")
+_MEMBER = re.compile(rf"(?!__MACOSX)(?:.*/)?(?:{IMAGES}|{PARTS}/[0-9]+)/([^/]+)")
 
 
 class DataError(UserError):
@@ -104,16 +95,20 @@ class Report:
 
 
 # --- The source ----------------------------------------------------------------------------------------------------
-
-
-class Folder:
-    """The official layout in a folder: `CelebA-HQ-img` and `CelebAMask-HQ-mask-anno` side by side in `path`."""
-
-    def __init__(self, path: Path):
-        self.path = path
+@dataclass
+class _Source:
+    path: Path
 
     def __str__(self) -> str:
         return str(self.path)
+
+    def link(self, entry, target: Path) -> bool:
+        """Whether a hard link to the entry could be made."""
+        return False
+
+
+class Folder(_Source):
+    """The official layout in a folder: `CelebA-HQ-img` and `CelebAMask-HQ-mask-anno` side by side in `path`."""
 
     def index(self, ids: set[int]) -> tuple[dict, dict]:
         """What `_index` makes of it; every folder is listed once."""
@@ -132,7 +127,6 @@ class Folder:
         return open(entry, "rb")
 
     def link(self, entry: str, target: Path) -> bool:
-        """Whether a hard link to the entry could be made."""
         try:
             os.link(entry, target)
         except OSError:  # another file system, one without links, or not allowed: the report counts it as a copy
@@ -140,15 +134,8 @@ class Folder:
         return True
 
 
-class Archive:
+class Archive(_Source):
     """The official zip, read member by member: nothing but what a split needs is ever unpacked."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.zip = None
-
-    def __str__(self) -> str:
-        return str(self.path)
 
     def index(self, ids: set[int]) -> tuple[dict, dict]:
         """As `Folder.index`. A member's name only tells which face it is of; nothing is ever written under it."""
@@ -157,20 +144,13 @@ class Archive:
             self.zip = zipfile.ZipFile(open(self.path, "rb"))  # noqa: SIM115
         except (OSError, NotImplementedError, ValueError, zipfile.BadZipFile) as error:
             raise DataError(f"cannot read the archive {self.path}: {error}") from error
-        files = []
-        for info in self.zip.infolist():
-            name = info.orig_filename.replace("\\", "/")
-            if (member := _MEMBER.fullmatch(name)) and not name.startswith("__MACOSX"):
-                files.append((member[1], info))
-        return _index(files, ids)
+        names = [(_MEMBER.fullmatch(info.orig_filename.replace("\\", "/")), info) for info in self.zip.infolist()]
+        return _index([(member[1], info) for member, info in names if member], ids)
 
     def open(self, entry: zipfile.ZipInfo) -> io.BufferedIOBase:
         if entry.file_size > MAX_MEMBER:
-            raise zipfile.BadZipFile(f"{entry.file_size} bytes are too many")
+            raise OSError(f"{entry.file_size} bytes are too many")
         return io.BytesIO(self.zip.read(entry))  # checks the CRC
-
-    def link(self, entry: zipfile.ZipInfo, target: Path) -> bool:
-        return False
 
 
 def _index(files, ids: set[int]) -> tuple[dict, dict]:
@@ -205,10 +185,10 @@ def _is_celeb(folder: str | Path) -> bool:
     return os.path.isdir(os.path.join(folder, IMAGES)) and os.path.isdir(os.path.join(folder, PARTS))
 
 
-def _search(top: Path) -> Folder | Archive | None:
+def _search(top: Path, depth: int = SEARCH_DEPTH) -> Folder | Archive | None:
     """The data set nearest below `top`, breadth first; a folder is preferred to the zip."""
     level, archive, visited = [str(top)], None, 0
-    for _ in range(SEARCH_DEPTH + 1):
+    for _ in range(depth + 1):
         below = []
         for folder in level[: max(0, SEARCH_FOLDERS - visited)]:
             if _is_celeb(folder):
@@ -231,25 +211,23 @@ def find_source(path: str | Path | None = None) -> Folder | Archive:
     Cheap: the source's contents are listed only by `prepare`. Raises DataError when there is none.
     """
     if path is None:
-        for place in (const.CELEB_DIR, const.CELEB_DIR / "CelebAMask-HQ", const.DIR_PATH):
-            if _is_celeb(place):
-                return Folder(place)
-        for place in (const.DIR_PATH / ARCHIVE, const.CELEB_DIR / ARCHIVE):
-            if _is_zip(place):
-                return Archive(place)
-        for place in KAGGLE:
-            if found := _search(place):
-                return found
-        raise DataError(f"CelebAMask-HQ was not found: {THREE_WAYS}")
+        places = (const.CELEB_DIR, const.CELEB_DIR / "CelebAMask-HQ", const.DIR_PATH)
+        found = [source for place in places if (source := _search(place, depth=0))]
+        found.sort(key=lambda source: isinstance(source, Archive))  # a folder is preferred to the zip
+        found = found or [source for place in KAGGLE if (source := _search(place))]
+        if not found:
+            raise DataError(
+                f"CelebAMask-HQ was not found: run with --download, or fetch {DRIVE_LINK} by hand and put it at "
+                f"{const.DIR_PATH / ARCHIVE}, or attach the Kaggle dataset ipythonx/celebamaskhq"
+            )
+        return found[0]
     path = Path(path).expanduser()
     if not os.path.exists(path):
         raise DataError(f"no such file or folder: {path}")
-    if not os.path.isdir(path):
-        if not _is_zip(path):
-            raise DataError(
-                f"{path} is not a whole zip archive: give the official {ARCHIVE} or the folder it unpacks to"
-            )
+    if _is_zip(path):
         return Archive(path)
+    if not os.path.isdir(path):
+        raise DataError(f"{path} is not a whole zip archive: give the official {ARCHIVE} or the folder it unpacks to")
     if found := _search(path):
         return found
     raise DataError(f"no CelebAMask-HQ in {path}: {IMAGES} and {PARTS} are looked for side by side, in it and below it")
@@ -280,6 +258,19 @@ def download(path: Path = const.DIR_PATH / ARCHIVE) -> Archive:
 
 
 # --- One face ------------------------------------------------------------------------------------------------------
+@dataclass
+class _Face:
+    """One id, what the source has of it, and what is to be made."""
+
+    id: int
+    split: str
+    picture: object  # the source's entry, or None
+    parts: dict  # {part: the source's entry}
+    pair: bool
+    person: bool
+
+    def target(self, out: Path, kind: str) -> Path:
+        return out / f"{kind}_{self.split}" / f"{self.id}{MADE[kind]}"
 
 
 def build_mask(skin, glasses=None):
@@ -290,29 +281,14 @@ def build_mask(skin, glasses=None):
     return mask.astype("uint8") * 255
 
 
-@dataclass
-class _Face:
-    """What is to be made of one id, then what was made."""
-
-    id: int
-    split: str
-    picture: object  # the source's entry, or None
-    parts: dict  # {part: the source's entry}
-    pair: bool  # wanted, then made
-    person: bool  # wanted, then made
-    linked: bool = False
-    error: str | None = None
-
-
-_UNREADABLE = (OSError, EOFError, RuntimeError, SyntaxError, ValueError, zipfile.BadZipFile, zlib.error, LZMAError)
-
-
 @contextmanager
 def _reading(name: str):
     """An error of the source's file, told from a failure to write, which ends the run."""
     try:
         yield
-    except _UNREADABLE as error:
+    except _FaceError:
+        raise
+    except Exception as error:  # zipfile and the decoders raise a dozen kinds
         reason = getattr(error, "strerror", None) or error  # without the path, which the name says already
         raise _FaceError(f"{name} cannot be read ({reason})") from error
 
@@ -338,32 +314,26 @@ def _read_part(source: Folder | Archive, face: _Face, part: str):
     return mask
 
 
-def _check_picture(name: str, file) -> None:
-    """Header, size and end of a JPEG. A full decode would take 20 times as long as all the rest, and what happens to
-    pictures is a copy cut short: FF is followed by 00 inside a JPEG's data, so FF D9 is its end and no chance hit."""
+def _put_picture(source: Folder | Archive, face: _Face, temp: Path) -> bool:
+    """The picture, byte for byte, at `temp`; whether it is a hard link.
+
+    Its header, size and end are checked. A full decode would take 20 times as long as all the rest, and what happens to
+    pictures is a copy cut short: FF is followed by 00 inside a JPEG's data, so FF D9 is its end and no chance hit.
+    """
     from PIL import JpegImagePlugin
 
-    with _reading(name):
+    name = f"{face.id}.jpg"
+    with _reading(name), source.open(face.picture) as file:
         width, height = JpegImagePlugin.JpegImageFile(file).size
         file.seek(max(0, file.seek(0, os.SEEK_END) - 64))
-        whole = b"\xff\xd9" in file.read()
-    if not whole:
-        raise _FaceError(f"{name} is truncated")
-    if width != height or width < MIN_PICTURE:
-        raise _FaceError(f"{name} is {width}x{height}, not a square of at least {MIN_PICTURE} pixels")
-
-
-def _put_picture(source: Folder | Archive, name: str, entry, temp: Path) -> bool:
-    """The checked picture, byte for byte, at `temp`; whether it is a hard link."""
-    with _reading(name):
-        file = source.open(entry)
-    with file:
-        _check_picture(name, file)
-        if source.link(entry, temp):
+        if b"\xff\xd9" not in file.read():
+            raise _FaceError(f"{name} is truncated")
+        if width != height or width < MIN_PICTURE:
+            raise _FaceError(f"{name} is {width}x{height}, not a square of at least {MIN_PICTURE} pixels")
+        if source.link(face.picture, temp):
             return True
-        with _reading(name):
-            file.seek(0)
-            data = file.read()
+        file.seek(0)
+        data = file.read()
     temp.write_bytes(data)
     return False
 
@@ -375,38 +345,23 @@ def _write_mask(mask, path: Path) -> None:
     path.write_bytes(cv2.imencode(".png", mask)[1].tobytes())
 
 
-def _make(source: Folder | Archive, out: Path, face: _Face) -> _Face:
-    """Makes what is wanted of a face and notes in it what was made, or why not. OSError is a failure to write."""
-    pair, person, face.pair, face.person = face.pair, face.person, False, False
-    try:
-        if pair:
-            face.linked = _put_pair(source, out, face)
-            face.pair = True
-        if person:
-            _put_person(source, out, face)
-            face.person = True
-    except _FaceError as error:
-        face.error = f"{face.id}: {error}"
-    return face
-
-
 def _put_pair(source: Folder | Archive, out: Path, face: _Face) -> bool:
     """The picture and its mask; whether the picture is a hard link."""
+    image_path, mask_path = face.target(out, "images"), face.target(out, "masks")
     if face.picture is None:
         raise _FaceError("no picture in the source")
-    image_path = out / f"images_{face.split}" / f"{face.id}.jpg"
-    mask_path = out / f"masks_{face.split}" / f"{face.id}_{const.FACE_PART}.png"
     if _is_whole(mask_path):  # the user's own, since one made here has its picture; it is kept
         with replacing(image_path) as image_temp:
-            return _put_picture(source, image_path.name, face.picture, image_temp)
+            return _put_picture(source, face, image_temp)
     if const.FACE_PART not in face.parts:
         raise _FaceError(f"no {const.FACE_PART} mask in the source")
     glasses = _read_part(source, face, const.GLASSES_PART) if const.GLASSES_PART in face.parts else None
     mask = build_mask(_read_part(source, face, const.FACE_PART), glasses)
     # Both are whole before either gets its name, the mask last: a picture without one is done again.
-    with replacing(mask_path) as mask_temp, replacing(image_path) as image_temp:
+    with replacing(mask_path) as mask_temp:
         _write_mask(mask, mask_temp)
-        return _put_picture(source, image_path.name, face.picture, image_temp)
+        with replacing(image_path) as image_temp:
+            return _put_picture(source, face, image_temp)
 
 
 def _put_person(source: Folder | Archive, out: Path, face: _Face) -> None:
@@ -416,19 +371,25 @@ def _put_person(source: Folder | Archive, out: Path, face: _Face) -> None:
     if not face.parts:
         raise _FaceError("no part masks in the source")
     silhouette = np.maximum.reduce([_read_part(source, face, part) for part in sorted(face.parts)])
-    with replacing(out / f"persons_{face.split}" / f"{face.id}_person.png") as temp:
+    with replacing(face.target(out, "persons")) as temp:
         _write_mask(build_mask(silhouette), temp)
 
 
+def _make(source: Folder | Archive, out: Path, face: _Face) -> tuple[_Face, set[str], str]:
+    """Makes what is wanted of a face: (face, what was made, why not all). OSError is a failure to write."""
+    made = set()
+    try:
+        if face.pair:
+            made |= {"pair", "link"} if _put_pair(source, out, face) else {"pair"}
+        if face.person:
+            _put_person(source, out, face)
+            made.add("person")
+    except _FaceError as error:
+        return face, made, f"{face.id}: {error}"
+    return face, made, ""
+
+
 # --- All of them ---------------------------------------------------------------------------------------------------
-
-
-def _finished(folder: Path, ending: str) -> set[int]:
-    """The ids of which `folder` has a file `{id}{ending}` with something in it."""
-    return {int(name.removesuffix(ending)) for name, path in _files(folder)
-            if name.endswith(ending) and name.removesuffix(ending).isdecimal() and _is_whole(path)}  # fmt: skip
-
-
 def _is_whole(path: str | Path) -> bool:
     """Whether a prepared file is there: not a link to nowhere, nor empty, as a power failure leaves one."""
     try:
@@ -438,33 +399,19 @@ def _is_whole(path: str | Path) -> bool:
     return stat.S_ISREG(found.st_mode) and found.st_size > 0
 
 
-def _pairs(out: Path, split: str) -> set[int]:
-    return _finished(out / f"images_{split}", ".jpg") & _finished(out / f"masks_{split}", f"_{const.FACE_PART}.png")
-
-
-def _persons(out: Path, split: str) -> set[int]:
-    return _finished(out / f"persons_{split}", "_person.png")
+def _finished(out: Path, split: str, *kinds: str) -> set[int]:
+    """The ids of which there is a whole file of each of these kinds."""
+    found = []
+    for kind in kinds:
+        names = [(name.removesuffix(MADE[kind]), path) for name, path in _files(out / f"{kind}_{split}")
+                 if name.endswith(MADE[kind])]  # fmt: skip
+        found.append({int(name) for name, path in names if name.isdecimal() and _is_whole(path)})
+    return set.intersection(*found)
 
 
 def is_prepared(out: str | Path) -> bool:
     """Whether `out` holds at least one pair of picture and mask in each of train and val."""
-    return all(_pairs(Path(out), split) for split in ("train", "val"))
-
-
-@contextmanager
-def _writing(out: Path):
-    try:
-        yield
-    except OSError as error:
-        raise DataError(f"cannot write to {out}: {error.strerror or error}; mend that and run again") from error
-
-
-def _undone(out: Path, ids: dict[str, set[int]], persons: bool) -> dict[str, tuple[set[int], set[int]]]:
-    """{split: (ids without a pair, ids without a silhouette)}."""
-    return {
-        split: (wanted - _pairs(out, split), wanted - _persons(out, split) if persons else set())
-        for split, wanted in ids.items()
-    }
+    return all(_finished(Path(out), split, "images", "masks") for split in ("train", "val"))
 
 
 def prepare(
@@ -483,17 +430,18 @@ def prepare(
         missing in `out`.
     out gets images_{split}/{id}.jpg, the source's bytes, and masks_{split}/{id}_skin.png, 512x512 8-bit grey, 0 or 255;
     with `persons` also persons_{split}/{id}_person.png, the union of all parts, in the same form.
-    A face that cannot be made is named in the report's `skipped`; DataError is raised for what stops everything.
+    A face that cannot be made is named in the report's `skipped`; what stops everything is a DataError, or an OSError
+    where `out` cannot be written.
     Data: Lee et al., CVPR 2020, https://github.com/switchablenorms/CelebAMask-HQ
     """
-    out = Path(out)
+    out, kinds = Path(out), tuple(MADE) if persons else ("images", "masks")
     ids = {"train": set(ids_train), "val": set(ids_val)}
-    with _writing(out):
-        for folder in (out / f"{kind}_{split}" for kind in ("images", "masks", "persons") for split in ids):
-            sweep(folder)
-        undone = _undone(out, ids, persons)
-    report = Report(out, {split: SplitReport(len(ids[split]), len(ids[split] - undone[split][0])) for split in ids})
-    if not any(pairs or silhouettes for pairs, silhouettes in undone.values()):
+    for folder in (out / f"{kind}_{split}" for kind in MADE for split in ids):
+        sweep(folder)
+    pairs = {split: ids[split] - _finished(out, split, "images", "masks") for split in ids}  # still to be made
+    silhouettes = {split: ids[split] - _finished(out, split, "persons") if persons else set() for split in ids}
+    report = Report(out, {split: SplitReport(len(ids[split]), len(ids[split] - pairs[split])) for split in ids})
+    if not any((*pairs.values(), *silhouettes.values())):
         return report
 
     if callable(source):
@@ -505,15 +453,39 @@ def prepare(
     if not held:
         raise DataError(f"{source} holds none of the faces wanted")
     faces = []
-    for split, (pairs, silhouettes) in undone.items():
+    for split in ids:
         report.splits[split].held = len(ids[split] & held)
-        for i in sorted((pairs | silhouettes) & held):
-            faces.append(_Face(i, split, pictures.get(i), parts.get(i, {}), i in pairs, i in silhouettes))
+        for i in sorted((pairs[split] | silhouettes[split]) & held):
+            wanted = i in pairs[split], i in silhouettes[split]
+            faces.append(_Face(i, split, pictures.get(i), parts.get(i, {}), *wanted))
     if faces:
-        _make_all(
-            faces, source, report, workers or usable_cores(), ("images", "masks") + ("persons",) * persons, progress
-        )
+        _make_all(faces, source, report, workers or usable_cores(), kinds, progress)
     return report
+
+
+def _make_all(faces: list[_Face], source, report: Report, workers: int, kinds, progress: bool) -> None:
+    """Makes every face and counts it in the report."""
+    import cv2  # noqa: F401  imported once here, not by all threads at once
+    from PIL import JpegImagePlugin  # noqa: F401
+    from tqdm.auto import tqdm
+
+    # Threads, as OpenCV and zlib let go of the interpreter: 880 real faces took 1.3 s with 2 of them and with 2
+    # processes (2.2 s with 1; two Xeon cores), and processes would each read the official zip's directory of 420,000
+    # members, 2.6 s and 500 MB.
+    for split in report.splits:
+        for kind in kinds:
+            (report.out / f"{kind}_{split}").mkdir(parents=True, exist_ok=True)
+    pool = ThreadPoolExecutor(min(workers, len(faces)))
+    try:
+        results = pool.map(partial(_make, source, report.out), faces)
+        for face, made, error in tqdm(results, total=len(faces), unit="face", disable=None if progress else True):
+            report.splits[face.split].prepared += "pair" in made
+            report.splits[face.split].persons += "person" in made
+            report.linked += "link" in made
+            report.copied += "pair" in made and "link" not in made
+            report.skipped += [error] if error else []
+    finally:
+        pool.shutdown(cancel_futures=True)  # waits for the faces in hand only
 
 
 def ensure(out: str | Path, log=print) -> Path:
@@ -529,34 +501,6 @@ def ensure(out: str | Path, log=print) -> Path:
         for reason in prepare(source, out).skipped:
             log(f"skipped: {reason}")
     return out
-
-
-def _make_all(faces: list[_Face], source, report: Report, workers: int, kinds, progress: bool) -> None:
-    """Makes every face and counts it in the report."""
-    import cv2  # noqa: F401  imported once here, not by all threads at once
-    from PIL import JpegImagePlugin  # noqa: F401
-    from tqdm.auto import tqdm
-
-    # Threads, as OpenCV and zlib let go of the interpreter: 880 real faces took 1.3 s with 2 of them and with 2
-    # processes (2.2 s with 1; two Xeon cores), and processes would each read the official zip's directory of 420,000
-    # members, 2.6 s and 500 MB.
-    with _writing(report.out):
-        for split in report.splits:
-            for kind in kinds:
-                (report.out / f"{kind}_{split}").mkdir(parents=True, exist_ok=True)
-        pool = ThreadPoolExecutor(min(workers, len(faces)))
-        try:
-            made = pool.map(partial(_make, source, report.out), faces)
-            bar = tqdm(made, total=len(faces), unit="face", disable=None if progress else True)
-            for face in bar:
-                report.splits[face.split].prepared += face.pair
-                report.splits[face.split].persons += face.person
-                report.linked += face.linked
-                report.copied += face.pair and not face.linked
-                if face.error:
-                    report.skipped.append(face.error)
-        finally:
-            pool.shutdown(cancel_futures=True)  # waits for the faces in hand only
 
 
 def positive(text: str) -> int:
@@ -576,28 +520,23 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.download and args.source:
         parser.error("--download fetches the source, so give no --source beside it")
-    given = None
 
-    def source() -> Folder | Archive:
-        found = download() if args.download else given or find_source()
-        print(f"source: {found}", flush=True)
-        return found
+    def work() -> None:
+        given = find_source(args.source) if args.source else None  # a wrong one is named even if nothing is missing
 
-    try:
-        given = find_source(args.source) if args.source else None
+        def source() -> Folder | Archive:
+            found = given or (download() if args.download else find_source())
+            print(f"source: {found}", flush=True)
+            return found
+
         report = prepare(source, args.out, workers=args.workers, persons=args.persons)
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; the next run goes on from here", file=sys.stderr)
-        return 130
-    print(report)
-    for reason in report.skipped:
-        print(f"skipped: {reason}", file=sys.stderr)
-    if report.skipped:
-        print(f"error: {len(report.skipped)} faces of the source could not be prepared, see above", file=sys.stderr)
-    return 1 if report.skipped else 0
+        print(report)
+        for reason in report.skipped:
+            print(f"skipped: {reason}", file=sys.stderr)
+        if report.skipped:
+            raise DataError(f"{len(report.skipped)} faces of the source could not be prepared, see above")
+
+    return exit_code(work, "stopped; the next run goes on from here")
 
 
 if __name__ == "__main__":

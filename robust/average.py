@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 import model
-from common import UserError
+from common import UserError, exit_code
 
 
 def average(paths: list[Path]) -> tuple[dict, model.Info]:
@@ -43,18 +43,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--size", type=int, required=True, help="side of the square that each pass sees, pixels")
     parser.add_argument("--confidence", type=float, default=model.Info.confidence)
     args = parser.parse_args(argv)
-    try:
+
+    def work() -> None:
         mean, info = average(args.weights)
         info = replace(info, size=args.size, passes=2, confidence=args.confidence)
         model.save_state(mean, args.out, info, half=True)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"error: {args.out}: {error.strerror or error}.", file=sys.stderr)
-        return 1
-    print(f"{args.out}: SHA-256 {hashlib.sha256(args.out.read_bytes()).hexdigest()}")  # which goes into const.py
-    return 0
+        print(f"{args.out}: SHA-256 {hashlib.sha256(args.out.read_bytes()).hexdigest()}")  # which goes into const.py
+
+    return exit_code(work)
 
 
 if __name__ == "__main__":

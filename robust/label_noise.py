@@ -20,7 +20,7 @@ import torch
 import const
 import dataset
 import model as networks
-from common import UserError, write_text
+from common import exit_code, write_text
 from inference import Segmenter
 
 PROBABILITY = 0.2
@@ -57,16 +57,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--split", choices=("train", "val"), default="train")
     parser.add_argument("--out", type=Path, required=True, metavar="F", help="the ids, one a line")
     args = parser.parse_args(argv)
-    try:
+
+    def work() -> None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         found = find(Segmenter(*networks.load(args.weights), device, passes=1), args.data, args.split)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    ids = [name for name, fraction in found.items() if fraction >= FRACTION]
-    write_text(args.out, "".join(f"{name}\n" for name in ids))
-    print(f"{len(ids)} of {len(found)} faces of {args.split}: {args.out}")
-    return 0
+        ids = [name for name, fraction in found.items() if fraction >= FRACTION]
+        write_text(args.out, "".join(f"{name}\n" for name in ids))
+        print(f"{len(ids)} of {len(found)} faces of {args.split}: {args.out}")
+
+    return exit_code(work)
 
 
 if __name__ == "__main__":

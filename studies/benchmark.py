@@ -28,8 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import const
-from common import UserError, usable_cores, write_text
-from studies.command import exit_code
+from common import UserError, exit_code, usable_cores, write_text
 from studies.timing import interleaved, machine
 
 SECTIONS = ("predict", "start", "folder", "train", "load", "prepare", "growth")

@@ -31,11 +31,10 @@ from pathlib import Path
 
 import const
 import data_preprocessing as preparation
-from common import UserError, usable_cores, write_text
+from common import UserError, exit_code, usable_cores, write_text
 from data_preprocessing import DataError
 from main import Runner
 from robust import occluders
-from studies.command import exit_code
 from studies.timing import interleaved, processor
 from training import Config, settings_of
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from studies.command import exit_code
+from common import exit_code
 
 
 def measure(weights: str, picture: Path, noise: float) -> None:

@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 import const
-from studies.command import exit_code
+from common import exit_code
 
 SHOWN = [  # (photograph, occluder, seed), chosen by the look of the occluders
     ("chris", "hand", 0), ("bryan", "sheet", 0), ("luciano", "mask", 0), ("astronaut", "microphone", 0),

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import const
+from common import exit_code
 
 FRAMES, FPS, SIDE = 48, 12, 345
 
@@ -43,22 +44,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=const.DIR_PATH / "docs" / "paper.gif")
     parser.add_argument("--weights", default="bundled")
     args = parser.parse_args(argv)
-    from drawing import overlay, parse_color, save_gif
-    from main import Runner
-    from model import ModelError
-    from pictures import PictureError, read_picture
 
-    try:
-        runner = Runner().load(args.weights)
-        photo = read_picture(args.photo)
-    except (ModelError, PictureError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    color = parse_color(const.OVERLAY_COLOR)
-    frames = (overlay(f, runner.predict_image(f), color, const.OVERLAY_ALPHA) for f in paper_slides(photo))
-    save_gif(frames, args.out, fps=FPS)
-    print(f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB")
-    return 0
+    def work() -> None:
+        from drawing import overlay, parse_color, save_gif
+        from main import Runner
+        from pictures import read_picture
+
+        runner, color = Runner().load(args.weights), parse_color(const.OVERLAY_COLOR)
+        frames = paper_slides(read_picture(args.photo))
+        save_gif((overlay(f, runner.predict_image(f), color, const.OVERLAY_ALPHA) for f in frames), args.out, fps=FPS)
+        print(f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB")
+
+    return exit_code(work)
 
 
 if __name__ == "__main__":

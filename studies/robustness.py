@@ -20,11 +20,10 @@ import cv2
 import numpy as np
 
 import const
-from common import UserError, write_text
+from common import UserError, exit_code, write_text
 from data_preprocessing import is_prepared, positive
 from metrics import Counts
 from robust import occluders, photographed, scenes
-from studies.command import exit_code
 from studies.pasted import pasted_faces
 from studies.timing import interleaved
 
