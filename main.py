@@ -170,6 +170,7 @@ _seed = _number(int, 0, 2**31 - 1, "a whole number from 0 up")
 _rate = _number(float, 1e-12, 1e3, "a number above 0")
 _probability = _number(float, 1e-6, 1 - 1e-6, "a probability between 0 and 1")
 _fraction = _number(float, 0, 1, "a number from 0 to 1")
+_port = _number(int, 1, 65535, "a port from 1 to 65535")
 _seconds = _number(float, 0, 1e9, "a number of seconds from 0 up")
 RENAMED = {
     "--looks": "--passes",
@@ -219,7 +220,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Masks of the visible face, glasses and occluders cut out. Without a command: masks for the sample "
         "photographs of test_path/, written to predictions/.",
     )
-    commands = parser.add_subparsers(dest="command", metavar="{train,evaluate,predict,export}")
+    commands = parser.add_subparsers(dest="command", metavar="{train,evaluate,predict,export,demo}")
     weights_help = (
         "a weights file, 'bundled' (the small network) or 'published' (the original's, fetched from Google Drive); "
         f"default: the first that there is of {const.MODEL_PATH.name} beside main.py, the published file once it has "
@@ -286,6 +287,14 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--weights", metavar="F", help=weights_help)
     p.add_argument("--out", type=Path, help="the file; default: NAME.onnx in predictions/")
     p.set_defaults(run=_export)
+
+    p = commands.add_parser("demo", help="open a page in the browser for photographs and videos")
+    p.add_argument("--weights", metavar="F", help=weights_help)
+    p.add_argument("--device", **device)
+    p.add_argument("--host", default="127.0.0.1", help="address to listen on; default: this machine alone")
+    p.add_argument("--port", type=_port, metavar="N", help="default: the first free one from 7860")
+    p.add_argument("--share", action="store_true", help="also a public address through Gradio's tunnel, for a week")
+    p.set_defaults(run=_demo)
 
     p = commands.add_parser("evaluate", help="measure weights on the validation faces")
     p.add_argument("--weights", metavar="F", required=True, help="a weights file, 'bundled' or 'published'")
@@ -394,6 +403,13 @@ def _predict_stream(args) -> int:
 def _export(args) -> int:
     runner = Runner("cpu").load(args.weights)
     runner.export(args.out or const.PREDICTIONS_DIR / f"{Path(runner.weights_name).stem}.onnx")
+    return 0
+
+
+def _demo(args) -> int:
+    from extras import demo
+
+    demo.serve(Runner(args.device).load(args.weights).segmenter, host=args.host, port=args.port, share=args.share)
     return 0
 
 

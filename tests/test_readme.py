@@ -83,7 +83,7 @@ def test_no_picture_of_docs_is_left_over():
 
 def test_the_options_it_names_exist():
     """Every option is one of the script or module in its own snippet, or in a snippet without any, of some command."""
-    helps = {name: run("main.py", name, "--help").stdout for name in ("train", "predict", "evaluate", "export")}
+    helps = {name: run("main.py", name, "--help").stdout for name in ("train", "predict", "evaluate", "export", "demo")}
     helps["data_preprocessing.py"] = run("data_preprocessing.py", "--help").stdout
     for name in sorted(set(re.findall(r"python -m (studies\.[a-z_]+)", README))):
         helps[name] = run(name, "--help").stdout

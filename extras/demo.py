@@ -1,0 +1,296 @@
+"""A page in the browser: photographs and videos in, faces marked, cut out or hidden. `main.py demo` opens it.
+
+Gradio is optional: `pip install "gradio>=6"`. An upload is deleted as soon as it is read; what the page goes on with is
+in memory, of the last `SESSIONS` visitors and for `KEPT` seconds, and so long results can be downloaded.
+
+A Hugging Face Space runs the repository with two more files, README.md and app.py:
+
+    ---
+    sdk: gradio
+    app_file: app.py
+    ---
+    import main; raise SystemExit(main.main(["demo", "--host", "0.0.0.0", "--port", "7860"]))
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+import const
+from common import UserError
+from drawing import Output, encode, find_faces
+from inference import to_mask
+from pictures import find_jobs, read_picture
+
+UPLOAD = "200mb"  # the largest file that is taken
+PIXELS = 50_000_000  # of the largest photograph; of it 350 MB stay in memory
+WAITING = 20  # jobs in the queue; the next visitor is told to come back
+SESSIONS = 10  # visitors whose last photograph is remembered, the latest ones
+KEPT = 600  # seconds that a photograph is remembered, and a result can be fetched
+NAMES = {
+    "overlay": "Overlay",
+    "contour": "Contour",
+    "cutout": "Cut-out",
+    "blurred": "Blur",
+    "pixelated": "Pixelate",
+    "mask": "Mask",
+}
+STYLE = """
+.status p { min-height: 1.6em; margin: 0; font-size: 1.05em }
+.view img { background: repeating-conic-gradient(#8884 0 25%, #fff4 0 50%) 0 0 / 20px 20px }
+.result .image-container { padding-bottom: 40px }  /* as high as the row of buttons under the photograph */
+@media (max-width: 640px) { .view { height: 320px !important } }
+footer { display: none !important }
+"""
+
+
+class DemoError(UserError):
+    """A page that cannot be opened, or something that it does not take; one sentence for the user."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A photograph and what the network made of it, so that other settings need no second run."""
+
+    name: str
+    picture: np.ndarray  # uint8 (H, W, 3)
+    logits: np.ndarray  # float32 (H, W)
+    ms: float
+
+
+# --- What the page does ----------------------------------------------------------------------------------------------
+def see(segmenter, path: Path) -> Seen:
+    """Read a photograph and segment it.
+
+    Raises:
+        UserError: it cannot be read, or is too large.
+    """
+    picture = read_picture(path, name=path.name)
+    if picture.shape[0] * picture.shape[1] > PIXELS:
+        raise DemoError(f"{path.name} has more than {PIXELS // 10**6} million pixels; scale it down.")
+    began = time.perf_counter()
+    logits = segmenter.logits([picture])[0]
+    return Seen(path.stem, picture, logits, 1000 * (time.perf_counter() - began))
+
+
+def show(seen: Seen, kind: str, output: Output, folder: Path) -> tuple[Path, str]:
+    """Write NAME_kind.png or .jpg into a new folder in `folder`; the file, and a line on what was found."""
+    mask = to_mask(seen.logits, output.threshold)
+    file = Path(tempfile.mkdtemp(dir=folder)) / f"{seen.name}_{kind}{const.RESULTS[kind]}"
+    file.write_bytes(encode(output.draw(kind, seen.picture, mask), file.suffix))
+    faces, (h, w) = len(find_faces(mask, seen.logits)), mask.shape
+    number = {0: "no face", 1: "1 face"}.get(faces, f"{faces} faces")
+    line = f"**{number}** · {mask.mean() / 2.55:.1f} % of the picture · {seen.ms:.0f} ms · {w} × {h} pixels"
+    if not faces and kind in ("blurred", "pixelated"):
+        line += " · nothing is hidden: the picture is as it was"
+    return file, line
+
+
+def _output(kind: str, color: str, alpha: float, threshold: float) -> Output:
+    if color.startswith("rgb"):  # "rgba(128.4, 0, 255, 1)", as the colour picker has it
+        color = "#" + "".join(f"{round(float(part)):02x}" for part in re.findall(r"[\d.]+", color)[:3])
+    return Output((kind,), threshold=threshold, color=color, alpha=alpha)
+
+
+def _forget(upload: Path, folder: Path) -> None:
+    """Delete an upload; a path outside `folder`, such as a sample photograph's, is none, whatever a browser claims."""
+    if upload.resolve().is_relative_to(folder.resolve()):
+        upload.unlink(missing_ok=True)
+
+
+def _sentence(error: Exception) -> str:
+    """An error as the command line has it; what is no mistake of the user's is raised again."""
+    if isinstance(error, UserError):
+        return f"⚠ {error}"
+    if isinstance(error, OSError):
+        return f"⚠ {Path(error.filename or 'writing').name}: {error.strerror or error}."
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return "⚠ The memory does not suffice; take a smaller file."
+    raise error
+
+
+# --- The page --------------------------------------------------------------------------------------------------------
+def _gradio():
+    try:
+        import gradio
+    except ImportError:
+        gradio = None
+    if gradio is None or int(gradio.__version__.split(".")[0]) < 6:
+        raise DemoError('The page needs Gradio 6 or later: pip install "gradio>=6"')
+    return gradio
+
+
+def build(segmenter, folder: Path):
+    """The page as a gradio.Blocks, not yet open; results go to `folder`, which is Gradio's own for temporary files.
+
+    Raises:
+        DemoError: Gradio is missing.
+    """
+    gr = _gradio()
+    with gr.Blocks(title="Face segmentation", analytics_enabled=False, delete_cache=(30, KEPT)) as page:
+        gr.Markdown("# Face segmentation\nThe visible face, without glasses and without what is in front of it.")
+        with gr.Tab("Photograph"):
+            _photograph_tab(gr, segmenter, folder)
+        with gr.Tab("Video"):
+            _video_tab(gr, segmenter, folder)
+    return page.queue(max_size=WAITING)
+
+
+def _settings(gr, kinds: dict[str, str]) -> list:
+    """The controls kind, colour, opacity, threshold; colour and opacity are there for the results that have them."""
+    with gr.Row():
+        choices = [(name, kind) for kind, name in kinds.items()]
+        kind = gr.Radio(choices, value="overlay", label="Result", scale=5, min_width=300)
+        color = gr.ColorPicker(const.OVERLAY_COLOR, label="Colour", scale=1, min_width=100)
+    with gr.Row():
+        alpha = gr.Slider(0, 1, const.OVERLAY_ALPHA, step=0.05, label="Opacity", min_width=300)
+        threshold = gr.Slider(0.05, 0.95, const.THRESHOLD, step=0.05, label="Threshold", min_width=300)
+    kind.change(
+        lambda kind: (gr.update(interactive=kind in ("overlay", "contour")), gr.update(interactive=kind == "overlay")),
+        kind,
+        [color, alpha],
+        api_visibility="private",
+        show_progress="hidden",
+    )
+    return [kind, color, alpha, threshold]
+
+
+def _photograph_tab(gr, segmenter, folder: Path) -> None:
+    seen = gr.State(time_to_live=KEPT)
+    sources, height = ["upload", "clipboard", "webcam"], 420
+    with gr.Row():
+        given = gr.Image(label="Photograph", sources=sources, buttons=[], height=height, elem_classes="view")
+        classes, buttons = ["view", "result"], ["fullscreen"]
+        result = gr.Image(label="Result", interactive=False, buttons=buttons, height=height, elem_classes=classes)
+    status = gr.Markdown("Drop a photograph, paste one, use the camera, or take an example.", elem_classes="status")
+    settings = _settings(gr, NAMES)
+    download = gr.DownloadButton("Download", interactive=False)
+    samples = [job.path for job in find_jobs([const.TEST_DIR], folder)]
+    gr.set_static_paths(samples)  # served from where they are: a copy would go with an upload of the same photograph
+    thumbnails = {"components": [gr.Image(render=False)], "samples": [[str(path)] for path in samples]}
+    examples = gr.Dataset(**thumbnails, type="index", label="Examples")
+    shown = [result, download, status]
+
+    def nothing(line: str) -> tuple:
+        return None, gr.update(value=None, label="Download", interactive=False), line
+
+    def draw(seen: Seen | None, *settings) -> tuple:
+        if seen is None:
+            return nothing("The page has no photograph any more; give it once more.")
+        file, line = show(seen, settings[0], _output(*settings), folder)
+        return str(file), gr.update(value=str(file), label=f"Download {file.name}", interactive=True), line
+
+    def photograph(path: Path, *settings) -> tuple:
+        try:
+            seen = see(segmenter, path)
+            return gr.update(), seen, *draw(seen, *settings)
+        except Exception as error:  # noqa: BLE001  a mistake of ours is raised again
+            return None, None, *nothing(_sentence(error))
+
+    def upload(file: dict | None, *settings) -> tuple:
+        if file is None:
+            return gr.update(), None, *nothing("")
+        try:
+            return photograph(Path(file["path"]), *settings)
+        finally:
+            _forget(Path(file["path"]), folder)
+
+    def example(index: int, *settings) -> tuple:
+        return str(samples[index]), *photograph(samples[index], *settings)[1:]
+
+    private = {"api_visibility": "private", "show_progress_on": result}
+    network, whole = {**private, "concurrency_id": "photographs"}, [given, seen, *shown]
+    # without preprocessing: Gradio would decode the file itself, and a broken one with a sentence of its own
+    given.input(upload, [given, *settings], whole, preprocess=False, **network)
+    examples.click(example, [examples, *settings], whole, **network)
+    changes = [control.change for control in settings]
+    gr.on(changes, draw, [seen, *settings], shown, trigger_mode="always_last", show_progress="hidden", **private)
+
+
+def _video_tab(gr, segmenter, folder: Path) -> None:
+    view = {"height": 420, "elem_classes": "view"}
+    with gr.Row():
+        given = gr.File(file_types=list(const.VIDEO_SUFFIXES), label="Video", **view)  # also what no browser plays
+        result = gr.Video(label="Result", interactive=False, buttons=[], **view)
+    status = gr.Markdown("Drop a video; the upload is deleted once it is segmented.", elem_classes="status")
+    settings = _settings(gr, {kind: name for kind, name in NAMES.items() if kind != "cutout"})
+    with gr.Row():
+        start = gr.Button("Segment", variant="primary")
+        download = gr.DownloadButton("Download", interactive=False)
+
+    def segment(file: dict | None, kind, color, alpha, threshold, progress=gr.Progress(track_tqdm=True)) -> tuple:  # noqa: B008
+        from extras.video import predict_video
+
+        nothing = None, None, gr.update(value=None, label="Download", interactive=False)
+        if file is None:
+            return *nothing, "Give a video first."
+        path, out, lines = Path(file["path"]), Path(tempfile.mkdtemp(dir=folder)), []
+        try:
+            made = predict_video(segmenter, path, out, _output(kind, color, alpha, threshold), log=lines.append)[0]
+            words = " ".join(lines).replace(str(path), path.name).replace(str(made), made.name)
+            return None, str(made), gr.update(value=str(made), label=f"Download {made.name}", interactive=True), words
+        except Exception as error:  # noqa: BLE001
+            shutil.rmtree(out)
+            return *nothing, _sentence(error).replace(str(path), path.name)
+        finally:
+            _forget(path, folder)
+
+    shown = [given, result, download, status]
+    private = {"api_visibility": "private", "show_progress_on": result}
+    start.click(segment, [given, *settings], shown, preprocess=False, **private)
+
+
+def launch(segmenter, *, host: str = "127.0.0.1", port: int | None = None, share: bool = False, log=print):
+    """Open the page and return it, a gradio.Blocks, while it is served from threads: `close()` ends it.
+
+    Args:
+        segmenter: an inference.Segmenter.
+        host: the address listened on; 0.0.0.0 for every one of the machine's.
+        port: without it, the first free one from 7860.
+        share: also through a tunnel of Gradio's, at an address on the internet that anybody can open, for a week.
+
+    Raises:
+        DemoError: Gradio is missing, or the address cannot be listened on.
+    """
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="face-segmentation-"))
+        os.environ["GRADIO_TEMP_DIR"] = folder  # before the import, which makes a folder there
+        page, gr = build(segmenter, Path(folder)), _gradio()
+        fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # not of the internet
+        try:
+            socket.create_server((host, port or 0)).close()  # Gradio tries a hundred ports of a host that is none
+            _, local, public = page.launch(
+                server_name=host, server_port=port, share=share, prevent_thread_lock=True, quiet=True, ssr_mode=False,
+                max_file_size=UPLOAD, state_session_capacity=SESSIONS, css=STYLE, footer_links=[],
+                theme=gr.themes.Soft(primary_hue="violet", **fonts),
+            )  # fmt: skip
+        except OSError:
+            where = f"Port {port} of {host}" if port else host
+            raise DemoError(f"{where} cannot be listened on; choose another with --port or --host.") from None
+        page.files = stack.pop_all()
+    log(f"The page is at {local}" + (f" and {public}" if public else ""))
+    return page
+
+
+def serve(segmenter, **options) -> None:
+    """`launch`, and wait until Ctrl-C or a termination; what was uploaded is gone then."""
+    page = launch(segmenter, **options)
+    try:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        threading.Event().wait()
+    finally:
+        page.close(verbose=False)
+        page.files.close()
