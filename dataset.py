@@ -131,6 +131,18 @@ def to_tensor(array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
 
 
+def read_ids(path: Path) -> frozenset[str]:
+    """The ids of faces that a text file lists, separated by white space.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        return frozenset(Path(path).read_text(encoding="utf-8").split())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read as a list of ids ({error}).") from None
+
+
 class Celeb(Dataset):
     """Prepared faces with their masks, in the order of their ids.
 

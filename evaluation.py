@@ -22,7 +22,16 @@ from metrics import Counts, SplitCounts
 WORST = 10  # pictures on the sheet
 
 
-def evaluate(segmenter, data: Path, out: Path, *, weights: str = "", limit: int | None = None, log=print) -> dict:
+def evaluate(
+    segmenter,
+    data: Path,
+    out: Path,
+    *,
+    weights: str = "",
+    limit: int | None = None,
+    exclude: Path | None = None,
+    log=print,
+) -> dict:
     """Measure on the validation pictures of `data`, each at its mask's own size, from counts pooled over the split.
     Writes `metrics.json` and `worst.jpg` to `out`. The processes of a torchrun job share the pictures.
 
@@ -30,15 +39,17 @@ def evaluate(segmenter, data: Path, out: Path, *, weights: str = "", limit: int 
         segmenter: an inference.Segmenter, of precision "fp32".
         weights: their name, for the record.
         limit: only the first so many pictures.
+        exclude: a file of ids, such as robust/label_noise.py writes: a further row leaves those faces out.
 
     Returns:
         {threshold name: {"dice", "iou", "precision", "recall", "boundary_iou", ...}}.
 
     Raises:
-        DataError: no data set, or a picture that cannot be read.
+        DataError: no data set, or a picture or list that cannot be read.
     """
     from tqdm.auto import tqdm
 
+    excluded = dataset.read_ids(exclude) if exclude else frozenset()
     with devices.rank_zero_first():
         data = ensure(data, log)
     pairs = dataset.Celeb(data / "images_val", data / "masks_val", limit=limit).pairs
@@ -55,6 +66,11 @@ def evaluate(segmenter, data: Path, out: Path, *, weights: str = "", limit: int 
     if rank:
         return table
     per_picture = [parts[i % world_size][i // world_size][1] for i in range(len(pairs))]
+    pictures = dict.fromkeys(table, len(pairs))
+    if exclude:
+        rest = [counts for pair, counts in zip(pairs, per_picture, strict=True) if pair[0].stem not in excluded]
+        table[f"0.5, {len(rest)} faces"] = sum(rest, Counts()).summary()
+        pictures[f"0.5, {len(rest)} faces"] = len(rest)
     record = {
         "weights": weights,
         "model": segmenter.info.model,
@@ -67,7 +83,7 @@ def evaluate(segmenter, data: Path, out: Path, *, weights: str = "", limit: int 
     }
     write_text(Path(out) / "metrics.json", json.dumps(record, indent=2) + "\n")
     _write_worst(segmenter, pairs, per_picture, Path(out) / "worst.jpg")
-    log(format_table(table, len(pairs)))
+    log(format_table(table, pictures))
     log(f"metrics.json and worst.jpg are in {out}")
     return table
 
@@ -94,13 +110,13 @@ def _write_worst(segmenter, pairs, per_picture: list[Counts], path: Path) -> Non
     worst_sheet(rows, path)
 
 
-def format_table(table: dict[str, dict[str, float | None]], pictures: int) -> str:
+def format_table(table: dict[str, dict[str, float | None]], pictures: dict[str, int]) -> str:
     """Lines of fixed width, a row for each threshold; "-" where a figure is undefined."""
     names = list(next(iter(table.values())))
     lines = [f"{'':16}{'pictures':>9}" + "".join(f"{name.replace('_', ' '):>14}" for name in names)]
     for row, values in table.items():
         cells = [_shown(values[name]) if name in values else "" for name in names]
-        lines.append(f"{row:16}{pictures:9}" + "".join(f"{cell:>14}" for cell in cells))
+        lines.append(f"{row:16}{pictures[row]:9}" + "".join(f"{cell:>14}" for cell in cells))
     return "\n".join(lines)
 
 

@@ -134,8 +134,9 @@ class Runner:
         return training.run(recipe, config, Path(data), Path(run_dir), device=self.device, log=self.log, **options)
 
     # -- evaluate
-    def evaluate(self, data: Path, out: Path, *, limit: int | None = None) -> dict:
+    def evaluate(self, data: Path, out: Path, **options) -> dict:
         """Measure the loaded weights on the validation pictures of `data`; `metrics.json` and `worst.jpg` go to `out`.
+        See `evaluation.evaluate` for the options.
 
         Returns:
             {threshold name: {"dice", "iou", "precision", "recall", "boundary_iou", ...}}.
@@ -144,7 +145,8 @@ class Runner:
         import evaluation
 
         with devices.process_group(self.device):
-            return evaluation.evaluate(self.segmenter, data, out, weights=self.weights_name, limit=limit, log=self.log)
+            options |= {"weights": self.weights_name, "log": self.log}
+            return evaluation.evaluate(self.segmenter, data, out, **options)
 
 
 # --- The command line -----------------------------------------------------------------------------------------------
@@ -301,6 +303,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--data", type=Path, default=const.CELEB_DIR, help="prepared folders; default: CelebAMask-HQ/")
     p.add_argument("--out", type=Path, help="where metrics.json and worst.jpg go; default: runs/evaluate-NAME")
     p.add_argument("--limit", type=_count, help="only the first N pictures")
+    p.add_argument("--exclude", type=Path, metavar="F", help="a file of ids: one more row, without those faces")
     p.add_argument("--device", **device)
     p.add_argument("--flip", action="store_true", help="average with the mirrored picture")
     p.add_argument("--passes", type=int, choices=(1, 2), help="default: by the weights")
@@ -439,7 +442,8 @@ def _evaluate(args) -> int:
     runner.load(args.weights, flip=args.flip, passes=args.passes, precision="fp32")
     path = Path(args.weights)
     name = path.parent.name if path.name == "model.best.pth" and path.parent.name else path.stem  # a run's, or its own
-    runner.evaluate(args.data, args.out or const.RUNS_DIR / f"evaluate-{name}", limit=args.limit)
+    out = args.out or const.RUNS_DIR / f"evaluate-{name}"
+    runner.evaluate(args.data, out, limit=args.limit, exclude=args.exclude)
     return 0
 
 

@@ -22,7 +22,8 @@ from torch.optim.lr_scheduler import OneCycleLR
 import const
 import devices
 import model as networks
-from common import UserError, write_bytes, write_text
+from common import write_bytes, write_text
+from dataset import read_ids
 from robust import scenes
 from robust.photographed import OccluderStore
 from training import Config, Original, TrainingError, is_on_cuda, train_loader
@@ -110,7 +111,7 @@ class Robust:
         if not (data / "persons_train").is_dir():
             self.log(f"No {data / 'persons_train'}: nobody is cut out; make it with `data_preprocessing.py --persons`.")
         sets = [(data / "images_train", data / "masks_train", data / "persons_train")]
-        exclude = frozenset(_ids(config.exclude)) if config.exclude else frozenset()
+        exclude = read_ids(config.exclude) if config.exclude else frozenset()
         faces = scenes.FaceStore(*zip(*sets, strict=True), limit=config.limit, exclude=exclude)
         if not len(faces):
             raise TrainingError(f"{data / 'masks_train'} holds no masks; run `python data_preprocessing.py` again.")
@@ -165,13 +166,6 @@ class Robust:
 
 def initial_weights(config: RobustConfig) -> Path:
     return networks.bundled_weights() if config.init == "bundled" else Path(config.init)
-
-
-def _ids(path: str) -> list[str]:
-    try:
-        return Path(path).read_text(encoding="utf-8").split()
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as a list of ids ({error}).") from None
 
 
 # --- Self-training --------------------------------------------------------------------------------------------------

@@ -485,6 +485,28 @@ def test_evaluate_gives_figures_that_masks_bear_out(prepared, lite_weights, tmp_
     assert not leftovers(tmp_path)
 
 
+def test_evaluate_with_and_without_listed_faces(prepared, lite_weights, tmp_path, capsys):
+    (tmp_path / "ids.txt").write_text("24001\n")
+    args = [
+        "evaluate",
+        "--weights",
+        str(lite_weights),
+        "--data",
+        str(prepared),
+        "--out",
+        str(tmp_path),
+        "--device",
+        "cpu",
+    ]
+    assert main.main([*args, "--limit", "2", "--exclude", str(tmp_path / "ids.txt")]) == 0
+    rest = json.loads((tmp_path / "metrics.json").read_text())["metrics"]["0.5, 1 faces"]
+    assert capsys.readouterr().out.splitlines()[3].split()[:4] == ["0.5,", "1", "faces", "1"]
+    assert main.main([*args, "--limit", "1"]) == 0
+    assert json.loads((tmp_path / "metrics.json").read_text())["metrics"]["probability 0.5"] == rest
+    assert main.main([*args, "--exclude", str(tmp_path / "none.txt")]) == 1
+    one_sentence(capsys.readouterr().err, "none.txt")
+
+
 def test_evaluate_names_what_is_broken(prepared, lite_weights, tmp_path, capsys):
     data = Path(shutil.copytree(prepared, tmp_path / "data"))
 
