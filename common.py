@@ -29,6 +29,14 @@ class UserError(Exception):
     """Something that the user can mend; the message is one sentence. Every error of this kind in the project is one."""
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the memory does not suffice: Python's error, torch's of a GPU or of the CPU, mmap's or OpenCV's."""
+    words = ("can't allocate memory", "Cannot allocate memory", "Insufficient memory", "bad_alloc", "not enough memory")
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return getattr(error, "errno", None) == errno.ENOMEM or any(word in str(error) for word in words)
+
+
 class DownloadError(UserError):
     """Why a file could not be fetched from Google Drive."""
 

@@ -5,6 +5,8 @@ Nothing here reads or writes; every function of the project takes these values a
 
 from pathlib import Path
 
+VERSION = "1.0.0"
+
 # --- Paths, rooted at this file, so that every command works from any directory -----------------------------------
 DIR_PATH = Path(__file__).resolve().parent
 CELEB_DIR = DIR_PATH / "CelebAMask-HQ"  # the data set, and the prepared folders beside it
@@ -57,8 +59,11 @@ RESULTS = {  # the results of a picture, NAME_mask.png and so on
     "contour": ".jpg",
     "blurred": ".jpg",
     "pixelated": ".jpg",
+    "probability": ".png",
+    "json": ".json",
 }
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+PICTURES_ONLY = ("cutout", "probability", "json")  # a video has no transparency, and its probabilities no use
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".heic", ".heif", ".avif")
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 BUNDLED_WEIGHTS = WEIGHTS_DIR / "lite.pth"  # trained by `main.py train --model lite --recipe robust`
 # Its SHA-256; weights/README.md is its model card.

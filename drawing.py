@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,10 +65,14 @@ def _paint_table(color, alpha: float) -> np.ndarray:
 
 
 def contour(picture: np.ndarray, mask: np.ndarray, color: tuple[int, int, int], width: int | None = None) -> np.ndarray:
-    """The mask's outline on a copy of the picture."""
-    width = width or max(1, round(max(picture.shape[:2]) / 300))
-    lines, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    return cv2.drawContours(picture.copy(), lines, -1, color, width, cv2.LINE_AA)
+    """The mask's outline on a copy of the picture, `width` pixels wide; a hundredth of the face without it."""
+    lines, above = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    out = picture.copy()
+    for i in range(len(lines)):
+        around = above[0, i, 3] if above[0, i, 3] >= 0 else i  # of a hole, the outline that it is in
+        side = max(cv2.boundingRect(lines[around])[2:])
+        cv2.drawContours(out, lines, i, color, width or max(1, round(side / 100)), cv2.LINE_AA)
+    return out
 
 
 def worst_sheet(rows: list[tuple[str, np.ndarray, np.ndarray, np.ndarray]], path: Path, cell: int = 224) -> None:
@@ -230,6 +235,37 @@ def find_faces(mask: np.ndarray, logits: np.ndarray) -> list[Face]:
     return sorted(found, key=lambda face: -face.area)
 
 
+def faces_json(mask: np.ndarray, logits: np.ndarray, name: str, threshold: float) -> bytes:
+    """The faces of a mask as a JSON object: box, area, confidence (see `Face`), and the mask as COCO run lengths, or as
+    polygons where pycocotools is missing."""
+    try:
+        from pycocotools import mask as coco
+    except ImportError:
+        coco = None
+    faces = []
+    for face in find_faces(mask, logits):
+        x, y, w, h = face.box
+        if coco:
+            whole = np.zeros(mask.shape, np.uint8, order="F")
+            whole[y : y + h, x : x + w] = face.mask > 0
+            runs = coco.encode(whole)
+            shape = {"size": runs["size"], "counts": runs["counts"].decode("ascii")}
+        else:
+            lines, _ = cv2.findContours(face.mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE, offset=(x, y))
+            shape = [line.ravel().tolist() for line in lines]
+        faces.append({"box": face.box, "area": face.area, "confidence": round(face.confidence, 4), "mask": shape})
+    about = "COCO run lengths" if coco else "polygons x, y, x, y, ..., holes by the even-odd rule (no pycocotools here)"
+    size = {"width": mask.shape[1], "height": mask.shape[0], "threshold": threshold}
+    box = "x, y, width, height in pixels"
+    record = {"picture": name, **size, "box_format": box, "mask_format": about, "faces": faces}
+    return json.dumps(record).encode("ascii")
+
+
+def probability_map(logits: np.ndarray) -> np.ndarray:
+    """Logits float (H, W) as probabilities uint8 (H, W), 0 to 255."""
+    return np.round(255 / (1 + np.exp(-logits.clip(-30, 30)))).astype(np.uint8)
+
+
 def hidden_region(mask: np.ndarray) -> np.ndarray:
     """What has to vanish for a face not to be known: uint8 (H, W), 0/255.
 
@@ -296,7 +332,7 @@ class Output:
             object.__setattr__(self, "color", parse_color(self.color))
 
     def draw(self, kind: str, picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """One of `const.RESULTS` of a picture uint8 (H, W, 3) and its mask uint8 (H, W)."""
+        """One of `const.RESULTS`, but "probability" and "json", of a picture uint8 (H, W, 3) and its mask (H, W)."""
         if kind == "mask":
             return mask
         if kind == "cutout":
@@ -309,6 +345,14 @@ class Output:
             return pixelate(picture, mask)
         painted = overlay(picture, mask, self.color, self.alpha)
         return side_by_side(picture, painted) if kind == "side-by-side" else painted
+
+    def encode(self, kind: str, picture: np.ndarray, mask: np.ndarray, logits: np.ndarray, name: str) -> bytes:
+        """The file of one of `const.RESULTS`; `logits` float (H, W) are what the mask was made of, `name` is that of
+        the picture."""
+        if kind == "json":
+            return faces_json(mask, logits, name, self.threshold)
+        drawn = probability_map(logits) if kind == "probability" else self.draw(kind, picture, mask)
+        return encode(drawn, const.RESULTS[kind])
 
 
 def save_gif(frames, path: Path, *, fps: float = 10.0, width: int = 480) -> None:

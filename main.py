@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 
 import const
-from common import UserError
+from common import UserError, is_out_of_memory
 
 
 class Runner:
@@ -73,25 +73,19 @@ class Runner:
 
     # -- predict
     def predict_image(self, picture, threshold: float = const.THRESHOLD):
-        """A mask uint8 (H, W), 0/255, of a picture: a path, or an array uint8 (H, W, 3) in RGB or (H, W) in grey.
+        """A mask uint8 (H, W), 0/255, of a picture: a path, a Pillow image, or an array uint8 (H, W, 3) in RGB, (H, W)
+        in grey or (H, W, 4) in RGBA, which is laid over white. Of a list of pictures, the list of masks.
 
         Raises:
             PictureError: the file cannot be read. ValueError: an array of another shape or type.
         """
-        import numpy as np
-
-        from pictures import read_picture
+        from pictures import to_array
 
         if self.segmenter is None:
             self.load()
-        if isinstance(picture, (str, Path)):
-            picture = read_picture(Path(picture))
-        picture = np.asarray(picture)
-        if picture.ndim == 2:
-            picture = np.repeat(picture[..., None], 3, axis=2)
-        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or picture.size == 0:
-            raise ValueError(f"expected uint8 (H, W, 3) or (H, W), got {picture.dtype} {picture.shape}")
-        return self.segmenter.mask(picture, threshold)
+        if isinstance(picture, (list, tuple)):
+            return [self.predict_image(one, threshold) for one in picture]
+        return self.segmenter.mask(to_array(picture), threshold)
 
     def predict(self, inputs, out: Path = const.PREDICTIONS_DIR, output=None, **options) -> list[str]:
         """Write results (`drawing.Output`; masks and overlays without it) for every picture of files and folders; see
@@ -182,6 +176,12 @@ RENAMED = {
 }
 
 
+def _path(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("'' is not a path")
+    return Path(text)
+
+
 def _kinds(text: str) -> list[str]:
     kinds = list(dict.fromkeys(text.split(",")))
     for kind in kinds:
@@ -210,11 +210,63 @@ _ROBUST_OPTIONS = (
 
 
 def _absolute(text: str) -> str:
-    return str(Path(text).resolve())  # a run may be resumed from another folder
+    return str(_path(text).resolve())  # a run may be resumed from another folder
 
 
 def _weights(text: str) -> str:
     return text if text == "bundled" else _absolute(text)
+
+
+def _add_prediction(p: argparse.ArgumentParser, weights_help: str, device: dict) -> None:
+    """The options of `predict`, in groups."""
+    g = p.add_argument_group("results")
+    g.add_argument("--out", type=_path, default=const.PREDICTIONS_DIR, help="where results go; default: predictions/")
+    g.add_argument(
+        "--save", type=_kinds, metavar="A,B", help=f"which results, of {','.join(const.RESULTS)}; default mask,overlay"
+    )
+    g.add_argument("--blur", action="store_true", help="hide the faces: write NAME_blurred")
+    g.add_argument("--pixelate", action="store_true", help="hide the faces: write NAME_pixelated")
+    g.add_argument("--color", type=_color, default=const.OVERLAY_COLOR, help="of overlay and contour; default #8000ff")
+    g.add_argument("--alpha", type=_fraction, default=const.OVERLAY_ALPHA, help="of the overlay; default 0.7")
+    g.add_argument("--gif", type=_path, metavar="F", help="also a GIF of the overlays, of a video or of all pictures")
+    g.add_argument("--fail-empty", action="store_true", help="exit code 1 if a picture shows no face")
+    g = p.add_argument_group("the network")
+    g.add_argument("--weights", metavar="F", help=weights_help)
+    g.add_argument(
+        "--threshold",
+        type=_probability,
+        default=const.THRESHOLD,
+        help="probability from which a pixel is face; default 0.5 (the original: logit 0.1, a probability of 0.525)",
+    )
+    g.add_argument("--flip", action="store_true", help="average with the mirrored picture: twice the time")
+    g.add_argument(
+        "--passes",
+        type=int,
+        choices=(1, 2),
+        help="2: each face found is segmented again, enlarged; default: by weights",
+    )
+    g.add_argument("--device", **device)
+    g.add_argument(
+        "--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="default: the fastest here"
+    )
+    g = p.add_argument_group("many pictures")
+    g.add_argument("--batch-size", type=_count, default=4, help="pictures segmented together; default 4")
+    g.add_argument(
+        "--skip-existing", action="store_true", help="leave out pictures whose results are there, of the same file"
+    )
+    g.add_argument("--shard", type=_shard, metavar="I/N", help="the I-th of N parts; torchrun's ranks by themselves")
+    g = p.add_argument_group("videos and cameras")
+    g.add_argument("--masks", action="store_true", help="also NAME_mask.mp4")
+    g.add_argument("--frame-stride", type=_count, default=1, metavar="N", help="segment every Nth frame only")
+    g.add_argument("--start", type=_seconds, default=0.0, metavar="S", help="seconds")
+    g.add_argument("--end", type=_seconds, metavar="S", help="seconds; for a camera, when to stop")
+    g.add_argument(
+        "--smooth",
+        type=_number(float, 0, 0.99, "a number from 0 to 0.99"),
+        default=0.0,
+        help="fraction of the past in each mask: 0 to 0.99",
+    )
+    g.add_argument("--webcam", type=_workers_type, metavar="N", help="a camera by number; q ends, --out records")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -222,6 +274,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Masks of the visible face, glasses and occluders cut out. Without a command: masks for the sample "
         "photographs of test_path/, written to predictions/.",
     )
+    parser.add_argument("--version", action="version", version=f"face-segmentation {const.VERSION}")
     commands = parser.add_subparsers(dest="command", metavar="{train,evaluate,predict,export,demo}")
     weights_help = (
         "a weights file, 'bundled' (the small network) or 'published' (the original's, fetched from Google Drive); "
@@ -230,64 +283,30 @@ def build_parser() -> argparse.ArgumentParser:
     )
     device = {"default": "auto", "help": "cpu, cuda, cuda:1, mps ...; default: a GPU where there is one"}
 
-    p = commands.add_parser("predict", help="write masks and overlays of pictures, folders and videos")
+    p = commands.add_parser(
+        "predict",
+        help="write masks and overlays of pictures, folders and videos",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="""examples:
+  python main.py predict photo.jpg holiday/ --out masks
+  python main.py predict holiday/ --blur --fail-empty --out hidden
+  python main.py predict clip.mp4 --save overlay,mask --smooth 0.5
+""",
+    )
     p.add_argument(
         "inputs",
         nargs="*",
-        type=Path,
+        type=_path,
         metavar="INPUT",
         help="pictures, folders of pictures, videos; - reads one picture from standard input and writes its mask to "
         "standard output",
     )
-    p.add_argument("--weights", metavar="F", help=weights_help)
-    p.add_argument("--out", type=Path, default=const.PREDICTIONS_DIR, help="where results go; default: predictions/")
-    p.add_argument(
-        "--threshold",
-        type=_probability,
-        default=const.THRESHOLD,
-        help="probability from which a pixel is face; default 0.5 (the original: logit 0.1, a probability of 0.525)",
-    )
-    p.add_argument("--device", **device)
-    p.add_argument("--batch-size", type=_count, default=4, help="pictures segmented together; default 4")
-    p.add_argument("--flip", action="store_true", help="average with the mirrored picture: twice the time")
-    p.add_argument(
-        "--passes",
-        type=int,
-        choices=(1, 2),
-        help="2: each face found is segmented again, enlarged; default: by weights",
-    )
-    p.add_argument(
-        "--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="default: the fastest here"
-    )
-    p.add_argument(
-        "--save", type=_kinds, metavar="A,B", help=f"which results, of {','.join(const.RESULTS)}; default mask,overlay"
-    )
-    p.add_argument("--blur", action="store_true", help="hide the faces: write NAME_blurred")
-    p.add_argument("--pixelate", action="store_true", help="hide the faces: write NAME_pixelated")
-    p.add_argument("--color", type=_color, default=const.OVERLAY_COLOR, help="of overlay and contour; default #8000ff")
-    p.add_argument("--alpha", type=_fraction, default=const.OVERLAY_ALPHA, help="default 0.7")
-    p.add_argument("--gif", type=Path, metavar="F", help="also a GIF of the overlays, of a video or of all pictures")
-    p.add_argument(
-        "--skip-existing", action="store_true", help="leave out pictures whose results are there, of the same file"
-    )
-    p.add_argument("--shard", type=_shard, metavar="I/N", help="the I-th of N parts; torchrun's ranks by themselves")
-    video = p.add_argument_group("videos and cameras")
-    video.add_argument("--masks", action="store_true", help="also NAME_mask.mp4")
-    video.add_argument("--frame-stride", type=_count, default=1, metavar="N", help="segment every Nth frame only")
-    video.add_argument("--start", type=_seconds, default=0.0, metavar="S", help="seconds")
-    video.add_argument("--end", type=_seconds, metavar="S", help="seconds; for a camera, when to stop")
-    video.add_argument(
-        "--smooth",
-        type=_number(float, 0, 0.99, "a number from 0 to 0.99"),
-        default=0.0,
-        help="fraction of the past in each mask: 0 to 0.99",
-    )
-    video.add_argument("--webcam", type=_workers_type, metavar="N", help="a camera by number; q ends, --out records")
+    _add_prediction(p, weights_help, device)
     p.set_defaults(run=_predict)
 
     p = commands.add_parser("export", help="write a network as ONNX")
     p.add_argument("--weights", metavar="F", help=weights_help)
-    p.add_argument("--out", type=Path, help="the file; default: NAME.onnx in predictions/")
+    p.add_argument("--out", type=_path, help="the file; default: NAME.onnx in predictions/")
     p.set_defaults(run=_export)
 
     p = commands.add_parser("demo", help="open a page in the browser for photographs and videos")
@@ -300,8 +319,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     p = commands.add_parser("evaluate", help="measure weights on the validation faces")
     p.add_argument("--weights", metavar="F", required=True, help="a weights file, 'bundled' or 'published'")
-    p.add_argument("--data", type=Path, default=const.CELEB_DIR, help="prepared folders; default: CelebAMask-HQ/")
-    p.add_argument("--out", type=Path, help="where metrics.json and worst.jpg go; default: runs/evaluate-NAME")
+    p.add_argument("--data", type=_path, default=const.CELEB_DIR, help="prepared folders; default: CelebAMask-HQ/")
+    p.add_argument("--out", type=_path, help="where metrics.json and worst.jpg go; default: runs/evaluate-NAME")
     p.add_argument("--limit", type=_count, help="only the first N pictures")
     p.add_argument("--exclude", type=Path, metavar="F", help="a file of ids: one more row, without those faces")
     p.add_argument("--device", **device)
@@ -312,7 +331,7 @@ def build_parser() -> argparse.ArgumentParser:
     p = commands.add_parser("train", help="train a network; defaults are the original's")
     p.add_argument("--model", choices=("deeplabv3", "unet", "lite"), help=f"default {const.MODEL}; robust lite")
     p.add_argument("--recipe", choices=("original", "robust"), help="default original; robust: the bundled weights'")
-    p.add_argument("--data", type=Path, default=const.CELEB_DIR, help="prepared folders; default: CelebAMask-HQ/")
+    p.add_argument("--data", type=_path, default=const.CELEB_DIR, help="prepared folders; default: CelebAMask-HQ/")
     p.add_argument("--epochs", type=_count, help=f"default {const.EPOCHS}")
     p.add_argument("--batch-size", type=_count, help=f"default {const.BATCH_SIZE}")
     p.add_argument("--lr", type=_rate, help=f"default {const.LR}")
@@ -330,7 +349,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--no-pretrained", dest="pretrained", action="store_false", default=None, help="start from random weights"
     )
-    p.add_argument("--run-dir", type=Path, help="where the run's files go; default: runs/MODEL")
+    p.add_argument("--run-dir", type=_path, help="where the run's files go; default: runs/MODEL")
     p.add_argument("--stop-after", type=_count, metavar="N", help="stop after epoch N; --resume goes on")
     p.add_argument("--clearml", action="store_true", help="also report to ClearML, as the original did")
     p.add_argument("--tensorboard", action="store_true", help="also write logs for TensorBoard")
@@ -357,15 +376,18 @@ def _predict(args) -> int:
     hiding = ["blurred"] * args.blur + ["pixelated"] * args.pixelate
     style = {"threshold": args.threshold, "color": args.color, "alpha": args.alpha}
     output = Output((*(args.save or ([] if hiding else ["mask", "overlay"])), *hiding), **style)
-    videos = [p for p in args.inputs if p.suffix.lower() in const.VIDEO_SUFFIXES and not p.is_dir()]
+    videos = [p for p in args.inputs if p.suffix.lower() in const.VIDEO_SUFFIXES and not os.path.isdir(p)]
     pictures = [p for p in args.inputs if p not in videos]
     shard, errors = _my_part(args.shard), []
     runner = Runner(args.device).load(args.weights, flip=args.flip, passes=args.passes, precision=args.precision)
     if pictures:
-        options = {"batch_size": args.batch_size, "skip_existing": args.skip_existing, "shard": shard}
-        errors += runner.predict(pictures, args.out, output, **options)
+        options = {name: getattr(args, name) for name in ("batch_size", "skip_existing", "fail_empty")}
+        errors += runner.predict(pictures, args.out, output, shard=shard, **options)
     if videos or args.webcam is not None or args.gif is not None:
-        errors += _predict_moving(args, runner, style, hiding, videos, shard)
+        try:
+            errors += _predict_moving(args, runner, style, hiding, videos, shard)
+        except UserError as error:  # what was said of the pictures is not lost
+            errors.append(str(error))
     return _report_together(errors)
 
 
@@ -376,9 +398,13 @@ def _predict_moving(args, runner: Runner, style: dict, hiding: list[str], videos
     from extras import video
 
     kinds = [*(args.save or ([] if hiding else ["overlay"])), *hiding, *["mask"] * args.masks]
-    if set(kinds) != {"cutout"}:  # a video holds no transparency; asked for alone, that is said
-        kinds = [kind for kind in kinds if kind != "cutout"]
-    output = Output(tuple(dict.fromkeys(kinds)), **style)
+    none = [kind for kind in kinds if kind in const.PICTURES_ONLY]
+    kinds = [kind for kind in dict.fromkeys(kinds) if kind not in none]
+    if none and videos and not kinds:
+        raise UserError(f"Of a video there is no {' and no '.join(none)}; save something else of it.")
+    if none and videos:
+        runner.log(f"Of videos there is no {' and no '.join(none)}.")
+    output = Output(tuple(kinds), **style)
     timing = video.Timing(args.frame_stride, args.start, args.end, args.smooth)
     common, first = {"output": output, "timing": timing, "log": runner.log}, devices.rank() == 0
     errors = video.predict_videos(runner.segmenter, videos, args.out, shard=shard, **common)
@@ -399,8 +425,10 @@ def _predict_stream(args) -> int:
 
     runner = Runner(args.device, log=lambda *words: print(*words, file=sys.stderr))
     runner.load(args.weights, flip=args.flip, passes=args.passes, precision=args.precision)
-    predict_stream(runner.segmenter, sys.stdin.buffer, sys.stdout.buffer, args.threshold)
-    return 0
+    if sys.stdin is None or sys.stdout is None:
+        raise UserError("- needs an open standard input and output.")
+    found = predict_stream(runner.segmenter, sys.stdin.buffer, sys.stdout.buffer, args.threshold)
+    return _report([] if found or not args.fail_empty else ["The picture shows no face."])
 
 
 def _export(args) -> int:
@@ -515,7 +543,23 @@ def _report(errors: list[str]) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    argv = sys.argv[1:] if argv is None else argv
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a name that the terminal cannot print is no error
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        try:
+            return _run(sys.argv[1:] if argv is None else argv)
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except OSError as error:  # of standard output: closed early (| head), which is quiet, or full
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python does at exit fails no more
+        if isinstance(error, BrokenPipeError):
+            return 141
+        return _report([f"standard output: {error.strerror}."])
+
+
+def _run(argv: list[str]) -> int:
     for option in argv:
         if (name := option.partition("=")[0]) in RENAMED:
             return _report([f"{name} is called {RENAMED[name]} now."])
@@ -525,21 +569,20 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # standard output was closed: for `main`
+        raise
     except Exception as error:
         if isinstance(error, UserError):
-            print(f"error: {error}", file=sys.stderr)
-            return 1
-        if isinstance(error, OSError):
-            print(f"error: {error.filename or 'writing'}: {error.strerror or error}.", file=sys.stderr)
-            return 1
-        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU
+            return _report([str(error)])
+        if is_out_of_memory(error):
             options = {"batch_size": "a smaller --batch-size", "size": "a smaller --size", "device": "--device cpu"}
             advice = " or ".join(text for name, text in options.items() if hasattr(args, name))
             return _report([f"The memory does not suffice; give {advice or 'the machine more'}."])
+        if isinstance(error, OSError):
+            return _report([f"{error.filename or 'writing'}: {error.strerror or error}."])
         if type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            print(f"error: torch.compile does not work here ({reason}); train without --compile.", file=sys.stderr)
-            return 1
+            return _report([f"torch.compile does not work here ({reason}); train without --compile."])
         raise
 
 

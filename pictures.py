@@ -9,13 +9,17 @@ import hashlib
 import io
 import os
 import re
+import stat
 import struct
+import threading
 import warnings
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 
@@ -24,11 +28,15 @@ import numpy as np
 
 import const
 from common import UserError, usable_cores, write_bytes
-from drawing import Output, encode
+from drawing import Output, encode, shows_face
 
-FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM")  # no others: EPS, say, runs a program
+FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM")  # and AVIF, HEIF; no others: EPS, say, runs a program
+ANIMATED = ("GIF", "WEBP", "PNG", "AVIF", "TIFF")  # not MPO: a phone's JPEG with a second picture inside
+HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+MOST_PIXELS = 178_956_970  # of one picture: Pillow's own limit
 LONGEST_SIDE = 65_500  # pixels; what a JPEG, and so an overlay, can hold
-BATCH_PIXELS = 24_000_000  # pictures in hand are batched up to this many pixels, so that memory has a bound
+BATCH_PIXELS = 24_000_000  # pictures are batched up to this many pixels over all threads
+PIXELS_IN_HAND = 48_000_000  # at most over all threads, at about 17 bytes each, but for one picture that is larger
 AT_ONCE = 4  # batches in hand at most; on machines of more cores, each gets several
 
 
@@ -37,29 +45,42 @@ class PictureError(UserError):
 
 
 # --- Reading --------------------------------------------------------------------------------------------------------
-def read_picture(path: Path | io.BytesIO, *, name: str | None = None) -> np.ndarray:
-    """Any picture as it is seen: uint8 (H, W, 3) RGB, upright, transparency over white. `name` is for messages.
+def read_picture(
+    path: Path | io.BytesIO,
+    *,
+    name: str | None = None,
+    animated: Callable[[str], None] | None = None,
+) -> np.ndarray:
+    """Any picture as it is seen: uint8 (H, W, 3) RGB, upright, transparency over white.
 
     Greyscale, 16-bit, palette, CMYK, alpha and floating-point pictures are converted; of an animation the first frame
-    is taken.
+    is taken. HEIC needs the package pillow-heif.
+
+    Args:
+        name: for messages, in place of the path.
+        animated: told the name of an animation.
 
     Raises:
         PictureError: the file is missing, is no picture, or is cut short.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
-    shown = name or path
-    if isinstance(path, Path) and not path.is_file():  # a pipe or a device would be read for ever
-        raise PictureError(f"{shown} is no regular file." if os.path.lexists(path) else f"There is no file {shown}.")
+    shown = str(name or path)
+    if isinstance(path, Path):
+        _check_regular(path, shown)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             warnings.simplefilter("ignore", UserWarning)  # damaged tags, of which the pixels know nothing
-            with Image.open(path, formats=FORMATS) as picture:
-                picture.load()
+            with Image.open(path, formats=_formats(path, shown)) as picture:
                 if max(picture.size) > LONGEST_SIDE:
                     raise PictureError(f"{shown} is longer than {LONGEST_SIDE} pixels; scale it down.")
-                return _to_rgb(ImageOps.exif_transpose(picture))
+                if animated and picture.format in ANIMATED and getattr(picture, "is_animated", False):
+                    animated(shown)
+                picture.load()
+                with suppress(Exception):  # a damaged tag of the orientation
+                    ImageOps.exif_transpose(picture, in_place=True)
+                return _to_rgb(picture)
     except PictureError:
         raise
     except UnidentifiedImageError:
@@ -71,40 +92,161 @@ def read_picture(path: Path | io.BytesIO, *, name: str | None = None) -> np.ndar
         raise PictureError(f"{shown} cannot be read as a picture ({reason}).") from None
 
 
+def _check_regular(path: Path, shown: str) -> None:
+    """A pipe or a device would be read for ever."""
+    try:
+        regular = stat.S_ISREG(os.stat(path).st_mode)
+    except OSError as error:
+        there = os.path.lexists(path) or not isinstance(error, FileNotFoundError)
+        reason = f"{shown} cannot be read ({error.strerror})." if there else f"There is no file {shown}."
+        raise PictureError(reason) from None
+    if not regular:
+        raise PictureError(f"{shown} is no regular file.")
+
+
+def _formats(path: Path | io.BytesIO, shown: str) -> tuple[str, ...]:
+    """The formats that may be tried on a file."""
+    from PIL import Image
+
+    if isinstance(path, io.BytesIO):
+        start = bytes(path.getbuffer()[:64])
+    else:
+        with path.open("rb") as file:
+            start = file.read(64)
+    if start[4:8] != b"ftyp":
+        return FORMATS
+    Image.init()  # loads the plugin of AVIF as well
+    if "HEIF" not in Image.OPEN and start[8:12] in HEIC_BRANDS and b"avif" not in start:
+        try:
+            import pillow_heif
+        except ImportError:
+            raise PictureError(f"{shown} is a HEIC picture, which needs a package: pip install pillow-heif.") from None
+        pillow_heif.register_heif_opener()
+    if "AVIF" not in Image.OPEN and start[8:12] == b"avif":
+        raise PictureError(f"{shown} is an AVIF picture, which needs Pillow 11.3: pip install -U Pillow.")
+    return tuple(one for one in ("AVIF", "HEIF") if one in Image.OPEN)
+
+
 def _to_rgb(picture) -> np.ndarray:
+    """A Pillow image as uint8 (H, W, 3), a strip at a time, so that no second picture of Pillow's is in memory."""
     from PIL import Image
 
     if picture.mode.startswith("I") or picture.mode == "F":  # 16 or 32 bits of grey
-        grey = np.nan_to_num(np.asarray(picture).astype(np.float64))
-        top = (
-            1.0
-            if picture.mode == "F" and grey.max(initial=0) <= 1
-            else 255.0
-            if grey.max(initial=0) <= 255
-            else 65535.0
-        )
-        if picture.mode.startswith("I;16"):
-            top = 65535.0
-        grey = (grey / top * 255).clip(0, 255).astype(np.uint8)
-        return np.repeat(grey[..., None], 3, axis=2)
-    if picture.has_transparency_data:
-        rgba = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    return np.asarray(picture.convert("RGB"))
+        return _to_8_bits(np.asarray(picture)[..., None], deep=picture.mode.startswith("I;16"))
+    w, h = picture.size
+    rgb = np.empty((h, w, 3), np.uint8)
+    for rows in _strips(h, w):
+        strip = picture.crop((0, rows.start, w, rows.stop))
+        if strip.has_transparency_data:
+            strip = strip.convert("RGBA")
+            strip = Image.alpha_composite(Image.new("RGBA", strip.size, "white"), strip)
+        rgb[rows] = np.asarray(strip.convert("RGB"))
+    return rgb
 
 
-def _read_with_opencv(path: Path | io.BytesIO, shown) -> np.ndarray:
-    """TIFF that Pillow does not know, of 16-bit colour."""
+def _to_8_bits(values: np.ndarray, *, deep: bool) -> np.ndarray:
+    """Values (H, W, 1 or 3) of more than 8 bits as uint8 (H, W, 3); `deep` says that 65535 is white, else 1, 255 or
+    65535 is, by the largest value."""
+    peak = np.fmax.reduce(values, axis=None, initial=0)
+    white = 65535.0 if deep or peak > 255 else 1.0 if values.dtype.kind == "f" and peak <= 1 else 255.0
+    rgb = np.empty((*values.shape[:2], 3), np.uint8)
+    for rows in _strips(*values.shape[:2]):
+        rgb[rows] = (np.nan_to_num(values[rows].astype(np.float64)) / white * 255).clip(0, 255)
+    return rgb
+
+
+def _strips(height: int, width: int) -> Iterator[slice]:
+    """Rows of about four million pixels."""
+    rows = max(1, 4_000_000 // max(1, width))
+    return (slice(top, min(height, top + rows)) for top in range(0, height, rows))
+
+
+def _read_with_opencv(path: Path | io.BytesIO, shown: str) -> np.ndarray:
+    """TIFF that Pillow does not know: of 16-bit or floating-point colour."""
     try:
         data = path.getvalue() if isinstance(path, io.BytesIO) else path.read_bytes()
-        picture = None
-        if data[:4] in (b"II*\0", b"MM\0*"):
-            picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    except (OSError, cv2.error) as error:
-        raise PictureError(f"{shown} cannot be read ({str(error).splitlines()[0]}).") from None
-    if picture is None:
-        raise PictureError(f"{shown} is not a picture.")
-    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+        if data[:4] not in (b"II*\0", b"MM\0*"):
+            raise PictureError(f"{shown} is not a picture.")
+        if _tiff_pixels(io.BytesIO(data)) > MOST_PIXELS:
+            raise PictureError(f"{shown} has more pixels than can be read safely; scale it down.")
+        picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        if picture is None or max(picture.shape[:2]) > LONGEST_SIDE:
+            raise PictureError(f"{shown} is not a picture.")
+        picture = picture[..., None] if picture.ndim == 2 else picture[..., 2::-1]
+        if picture.dtype == np.uint8:
+            return np.ascontiguousarray(np.broadcast_to(picture, (*picture.shape[:2], 3)))
+        return _to_8_bits(picture, deep=picture.dtype == np.uint16)
+    except PictureError:
+        raise
+    except Exception as error:  # noqa: BLE001
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise PictureError(f"{shown} cannot be read ({reason}).") from None
+
+
+def _tiff_pixels(file) -> int:
+    from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, ImageFileDirectory_v2
+
+    tags = ImageFileDirectory_v2(file.read(8))
+    file.seek(tags.next)
+    tags.load(file)
+    return int(tags[IMAGEWIDTH]) * int(tags[IMAGELENGTH])
+
+
+def count_pixels(path: Path) -> int:
+    """The pixels that a picture will have by its header; 0 for one that cannot be read."""
+    from PIL import Image, UnidentifiedImageError
+
+    with suppress(Exception), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _check_regular(path, "")
+        try:
+            with Image.open(path, formats=_formats(path, "")) as picture:
+                return picture.size[0] * picture.size[1]
+        except UnidentifiedImageError:
+            with path.open("rb") as file:
+                return _tiff_pixels(file)
+    return 0
+
+
+def read_known(path: Path, *, grey: bool = False) -> np.ndarray:
+    """A picture of a data set, uint8 (H, W, 3) RGB, or (H, W) with `grey`: as `read_picture`, but whole JPEGs, and with
+    `grey` PNGs, by OpenCV, in half of the time.
+
+    Raises:
+        PictureError: as `read_picture`.
+    """
+    path = Path(path)
+    _check_regular(path, str(path))
+    try:
+        data = path.read_bytes()
+        known = data[:8] == b"\x89PNG\r\n\x1a\n" if grey else data[:3] == b"\xff\xd8\xff" and b"\xff\xd9" in data[-64:]
+        if known and 0 < count_pixels(path) <= MOST_PIXELS:
+            picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE if grey else cv2.IMREAD_COLOR)
+            if picture is not None:
+                return picture if grey else cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+    except (OSError, MemoryError, cv2.error) as error:
+        raise PictureError(f"{path} cannot be read as a picture ({str(error).splitlines()[0]}).") from None
+    picture = read_picture(path)
+    return cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY) if grey else picture
+
+
+def to_array(picture) -> np.ndarray:
+    """What Python code may hold as a picture, as uint8 (H, W, 3) RGB: a path, a Pillow image, or an array uint8
+    (H, W, 3), (H, W) in grey or (H, W, 4) RGBA, which is laid over white.
+
+    Raises:
+        PictureError: a file that cannot be read. ValueError: an array of another shape or type.
+    """
+    from PIL import Image, ImageOps
+
+    if isinstance(picture, (str, os.PathLike)):
+        return read_picture(Path(picture))
+    if isinstance(picture, Image.Image):
+        return _to_rgb(ImageOps.exif_transpose(picture))
+    array = np.asarray(picture)
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or array.shape[2:] not in ((), (3,), (4,)) or not array.size:
+        raise ValueError(f"expected uint8 (H, W, 3), (H, W, 4) or (H, W), got {array.dtype} {array.shape}")
+    return array if array.shape[2:] == (3,) else _to_rgb(Image.fromarray(np.ascontiguousarray(array)))
 
 
 # --- Names of results ------------------------------------------------------------------------------------------------
@@ -112,6 +254,26 @@ def _read_with_opencv(path: Path | io.BytesIO, shown) -> np.ndarray:
 class Job:
     path: Path  # the picture
     name: str  # of its results, below the output folder, without suffix
+    source: str | None = None  # the picture's `identity`, taken before it is read
+
+
+class Some:
+    """How many there are of something, and the first few by name; threads may add to it."""
+
+    def __init__(self):
+        self.count, self.first, self._lock = 0, [], threading.Lock()
+
+    def add(self, name: object) -> None:
+        with self._lock:
+            self.count += 1
+            if len(self.first) < 3:
+                self.first.append(str(name))
+
+    def __bool__(self) -> bool:
+        return self.count > 0
+
+    def __str__(self) -> str:
+        return ", ".join(self.first) + (", ..." if self.count > len(self.first) else "")
 
 
 def find_jobs(inputs: Iterable[Path], out: Path) -> list[Job]:
@@ -119,25 +281,27 @@ def find_jobs(inputs: Iterable[Path], out: Path) -> list[Job]:
     return list(iter_jobs(inputs, out))
 
 
-def iter_jobs(inputs: Iterable[Path], out: Path, skipped: list[str] | None = None) -> Iterator[Job]:
+def iter_jobs(
+    inputs: Iterable[Path], out: Path, skipped: list[str] | None = None, passed: Some | None = None
+) -> Iterator[Job]:
     """The pictures of files and folders (searched through, in name order), each with a name of its own; `skipped` gets
-    a sentence for each folder that cannot be searched or holds no pictures.
+    a sentence for each folder that cannot be searched or holds no pictures, `passed` the files of folders that are no
+    pictures.
 
     Results are named after the picture, below the same subfolders. Where two pictures would share a name, whatever the
     case of its letters, the later one gets its suffix appended (`cat_png`), then a number. Results of an earlier run
     into the searched folder itself, known by their tags, are not taken for pictures.
     """
     taken: set[str] = set()
-    skipped = [] if skipped is None else skipped
+    skipped, passed = [] if skipped is None else skipped, Some() if passed is None else passed
     for given in map(Path, inputs):
-        empty = given.is_dir()
-        found = ((p, p.relative_to(given)) for p in _walk(given, Path(out), skipped)) if empty else _alone(given)
-        for path, relative in found:
+        empty = os.path.isdir(given)  # which, unlike Path's, takes a name of any length
+        found = ((p, p.relative_to(given)) for p in _walk(given, Path(out), skipped, passed))
+        for path, relative in found if empty else [(given, Path(given.name))]:
             empty = False
-            stem = _shortened(relative.with_suffix("")).as_posix()
+            stem, suffix = _stem(relative), relative.suffix.lstrip(".")
             name, n = stem, 1
             while name.casefold() in taken:
-                suffix = relative.suffix.lstrip(".")
                 name = f"{stem}_{suffix}" if n == 1 and suffix else f"{stem}_{n + 1}"
                 n += 1
             taken.add(name.casefold())
@@ -146,19 +310,15 @@ def iter_jobs(inputs: Iterable[Path], out: Path, skipped: list[str] | None = Non
             skipped.append(f"{given} holds no pictures ({' '.join(const.IMAGE_SUFFIXES)}).")
 
 
-def _alone(path: Path) -> list[tuple[Path, Path]]:
-    return [(path, Path(path.name))]
-
-
-def _shortened(path: Path) -> Path:
-    """The path with its last part cut so that a result's ending fits behind it: file systems take 255 bytes."""
+def _stem(path: Path) -> str:
+    """The path without its suffix, its last part cut so that a result's ending fits behind it: file systems take 255
+    bytes. Bytes that are no text go."""
     room = 255 - len("_side-by-side.jpg") - 12  # and a suffix or number, where names would be the same
-    if not path.name:
-        return path
-    return path.with_name(os.fsencode(path.name)[:room].decode("utf-8", "ignore") or "_")  # bytes that are no text go
+    stem = os.fsencode(path.name.removesuffix(path.suffix))[:room].decode("utf-8", "ignore")
+    return (path.parent / (stem if stem.strip(".") else "_")).as_posix()
 
 
-def _walk(folder: Path, out: Path, skipped: list[str]) -> Iterator[Path]:
+def _walk(folder: Path, out: Path, skipped: list[str], passed: Some) -> Iterator[Path]:
     seen = set()  # a link may lead to a folder above it
 
     def unsearched(error: OSError) -> None:
@@ -173,10 +333,13 @@ def _walk(folder: Path, out: Path, skipped: list[str]) -> Iterator[Path]:
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         own = Path(root).resolve().is_relative_to(out.resolve())
         for name in sorted(files):
-            if name.startswith(".") or Path(name).suffix.lower() not in const.IMAGE_SUFFIXES:
+            path = Path(root) / name
+            if name.startswith(".") or (own and read_tag(path)):
                 continue
-            if not (own and read_tag(Path(root) / name)):
-                yield Path(root) / name
+            if path.suffix.lower() in const.IMAGE_SUFFIXES:
+                yield path
+            else:
+                passed.add(path)
 
 
 # --- Tags: which picture a result is of -----------------------------------------------------------------------------
@@ -193,7 +356,7 @@ def identity(path: Path) -> str:
 def tagged(data: bytes, suffix: str, source: str, before: int = 0) -> bytes:
     """A result's bytes, or those that follow the `before` that are written, with the `identity` of its picture in a
     comment of the format."""
-    extra = {".png": 20, ".jpg": 4, ".gif": 4, ".mp4": 8}[suffix]  # bytes around the 47 of the text
+    extra = {".png": 20, ".jpg": 4, ".gif": 4, ".mp4": 8, ".json": 11}[suffix]  # bytes around the 47 of the text
     text = f"face-segmentation {source} {before + len(data) + extra + 47:012}".encode()
     if suffix == ".png":  # behind the signature and the header
         chunk = b"tEXtComment\0" + text
@@ -202,14 +365,16 @@ def tagged(data: bytes, suffix: str, source: str, before: int = 0) -> bytes:
         return data[:20] + struct.pack(">HH", 0xFFFE, 2 + len(text)) + text + data[20:]
     if suffix == ".gif":  # before the trailer
         return data[:-1] + struct.pack(">HB", 0x21FE, len(text)) + text + b"\0" + data[-1:]
+    if suffix == ".json":  # the first field of an object
+        return data[:1] + b'"tag": "' + text + b'", ' + data[1:]
     return data + struct.pack(">I4s", 8 + len(text), b"free") + text
 
 
 def read_tag(path: Path) -> str | None:
     """The `identity` of the picture that a result is of; None for any other file, and for a result changed since."""
+    if not os.path.isfile(path):  # opening a pipe would wait for ever
+        return None
     try:
-        if not path.is_file():  # opening a pipe would wait for ever
-            return None
         size = path.stat().st_size
         with path.open("rb") as file:
             start = file.read(512)
@@ -222,16 +387,44 @@ def read_tag(path: Path) -> str | None:
 
 def forbidden(results: Iterable[Path], inputs: set[Path]) -> str | None:
     """A sentence on the first result that would take the name of one of `inputs` (resolved), or of a file that this
-    program did not write."""
+    program did not write. One that holds nothing is no loss: a full disk or a crash leaves such."""
     for path in results:
-        if os.path.lexists(path) and (path.resolve() in inputs or read_tag(path) is None):
+        if not os.path.lexists(path):
+            continue
+        empty = os.path.isfile(path) and not path.stat().st_size
+        if path.resolve() in inputs or not (empty or read_tag(path)):
             return f"{path} is there and no result of this program, or an input; choose another folder or move it."
     return None
 
 
 # --- Many pictures at once --------------------------------------------------------------------------------------------
+class _Room:
+    """Pixels that all threads together may have in hand; a picture larger than all of it has it alone."""
+
+    def __init__(self, pixels: int):
+        self.size = self.left = pixels
+        self.changed = threading.Condition()
+
+    def take(self, pixels: int, *, wait: bool) -> bool:
+        with self.changed:
+            there = self.changed.wait_for(lambda: self.left >= min(pixels, self.size), None if wait else 0)
+            self.left -= min(pixels, self.size) if there else 0
+            return there
+
+    def give(self, pixels: int) -> None:
+        with self.changed:
+            self.left += min(pixels, self.size)
+            self.changed.notify_all()
+
+
 def predict_files(
-    segmenter, jobs: Iterable[Job], *, batch_size: int, on_result: Callable, workers: int | None = None
+    segmenter,
+    jobs: Iterable[Job],
+    *,
+    batch_size: int,
+    on_result: Callable,
+    workers: int | None = None,
+    animated: Callable[[str], None] | None = None,
 ) -> Iterator[tuple[Job, str | None]]:
     """Read, segment and write at the same time; yields each job when it is done, with a sentence if it failed.
 
@@ -241,8 +434,10 @@ def predict_files(
     Args:
         segmenter: an inference.Segmenter.
         batch_size: pictures segmented together, where there are many.
-        on_result: called in one of the threads with (job, picture uint8 (H, W, 3), logits float32 (H, W)).
+        on_result: called in one of the threads with (job, picture uint8 (H, W, 3), logits float32 (H, W)), which it
+            may change; a PictureError of its is the sentence of the job.
         workers: the threads; one a core without it, at most `AT_ONCE`, on a GPU at least two.
+        animated: called with the name of each animation, of which the first frame is taken.
 
     Raises:
         OSError: a result could not be written (a full disk, no permission): the pictures after it would fail as well.
@@ -264,9 +459,10 @@ def predict_files(
     batches = iter(lambda: list(islice(todo, size)), [])
     threads = torch.get_num_threads()
     each = max(1, threads // workers)
+    task = partial(_predict_batch, segmenter, BATCH_PIXELS // workers, _Room(PIXELS_IN_HAND), on_result, animated)
     with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(each,)) as pool:
         try:
-            work = (pool.submit(_predict_batch, segmenter, b, BATCH_PIXELS // workers, on_result) for b in batches)
+            work = (pool.submit(task, batch) for batch in batches)
             going = deque(islice(work, workers + 1))
             while going:
                 done = going.popleft().result()
@@ -279,28 +475,41 @@ def predict_files(
             torch.set_num_threads(threads)
 
 
-def _predict_batch(segmenter, jobs: list[Job], pixels: int, on_result) -> list[tuple[Job, str | None]]:
+def _predict_batch(
+    segmenter, pixels: int, room: _Room, on_result, animated, jobs: list[Job]
+) -> list[tuple[Job, str | None]]:
     """The jobs with their errors; segmented together are as many as have `pixels` in all, and at least one."""
     done: list[tuple[Job, str | None]] = []
     batch: list[tuple[Job, np.ndarray]] = []
+    held: list[int] = []  # pixels taken of the room
 
     def finish() -> None:
         found = segmenter.logits([picture for _, picture in batch]) if batch else []
         for (job, picture), logits in zip(batch, found, strict=True):
-            on_result(job, picture, logits)
-            done.append((job, None))
+            try:
+                on_result(job, picture, logits)
+                done.append((job, None))
+            except PictureError as error:
+                done.append((job, str(error)))
         batch.clear()
+        while held:
+            room.give(held.pop())
 
-    for job in jobs:
-        try:
-            picture = read_picture(job.path)
-        except PictureError as error:
-            done.append((job, str(error)))
-            continue
-        if sum(p.size // 3 for _, p in batch) + picture.size // 3 > pixels:
-            finish()
-        batch.append((job, picture))
-    finish()
+    try:
+        for job in jobs:
+            more = count_pixels(job.path)
+            if sum(held) + more > pixels or not room.take(more, wait=False):
+                finish()  # a thread that waits has nothing in hand, so that no two wait for each other
+                room.take(more, wait=True)
+            held.append(more)
+            try:
+                batch.append((job, read_picture(job.path, animated=animated)))
+            except PictureError as error:
+                done.append((job, str(error)))
+        finish()
+    finally:
+        for more in held:
+            room.give(more)
     return done
 
 
@@ -313,6 +522,7 @@ def predict(
     *,
     batch_size: int = 4,
     skip_existing: bool = False,
+    fail_empty: bool = False,
     shard: tuple[int, int] = (1, 1),
     log=print,
 ) -> list[str]:
@@ -323,6 +533,7 @@ def predict(
     Args:
         segmenter: an inference.Segmenter.
         skip_existing: leave out pictures whose results are all there, of the same file.
+        fail_empty: pictures without a face are an error; else they are only named.
         shard: (i, n): the i-th of n parts of the pictures, for as many processes or machines.
 
     Returns:
@@ -334,68 +545,104 @@ def predict(
     """
     from tqdm.auto import tqdm
 
-    from inference import to_mask
-
-    inputs, out, output, errors = [Path(p) for p in inputs], Path(out), output or Output(), []
-    total = sum(1 for _ in iter_jobs(inputs, out, errors))
+    inputs, out, errors, passed = [Path(p) for p in inputs], Path(out), [], Some()
+    total = sum(1 for _ in iter_jobs(inputs, out, errors, passed))
     if not total:
-        raise UserError(errors[0])
-    done, skipped, given = 0, 0, {path.resolve() for path in inputs}
-
-    def paths(job: Job) -> dict[str, Path]:
-        return {kind: out / f"{job.name}_{kind}{const.RESULTS[kind]}" for kind in output.results}
-
-    def todo() -> Iterator[Job]:
-        nonlocal skipped
-        for job in islice(iter_jobs(inputs, out), shard[0] - 1, None, shard[1]):
-            results = paths(job).values()
-            if refusal := forbidden(results, given):
-                errors.append(refusal)
-            elif skip_existing and _is_done(job.path, results):
-                skipped += 1
-            else:
-                yield job
-
-    def write(job: Job, picture: np.ndarray, logits: np.ndarray) -> None:
-        mask = to_mask(logits, output.threshold)
-        for kind, path in paths(job).items():
-            data = encode(output.draw(kind, picture, mask), path.suffix)
-            write_bytes(path, tagged(data, path.suffix, identity(job.path)))
-
+        raise UserError(errors[0] + (f" {_passed(passed)}" if passed else ""))
+    folder = _Results(out, output or Output(), {path.resolve() for path in inputs}, skip_existing)
     part = len(range(shard[0] - 1, total, shard[1]))
+    todo = folder.todo(islice(iter_jobs(inputs, out), shard[0] - 1, None, shard[1]), errors)
+    done = 0
     try:
         out.mkdir(parents=True, exist_ok=True)
-        ended = predict_files(segmenter, todo(), batch_size=batch_size, on_result=write)
+        ended = predict_files(
+            segmenter, todo, batch_size=batch_size, on_result=folder.write, animated=folder.animated.add
+        )
         for _, error in tqdm(ended, total=part, unit="picture", disable=None, delay=2):
             done += not error
             errors += [error] if error else []
     except OSError as error:
         raise UserError(f"The results cannot be written to {out} ({error.strerror or error}).") from error
-    of = f"{part} pictures" + (f" of part {shard[0]}/{shard[1]}" if shard[1] > 1 else "")
-    before = f", {skipped} were there already" if skipped else ""
-    log(f"{done} of {of} done{before}: {_listing(output.results)} are in {out}")
+    of = f"{_counted(part, 'picture')}" + (f" of part {shard[0]}/{shard[1]}" if shard[1] > 1 else "")
+    before = f", {folder.skipped} were there already" if folder.skipped else ""
+    log(f"{done} of {of} done{before}: {_listing(folder.output.results)} are in {out}")
+    for sentence in ([folder.said_of_animations()] if folder.animated else []) + ([_passed(passed)] if passed else []):
+        log(sentence)
+    if folder.faceless:
+        (errors.append if fail_empty else log)(folder.said_of_faceless())
     return errors
 
 
-def predict_stream(segmenter, source, sink, threshold: float = const.THRESHOLD) -> None:
-    """Read one picture from a binary stream, write its mask as PNG to another.
+class _Results:
+    """The results of one call of `predict`, and what there is to say of them."""
+
+    def __init__(self, out: Path, output: Output, inputs: set[Path], skip_existing: bool):
+        self.out, self.output, self.inputs, self.skip_existing = out, output, inputs, skip_existing
+        self.skipped, self.faceless, self.animated = 0, Some(), Some()
+
+    def paths(self, job: Job) -> dict[str, Path]:
+        return {kind: self.out / f"{job.name}_{kind}{const.RESULTS[kind]}" for kind in self.output.results}
+
+    def todo(self, jobs: Iterable[Job], errors: list[str]) -> Iterator[Job]:
+        """The jobs that are to be done; `errors` gets a sentence for each that may not be."""
+        for job in jobs:
+            source = None
+            with suppress(OSError):  # of the picture, which reading it will name
+                source = identity(job.path)
+            results = self.paths(job).values()
+            if refusal := forbidden(results, self.inputs):
+                errors.append(refusal)
+            elif self.skip_existing and source and {source} == {read_tag(path) for path in results}:
+                self.skipped += 1
+            else:
+                yield replace(job, source=source)
+
+    def write(self, job: Job, picture: np.ndarray, logits: np.ndarray) -> None:
+        from inference import to_mask
+
+        mask = to_mask(logits, self.output.threshold)
+        if not shows_face(mask):
+            self.faceless.add(job.path)
+        for kind, path in self.paths(job).items():
+            if kind == "side-by-side" and 2 * picture.shape[1] > LONGEST_SIDE:
+                raise PictureError(f"{path} would be wider than a JPEG can be, {LONGEST_SIDE} pixels; scale it down.")
+            data = self.output.encode(kind, picture, mask, logits, str(job.path))
+            write_bytes(path, tagged(data, path.suffix, job.source or "0" * 16))
+
+    def said_of_animations(self) -> str:
+        return f"{_counted(self.animated.count, 'animation')}, of which the first frame was taken: {self.animated}."
+
+    def said_of_faceless(self) -> str:
+        said = f"{_counted(self.faceless.count, 'picture')} without a face: {self.faceless}."
+        hidden = {"blurred", "pixelated"} & set(self.output.results)
+        return f"Warning: {said} Nothing was hidden there, so they went out as they were." if hidden else said
+
+
+def _passed(passed: Some) -> str:
+    videos = any(Path(name).suffix.lower() in const.VIDEO_SUFFIXES for name in passed.first)
+    is_no = "is not a picture" if passed.count == 1 else "are not pictures"
+    return f"{_counted(passed.count, 'file')} {is_no}: {passed}" + ("; give videos by name." if videos else ".")
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def predict_stream(segmenter, source, sink, threshold: float = const.THRESHOLD) -> bool:
+    """Read one picture from a binary stream, write its mask as PNG to another; whether it shows a face.
 
     Raises:
         PictureError: the stream holds no picture.
     """
     picture = read_picture(io.BytesIO(source.read()), name="standard input")
-    sink.write(encode(segmenter.mask(picture, threshold), ".png"))
+    mask = segmenter.mask(picture, threshold)
+    sink.write(encode(mask, ".png"))
     sink.flush()
-
-
-def _is_done(picture: Path, results: Iterable[Path]) -> bool:
-    """Whether all results are there, and of this very picture."""
-    try:
-        return {identity(picture)} == {read_tag(path) for path in results}
-    except OSError:  # of the picture, which reading it will name
-        return False
+    return shows_face(mask)
 
 
 def _listing(kinds: Sequence[str]) -> str:
-    names = [f"{kind}s" if kind in ("mask", "overlay", "cutout", "contour") else f"{kind} pictures" for kind in kinds]
+    plural = {"blurred": "blurred pictures", "pixelated": "pixelated pictures", "json": "JSON files"}
+    plural |= {"side-by-side": "side-by-side pictures", "probability": "probability maps"}
+    names = [plural.get(kind, f"{kind}s") for kind in kinds]
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

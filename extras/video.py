@@ -67,7 +67,7 @@ def probe(path: Path) -> Clip:
     Raises:
         VideoError: the file is missing, is no video, or has no frame that can be read.
     """
-    if not Path(path).is_file():
+    if not os.path.isfile(path):  # which takes a name of any length
         raise VideoError(f"There is no file {path}.")
     capture = _open(str(path))
     try:

@@ -47,6 +47,17 @@ def test_contour_and_side_by_side(face):
     assert drawing.side_by_side(picture, out).shape == (120, 400, 3)
 
 
+def test_a_contour_is_as_wide_as_its_face_is_large():
+    mask = np.zeros((900, 1600), np.uint8)
+    for x, radius in ((400, 350), (1300, 40)):
+        cv2.circle(mask, (x, 450), radius, 255, -1)
+    cv2.circle(mask, (400, 450), 50, 0, -1)  # a hole in the larger
+    drawn = drawing.contour(np.zeros((900, 1600, 3), np.uint8), mask, (255, 255, 255))[450, :, 0] > 127
+    widths = [np.count_nonzero(drawn[x - 12 : x + 12]) for x in (50, 350, 450, 750, 1260, 1340)]
+    assert all(6 <= width <= 11 for width in widths[:4])
+    assert all(1 <= width <= 3 for width in widths[4:])
+
+
 @pytest.mark.parametrize("hide", [drawing.blur, drawing.pixelate])
 def test_hidden_faces_are_gone_with_their_eyes(face, hide):
     picture, mask = face

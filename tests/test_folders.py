@@ -127,7 +127,7 @@ def test_few_pictures_are_in_memory_at_a_time(monkeypatch):
     """However many there are, a handful are read ahead and a handful wait to be written."""
     held = {"now": 0, "most": 0}
 
-    def read(path):
+    def read(path, **options):
         held["now"] += 1
         held["most"] = max(held["most"], held["now"])
         return np.zeros((8, 8, 3), np.uint8)

@@ -368,6 +368,20 @@ def test_weights_that_are_not_finite(command, value, prepared, lite_weights, tmp
     assert not (out.is_dir() and files(out))
 
 
+@pytest.mark.parametrize("error", [MemoryError(), OSError(12, "Cannot allocate memory"), RuntimeError(
+    "[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."
+), RuntimeError("unable to mmap 12 bytes from file <x>: Cannot allocate memory (12)"), cv2.error(
+    "OpenCV(5.0.0) alloc.cpp:73: error: (-4:Insufficient memory) Failed to allocate 9 bytes in function 'x'"
+)])  # fmt: skip
+def test_memory_that_does_not_suffice_is_one_sentence(error, capsys, monkeypatch):
+    def full(*args):
+        raise error
+
+    monkeypatch.setattr(main, "_predict", full)
+    assert main.main(["predict", "x"]) == 1
+    one_sentence(capsys.readouterr().err, "memory does not suffice")
+
+
 @pytest.mark.parametrize(("argv", "advice"), [(["predict", "x"], ["--batch-size", "--device cpu"]), (["export"], []),
                                               (["evaluate", "--weights", "bundled"], ["--device cpu"]),
                                               (["train"], ["--batch-size", "--size", "--device cpu"])])  # fmt: skip
@@ -430,7 +444,25 @@ def test_predict_image(runner, tmp_path):
     np.testing.assert_array_equal(runner.predict_image(view), runner.predict_image(view.copy()))
 
 
-@pytest.mark.parametrize("bad", [np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros(5, np.uint8),
+def test_predict_image_takes_what_python_has(runner, tmp_path):
+    path = save(tmp_path / "a.png", 5)
+    mask = runner.predict_image(path)
+    rgba = np.dstack([photo(5), np.full((60, 80), 255, np.uint8)])
+    for picture in (Image.open(path), Image.open(path).convert("RGBA"), rgba):
+        np.testing.assert_array_equal(runner.predict_image(picture), mask)
+    rgba[:, :40, 3] = 0
+    white = photo(5)
+    white[:, :40] = 255
+    np.testing.assert_array_equal(runner.predict_image(rgba), runner.predict_image(white))
+    turned = Image.fromarray(photo(5))
+    turned.getexif()[0x0112] = 3
+    np.testing.assert_array_equal(runner.predict_image(turned), runner.predict_image(photo(5)[::-1, ::-1]))
+    many = runner.predict_image([path, photo(6), Image.fromarray(photo(7, 40, 50))])
+    assert [one.shape for one in many] == [(60, 80), (60, 80), (40, 50)]
+    np.testing.assert_array_equal(many[0], mask)
+
+
+@pytest.mark.parametrize("bad", [np.zeros((4, 4, 5), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros(5, np.uint8),
                                  np.zeros((0, 4, 3), np.uint8), [[1, 2], [3, 4]]])  # fmt: skip
 def test_arrays_that_are_no_pictures(bad, runner):
     with pytest.raises(ValueError, match="expected uint8"):
@@ -523,6 +555,105 @@ def test_evaluate_names_what_is_broken(prepared, lite_weights, tmp_path, capsys)
     (data / "masks_val" / "24001_skin.png").unlink()
     assert evaluate() == 1
     one_sentence(capsys.readouterr().err, "24001.jpg", "no partner")
+
+
+# --- Streams, names, packaging --------------------------------------------------------------------------------------
+def test_one_number_for_the_version(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main.main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"face-segmentation {const.VERSION}\n"
+    assert f"\nversion: {const.VERSION}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_the_package_names_every_module():
+    tomllib = pytest.importorskip("tomllib")
+    named = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert set(named["py-modules"]) == {path.stem for path in ROOT.glob("*.py")}
+    assert set(named["packages"]) == {path.parent.name for path in ROOT.glob("*/__init__.py")}
+
+
+@pytest.mark.parametrize("command", [["predict", "{folder}"], ["--version"]])
+def test_standard_output_closed_early_or_full(command, lite_weights, tmp_path):
+    save(tmp_path / "in" / "a.png")
+    argv = [part.format(folder=tmp_path / "in") for part in command]
+    if argv[0] == "predict":
+        argv += ["--weights", str(lite_weights), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    argv = [sys.executable, str(ROOT / "main.py"), *argv]
+    read, write = os.pipe()
+    os.close(read)
+    given = {"stderr": subprocess.PIPE, "text": True, "check": False}
+    given["env"] = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    closed = subprocess.run(argv, stdout=write, **given)
+    os.close(write)
+    assert (closed.returncode, closed.stderr) == (141, "")
+    if Path("/dev/full").exists():
+        with open("/dev/full", "w") as disk:
+            full = subprocess.run(argv, stdout=disk, **given)
+        assert full.returncode == 1
+        one_sentence(full.stderr, "standard output", "No space left")
+
+
+def test_standard_input_and_output_closed(lite_weights):
+    for closed in ("<&-", ">&- < /dev/null"):
+        command = f"{sys.executable} {ROOT / 'main.py'} predict - --weights {lite_weights} {closed}"
+        result = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+        assert result.returncode == 1
+        one_sentence(result.stderr, "standard input and output")
+
+
+def test_names_that_no_terminal_prints(lite_weights, tmp_path):
+    folder = os.fsencode(tmp_path) + b"/\xff\xfe"
+    os.mkdir(folder)
+    save(tmp_path / "a.png")
+    shutil.copy(tmp_path / "a.png", folder + b"/..png")
+    shutil.copy(tmp_path / "a.png", folder + b"/\xff.png")
+    argv = [sys.executable, ROOT / "main.py", "predict", folder, folder + b"/..png", "--out", folder + b"/out",
+            "--weights", lite_weights, "--device", "cpu"]  # fmt: skip
+    result = subprocess.run(argv, capture_output=True, env={**os.environ, "PYTHONUTF8": "1"}, check=False)
+    assert result.returncode == 0, result.stderr
+    assert len(os.listdir(folder + b"/out")) == 4
+
+
+def test_empty_paths_are_refused(capsys):
+    for argv in (["predict", "x", "--out", ""], ["predict", ""], ["export", "--out", ""], ["train", "--run-dir", ""]):
+        with pytest.raises(SystemExit) as caught:
+            main.main(argv)
+        assert caught.value.code == 2
+        one_sentence(capsys.readouterr().err, "'' is not a path")
+
+
+def test_a_name_too_long_and_a_locked_folder_cost_no_other(lite_weights, tmp_path, capsys, monkeypatch):
+    save(tmp_path / "a.png")
+    stat = os.stat
+
+    def locked(path, *args, **kwargs):
+        if "locked" in str(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "stat", locked)
+    given = tmp_path / "a.png", "n" * 300 + ".png", "n" * 300 + ".mp4", tmp_path / "locked" / "b.png"
+    assert predict(lite_weights, *given, "--out", tmp_path / "out") == 1
+    monkeypatch.undo()
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 3
+    assert sum("Permission denied" in line for line in errors) == 1
+    assert files(tmp_path / "out") == {"a_mask.png", "a_overlay.jpg"}
+
+
+def test_no_face_as_an_exit_code(tmp_path, capsys):
+    Image.new("RGB", (90, 70), "white").save(tmp_path / "in.png")
+    assert predict("bundled", tmp_path / "in.png", "--out", tmp_path / "out", "--blur") == 0
+    assert "Warning: 1 picture without a face" in capsys.readouterr().out
+    assert predict("bundled", tmp_path / "in.png", "--out", tmp_path / "out", "--fail-empty") == 1
+    one_sentence(capsys.readouterr().err, "1 picture without a face", "in.png")
+
+
+def test_videos_say_what_they_cannot_hold(lite_weights, tmp_path, capsys):
+    (tmp_path / "clip.mp4").write_bytes(b"x")
+    assert predict(lite_weights, tmp_path / "clip.mp4", "--save", "json,probability", "--out", tmp_path / "out") == 1
+    one_sentence(capsys.readouterr().err, "no json and no probability")
 
 
 # --- The main job ---------------------------------------------------------------------------------------------------

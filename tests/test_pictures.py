@@ -1,7 +1,12 @@
 """Reading whatever users bring, names of results, files in and out."""
 
 import io
+import json
 import os
+import struct
+import sys
+import threading
+import time
 import warnings
 
 import cv2
@@ -14,6 +19,7 @@ from test_inference import ellipses, painted, red_segmenter
 import common
 import drawing
 import pictures
+from drawing import Output
 from pictures import PictureError, find_jobs, read_picture
 
 
@@ -32,6 +38,16 @@ def corners(picture: np.ndarray) -> np.ndarray:
 
 
 # --- Reading --------------------------------------------------------------------------------------------------------
+def with_heic(image: Image.Image) -> Image.Image:
+    """The image, when Pillow can write HEIC."""
+    pytest.importorskip("pillow_heif").register_heif_opener()
+    return image
+
+
+def float_tiff(rgb: np.ndarray, path) -> None:
+    cv2.imwrite(str(path), np.ascontiguousarray(rgb[..., ::-1]))
+
+
 KINDS = {  # name: (write it, tolerance of its colours)
     "rgb.png": (lambda p, path: p.save(path), 0),
     "rgb.jpg": (lambda p, path: p.save(path, quality=95), 12),
@@ -46,15 +62,22 @@ KINDS = {  # name: (write it, tolerance of its colours)
     "palette.gif": (lambda p, path: p.quantize(16).save(path, "GIF"), 2),
     "upper.JPEG": (lambda p, path: p.save(path, "JPEG", quality=95), 12),
     "png_named.jpg": (lambda p, path: p.save(path, "PNG"), 0),
+    "rgb.avif": (lambda p, path: p.save(path, quality=95), 12),
+    "rgb.heic": (lambda p, path: with_heic(p).save(path, quality=95), 12),
+    "phone.jpg": (lambda p, path: with_heic(p).save(path, "HEIF", quality=95), 12),
     "deep.png": (lambda p, path: cv2.imwrite(str(path), np.asarray(p)[..., ::-1].astype(np.uint16) * 257), 1),
+    "unit.tiff": (lambda p, path: float_tiff(np.asarray(p, np.float32) / 255, path), 1),
+    "float.tiff": (lambda p, path: float_tiff(np.asarray(p, np.float32), path), 1),
+    "double.tiff": (lambda p, path: float_tiff(np.asarray(p, np.float64) / 255, path), 1),
     "deep.tiff": (lambda p, path: cv2.imwrite(str(path), np.asarray(p)[..., ::-1].astype(np.uint16) * 257), 1),
 }
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_colour_pictures_of_every_kind(name, tmp_path):
-    if name.endswith("webp") and not features.check("webp"):
-        pytest.skip("this Pillow has no WebP")
+    kind = name.rpartition(".")[2]
+    if kind in ("webp", "avif") and not features.check(kind):
+        pytest.skip(f"this Pillow has no {kind}")
     write, tolerance = KINDS[name]
     write(Image.fromarray(scene()), tmp_path / name)
     picture = read_picture(tmp_path / name)
@@ -123,17 +146,68 @@ UPRIGHT = {  # orientation tag: how a camera held that way stores the upright pi
 }
 
 
-@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tiff", ".webp"])
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tiff", ".webp", ".avif", ".heic"])
 def test_every_orientation_is_upright(suffix, tmp_path):
+    if suffix == ".heic":
+        with_heic(None)
+    if suffix == ".avif" and not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
     for tag, store in UPRIGHT.items():
         exif = Image.Exif()
         exif[0x0112] = tag
         path = tmp_path / f"{tag}{suffix}"
         stored = Image.fromarray(np.ascontiguousarray(store(scene())))
-        stored.save(path, exif=exif, **({"lossless": True} if suffix == ".webp" else {}))
+        stored.save(path, exif=exif.tobytes(), **({"lossless": True} if suffix == ".webp" else {}))
         picture = read_picture(path)
         assert picture.shape == (40, 60, 3), tag
         np.testing.assert_allclose(corners(picture), corners(scene()), atol=14, err_msg=str(tag))
+
+
+def test_heic_names_the_package_that_it_needs(tmp_path, monkeypatch):
+    with_heic(Image.fromarray(scene())).save(tmp_path / "a.heic")
+    monkeypatch.delitem(Image.OPEN, "HEIF")
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(PictureError, match=r"a\.heic is a HEIC picture.*pip install pillow-heif"):
+        read_picture(tmp_path / "a.heic")
+    (tmp_path / "clip.jpg").write_bytes(b"\0\0\0\x18ftypisom" + b"\0" * 40)
+    with pytest.raises(PictureError, match="not a picture"):
+        read_picture(tmp_path / "clip.jpg")
+
+
+def test_damaged_tags_cost_no_picture(tmp_path):
+    buffer = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(scene()).save(buffer, "JPEG", exif=exif, quality=95)
+    data = buffer.getvalue()
+    at = data.index(b"\x01\x12\x00\x03") if b"\x01\x12\x00\x03" in data else data.index(b"\x12\x01\x03\x00")
+    for kind in (2, 5, 7, 10, 12):  # text, a fraction, bytes, ...
+        path = tmp_path / f"{kind}.jpg"
+        path.write_bytes(data[:at] + bytes([data[at], data[at + 1], *((0, kind) if data[at] == 1 else (kind, 0))])
+                         + data[at + 4 :])  # fmt: skip
+        assert read_picture(path).size == scene().size
+
+
+def test_headers_that_claim_too_much_are_refused_before_memory_is_taken(tmp_path):
+    tiff = io.BytesIO()
+    Image.fromarray(scene()).save(tiff, "TIFF")
+    claims = {
+        "a.ppm.jpg": b"P6 60000 60000 255\n" + b"0" * 50,
+        "b.pfm.jpg": b"PF\n60000 60000\n-1.0\n" + b"0" * 50,
+        "c.pam.jpg": b"P7\nWIDTH 60000\nHEIGHT 60000\nDEPTH 3\nMAXVAL 255\nTUPLTYPE RGB\nENDHDR\n",
+        "d.hdr.jpg": b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n-Y 60000 +X 60000\n" + b"0" * 50,
+        "e.dds.jpg": b"DDS " + struct.pack("<7I", 124, 0x1007, 60000, 60000, 0, 0, 0) + b"\0" * 96,
+        "f.tiff": tiff.getvalue().replace(struct.pack("<HHII", 256, 4, 1, 60), struct.pack("<HHII", 256, 4, 1, 60000))
+        .replace(struct.pack("<HHII", 257, 4, 1, 40), struct.pack("<HHII", 257, 4, 1, 60000)),
+    }  # fmt: skip
+    resource = pytest.importorskip("resource")
+    for name, data in claims.items():
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(PictureError, match=name):
+            read_picture(tmp_path / name)
+        with pytest.raises(PictureError, match=name):
+            pictures.read_known(tmp_path / name)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 3 * 2**20  # KiB
 
 
 def test_odd_sizes(tmp_path):
@@ -349,6 +423,36 @@ def test_a_broken_picture_costs_no_other(tmp_path):
         assert all(str(job.path) in error for job, error in done if error)
 
 
+def test_large_pictures_are_in_hand_one_after_another(tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, "PIXELS_IN_HAND", 5000)
+    for i in range(8):
+        Image.new("RGB", (50, 20 + 40 * (i % 2)), "red").save(tmp_path / f"{i}.png")  # 1000 and 3000 pixels
+    (tmp_path / "long.png").write_bytes(b"")
+    Image.new("RGB", (100, 90), "red").save(tmp_path / "more.png")  # more than fits: alone
+    lock, now, most, together = threading.Lock(), [], [], []
+    read = pictures.read_picture
+
+    def reading(path, **options):
+        with lock:
+            now.append(pictures.count_pixels(path))
+            most.append(sum(now))
+            together.append(list(now))
+        return read(path, **options)
+
+    def ended(job, picture, logits):
+        time.sleep(0.01)
+        with lock:
+            now.remove(picture.size // 3)
+
+    monkeypatch.setattr(pictures, "read_picture", reading)
+    jobs = find_jobs([tmp_path], tmp_path / "out")
+    done = list(pictures.predict_files(red_segmenter(1, 64), jobs, batch_size=2, on_result=ended, workers=4))
+    assert len(done) == 10
+    assert max(total for total, held in zip(most, together, strict=True) if 9000 not in held) <= 5000
+    assert all(sum(held) == 9000 for held in together if 9000 in held)
+    assert max(len(held) for held in together) > 1
+
+
 def test_memory_is_bounded_by_pixels(tmp_path, monkeypatch):
     monkeypatch.setattr(pictures, "BATCH_PIXELS", 5000)
     for i in range(6):
@@ -370,3 +474,158 @@ def test_a_failing_write_ends_the_run(tmp_path):
 
     with pytest.raises(OSError, match="No space"):
         list(pictures.predict_files(red_segmenter(1), find_jobs([tmp_path], tmp_path), batch_size=2, on_result=fail))
+
+
+# --- What is said ---------------------------------------------------------------------------------------------------
+def predicted(inputs, out, output=None, **options) -> tuple[list[str], str]:
+    """The errors, and what was logged."""
+    said = []
+    errors = pictures.predict(red_segmenter(1), inputs, out, output, log=said.append, **options)
+    return errors, "\n".join(said)
+
+
+def save_face(path, *faces) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(painted(ellipses((80, 100), *faces))).save(path)
+
+
+def test_what_is_passed_over_is_named(tmp_path):
+    for name in ("a.png", "sub/b.png"):
+        save_face(tmp_path / name, (50, 40, 20))
+    for name in ("clip.mp4", "sub/notes.txt", "x.psd", "y.doc", ".DS_Store", ".hidden/z.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    every = Output(("mask", "json", "probability"))
+    for _ in range(2):  # the second time, results are there
+        errors, said = predicted([tmp_path], tmp_path, every)
+        assert errors == []
+        assert "4 files are not pictures: " in said
+        assert str(tmp_path / "clip.mp4") in said
+        assert "..." in said
+        assert "give videos by name" in said
+        assert "DS_Store" not in said
+    for name in ("clip.mp4", "sub/notes.txt", "x.psd"):
+        (tmp_path / name).unlink()
+    assert f"1 file is not a picture: {tmp_path / 'y.doc'}." in predicted([tmp_path], tmp_path, every)[1]
+    (tmp_path / "only").mkdir()
+    (tmp_path / "only" / "clip.mov").write_bytes(b"x")
+    with pytest.raises(common.UserError, match=r"no pictures.*clip\.mov; give videos by name"):
+        predicted([tmp_path / "only"], tmp_path / "out")
+
+
+def test_animations_give_their_first_frame_and_are_named(tmp_path):
+    first, second = (Image.fromarray(painted(ellipses((80, 100), (x, 40, 20)))) for x in (30, 70))
+    (tmp_path / "in").mkdir()
+    for name in ("a.gif", "b.webp", "c.png"):
+        first.save(tmp_path / "in" / name, save_all=True, append_images=[second], lossless=True)
+    first.save(tmp_path / "in" / "still.gif")
+    errors, said = predicted([tmp_path / "in"], tmp_path / "out", Output(("mask",)))
+    assert errors == []
+    assert said.count("first frame") == 1
+    assert "3 animations" in said
+    assert "a.gif" in said
+    for name in ("a", "b", "c", "still"):
+        mask = read_picture(tmp_path / "out" / f"{name}_mask.png")
+        assert mask[40, 30, 0] == 255, name
+        assert mask[40, 70, 0] == 0, name
+
+
+def test_pictures_without_a_face_are_named(tmp_path):
+    save_face(tmp_path / "in" / "face.png", (50, 40, 20))
+    for i in range(5):
+        save_face(tmp_path / "in" / f"none{i}.png")
+    errors, said = predicted([tmp_path / "in"], tmp_path / "out")
+    assert errors == []
+    assert "5 pictures without a face" in said
+    assert said.count("none") == 3
+    assert "Warning" not in said
+    errors, said = predicted([tmp_path / "in"], tmp_path / "out", fail_empty=True)
+    assert len(errors) == 1
+    assert "5 pictures without a face" in errors[0]
+    assert "without a face" not in said
+    for kind in ("blurred", "pixelated"):
+        _, said = predicted([tmp_path / "in"], tmp_path / "out", Output((kind,)))
+        assert "Warning: 5 pictures without a face" in said
+        before, after = (read_picture(p) for p in (tmp_path / "in/none0.png", tmp_path / f"out/none0_{kind}.jpg"))
+        np.testing.assert_array_equal(before, after)  # as the warning says
+    assert "without a face" not in predicted([tmp_path / "in" / "face.png"], tmp_path / "out")[1]
+
+
+@pytest.mark.parametrize("coco", [True, False])
+def test_json_and_probability(coco, tmp_path, monkeypatch):
+    if coco:
+        decode = pytest.importorskip("pycocotools.mask").decode
+    else:
+        monkeypatch.setitem(sys.modules, "pycocotools", None)
+
+        def decode(lines):
+            drawn = np.zeros((80, 100), np.uint8)
+            return cv2.fillPoly(drawn, [np.reshape(line, (-1, 2)) for line in lines], 1)
+
+    target = ellipses((80, 100), (25, 40, 15), (75, 40, 15))
+    target[36:44, 20:30] = 0  # a hole
+    Image.fromarray(painted(target)).save(tmp_path / "a.png")
+    kinds = Output(("mask", "json", "probability"), threshold=0.4)
+    assert predicted([tmp_path / "a.png"], tmp_path / "out", kinds)[0] == []
+    mask, chances = (read_picture(tmp_path / "out" / f"a_{kind}.png")[..., 0] for kind in ("mask", "probability"))
+    record = json.loads((tmp_path / "out" / "a_json.json").read_text())
+    assert (record["width"], record["height"], record["threshold"]) == (100, 80, 0.4)
+    assert record["picture"] == str(tmp_path / "a.png")
+    assert ("COCO" in record["mask_format"]) == coco
+    assert len(record["faces"]) == 2
+    together = np.zeros_like(mask)
+    for face in record["faces"]:
+        alone = decode(face["mask"]).astype(np.uint8) * 255
+        if coco:
+            assert face["area"] == np.count_nonzero(alone)
+            assert face["box"] == list(cv2.boundingRect(alone))
+            assert face["confidence"] == pytest.approx((chances[alone > 0] / 255).mean(), abs=0.01)
+        together |= alone
+    assert np.count_nonzero(together != mask) <= (0 if coco else 40)  # a polygon's edge is drawn on its hole, too
+    np.testing.assert_array_equal(chances > 0.4 * 255, mask > 0)
+    for kind in ("json.json", "probability.png"):
+        assert pictures.read_tag(tmp_path / "out" / f"a_{kind}") == pictures.identity(tmp_path / "a.png")
+    _, said = predicted([tmp_path / "a.png"], tmp_path / "out", kinds, skip_existing=True)
+    assert "1 were there already" in said
+
+
+def test_results_of_no_bytes_are_made_again_and_of_folders_named(tmp_path):
+    save_face(tmp_path / "a.png", (50, 40, 20))
+    save_face(tmp_path / "b.png", (50, 40, 20))
+    (tmp_path / "out" / "a_overlay.jpg").mkdir(parents=True)
+    (tmp_path / "out" / "b_mask.png").write_bytes(b"")
+    errors, _ = predicted([tmp_path / "a.png", tmp_path / "b.png"], tmp_path / "out", skip_existing=True)
+    assert len(errors) == 1
+    assert "a_overlay.jpg" in errors[0]
+    assert read_picture(tmp_path / "out" / "b_mask.png").any()
+
+
+def test_a_picture_changed_meanwhile_is_not_done(tmp_path):
+    """The result is of what was read: a picture written anew during its prediction is predicted again."""
+    save_face(tmp_path / "a.png", (50, 40, 20))
+    kinds = Output(("mask",))
+
+    class Slow:
+        def logits(self, batch):
+            save_face(tmp_path / "a.png", (20, 20, 9))
+            return red_segmenter(1).logits(batch)
+
+    pictures.predict(Slow(), [tmp_path / "a.png"], tmp_path / "out", kinds, log=lambda line: None)
+    assert "already" not in predicted([tmp_path / "a.png"], tmp_path / "out", kinds, skip_existing=True)[1]
+
+
+def test_a_side_by_side_too_wide_costs_no_other(tmp_path):
+    Image.new("RGB", (33000, 2)).save(tmp_path / "a.png")
+    save_face(tmp_path / "b.png", (50, 40, 20))
+    errors, _ = predicted([tmp_path], tmp_path / "out", Output(("mask", "side-by-side")))
+    assert len(errors) == 1
+    assert "a_side-by-side.jpg" in errors[0]
+    assert (tmp_path / "out" / "b_side-by-side.jpg").exists()
+
+
+def test_names_that_are_no_names(tmp_path):
+    jobs = find_jobs([tmp_path / "..png", tmp_path / "...", tmp_path / ("n" * 300 + ".png")], tmp_path / "out")
+    assert [job.name for job in jobs][:2] == ["_", "__2"]
+    for job in jobs:
+        with pytest.raises(PictureError):
+            read_picture(job.path)
