@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import cv2
 import numpy as np
 
 import const
-from common import write_bytes
+from common import replacing, write_bytes
 
 SPECK = 4  # pixels, of a picture scaled to 512, below which a part of a mask is no face
 
@@ -355,29 +356,92 @@ class Output:
         return encode(drawn, const.RESULTS[kind])
 
 
-def save_gif(frames, path: Path, *, fps: float = 10.0, width: int = 480) -> None:
-    """Frames uint8 (H, W, 3) as an endless GIF of at most `width` pixels, one palette for all of it."""
-    from PIL import Image
+class Gif:
+    """An endless GIF, written frame by frame: of each what differs from the one before it, in a palette that is kept as
+    long as it fits. Frames have the size of the first one, made smaller to `width` pixels.
 
-    small = []
-    for frame in frames:
-        scale = min(1.0, width / frame.shape[1])
-        size = round(frame.shape[1] * scale), round(frame.shape[0] * scale)
-        small.append(Image.fromarray(cv2.resize(frame, size, interpolation=cv2.INTER_AREA)))
-    if not small:
-        raise ValueError("a GIF needs a frame")
-    size = small[0].size
-    small = [one if one.size == size else one.resize(size) for one in small]
-    tall = Image.new("RGB", (size[0], size[1] * min(8, len(small))))
-    for i in range(min(8, len(small))):
-        tall.paste(small[i * len(small) // min(8, len(small))], (0, i * size[1]))
-    palette = tall.quantize(128)
-    pages = [one.quantize(palette=palette, dither=Image.Dither.NONE) for one in small]
-    file = io.BytesIO()
-    pages[0].save(
-        file, "GIF", save_all=True, append_images=pages[1:], duration=round(1000 / fps), loop=0, optimize=True
-    )
-    write_bytes(Path(path), file.getvalue())
+    Args:
+        file: binary, to be written to.
+    """
+
+    COLORS = 127  # and one that is transparent
+
+    def __init__(self, file, width: int = 480):
+        self.file, self.width, self.end = file, width, 0.0  # seconds; when the last frame has been shown
+        self._held = self._size = self._palette = self._before = None
+
+    def add(self, frame: np.ndarray, at: float, shown: float) -> None:
+        """A frame uint8 (H, W, 3) that is seen from `at` seconds until the next one; if it is the last, for `shown`."""
+        from PIL import Image
+
+        if self._held is not None:
+            self._write(*self._held, at)
+        h, w = frame.shape[:2]
+        scale = min(1.0, self.width / w)
+        if self._size is None:
+            self._size = max(1, round(w * scale)), min(65535, max(1, round(h * scale)))
+            self.file.write(b"GIF89a" + struct.pack("<HHBBB", *self._size, 0x70, 0, 0))
+            self.file.write(b"\x21\xff\x0bNETSCAPE2.0\x03\x01\0\0\0")  # for ever
+        small = cv2.resize(frame, self._size, interpolation=cv2.INTER_AREA)
+        self._held, self.end = (Image.fromarray(small), at), at + shown
+
+    def close(self) -> None:
+        """Write the rest.
+
+        Raises:
+            ValueError: there was no frame.
+        """
+        if self._held is None:
+            raise ValueError("a GIF needs a frame")
+        self._write(*self._held, self.end)
+        self.file.write(b";")
+
+    def _write(self, image, at: float, until: float) -> None:
+        from PIL import GifImagePlugin, Image
+
+        pixels, changed = self._quantized(image), np.ones(image.size[::-1], bool)
+        if self._before is not None:
+            changed = pixels != self._before
+        x, y, w, h = cv2.boundingRect(changed.view(np.uint8)) if changed.any() else (0, 0, 1, 1)
+        box = np.s_[y : y + h, x : x + w]
+        part = Image.fromarray(np.where(changed, pixels, self.COLORS).astype(np.uint8)[box])
+        part.putpalette(bytes(self._palette.getpalette()).ljust(3 * self.COLORS + 3, b"\0"))
+        milliseconds = 10 * (round(100 * until) - round(100 * at))
+        options = {"duration": milliseconds, "disposal": 1, "transparency": self.COLORS, "include_color_table": True}
+        for data in GifImagePlugin.getdata(part, (x, y), **options):
+            self.file.write(data)
+        self._before = pixels
+
+    def _quantized(self, image) -> np.ndarray:
+        """Its pixels as numbers of colours (H, W), of a new palette if the one so far is no longer good enough."""
+        from PIL import Image
+
+        def error(palette) -> tuple[float, np.ndarray]:
+            page = image.quantize(palette=palette, dither=Image.Dither.NONE)
+            return float(cv2.absdiff(np.asarray(page.convert("RGB")), np.asarray(image)).mean()), np.asarray(page)
+
+        if self._palette is not None:
+            off, pixels = error(self._palette)
+            if off <= 1.3 * self._off + 1:  # grey levels
+                return pixels
+        self._palette, self._before = image.quantize(self.COLORS), None
+        self._off, pixels = error(self._palette)
+        return pixels
+
+
+def save_gif(frames, path: Path, *, fps: float = 10.0, width: int = 480) -> None:
+    """Frames uint8 (H, W, 3) as an endless GIF of at most `width` pixels.
+
+    Raises:
+        ValueError: there is no frame.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        gif = Gif(file, width)
+        for i, frame in enumerate(frames):
+            gif.add(frame, i / fps, 1 / fps)
+        gif.close()
 
 
 def encode(picture: np.ndarray, suffix: str) -> bytes:

@@ -388,7 +388,7 @@ def _predict(args) -> int:
             errors += _predict_moving(args, runner, style, hiding, videos, shard)
         except UserError as error:  # what was said of the pictures is not lost
             errors.append(str(error))
-    return _report_together(errors)
+    return _report_together(list(dict.fromkeys(errors)))  # a picture may fail a second time, for the GIF
 
 
 def _predict_moving(args, runner: Runner, style: dict, hiding: list[str], videos: list[Path], shard) -> list[str]:
@@ -407,14 +407,10 @@ def _predict_moving(args, runner: Runner, style: dict, hiding: list[str], videos
     output = Output(tuple(kinds), **style)
     timing = video.Timing(args.frame_stride, args.start, args.end, args.smooth)
     common, first = {"output": output, "timing": timing, "log": runner.log}, devices.rank() == 0
-    errors = video.predict_videos(runner.segmenter, videos, args.out, shard=shard, **common)
+    gif = args.gif if first else None
+    errors = video.predict_videos(runner.segmenter, args.inputs, args.out, shard=shard, gif=gif, **common)
     if first and args.webcam is not None:
         video.record_camera(runner.segmenter, args.webcam, args.out / "webcam_overlay.mp4", **common)
-    if first and args.gif is not None:
-        try:
-            video.gif(runner.segmenter, args.inputs, args.gif, args.out, **common)
-        except UserError as error:
-            errors.append(str(error))
     return errors
 
 

@@ -16,7 +16,7 @@ from common import exit_code
 
 def measure(weights: str, picture: Path, noise: float) -> None:
     """Print the frame-to-frame change of masks on 40 noisy frames of a still picture, by the fraction of the past."""
-    from extras import video
+    from extras import video_masks
     from main import Runner
     from pictures import read_picture
 
@@ -24,9 +24,9 @@ def measure(weights: str, picture: Path, noise: float) -> None:
     rng = np.random.default_rng(0)
     frames = [np.clip(still + rng.normal(0, noise, still.shape), 0, 255).astype(np.uint8) for _ in range(40)]
     for smooth in (0.0, 0.3, 0.6, 0.8):
-        masked = video.masked_frames(runner.segmenter, iter(frames), threshold=0.5, smooth=smooth)
-        masks = [mask > 0 for _, mask in masked]
-        print(f"--smooth {smooth}: masks change by {video.flicker(masks[10:]):.2%} from frame to frame")
+        masked = video_masks.masked_frames(runner.segmenter, enumerate(frames), threshold=0.5, smooth=smooth)
+        masks = [mask > 0 for *_, mask in masked]
+        print(f"--smooth {smooth}: masks change by {video_masks.flicker(masks[10:]):.2%} from frame to frame")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -27,6 +27,7 @@ from main import Runner
 MODULES = [
     "main", "const", "common", "data_preprocessing", "dataset", "devices", "drawing", "evaluation", "inference",
     "metrics", "model", "pictures", "training", "extras.demo", "extras.onnx_export", "extras.trackers", "extras.video",
+    "extras.video_files", "extras.video_masks",
     "robust.occluders", "robust.scenes", "studies.benchmark", "studies.drawn_faces", "studies.experiments",
     "studies.report", "studies.robustness",
 ]  # fmt: skip

@@ -1,18 +1,26 @@
 """Videos, cameras and GIFs: what comes out is played back and looked at."""
 
 import io
+import os
+import resource
+import subprocess
+import sys
+import time
+from fractions import Fraction
+from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import leftovers, no_traceback, one_sentence, run
+from conftest import ROOT, leftovers, no_traceback, one_sentence, run
 from PIL import Image
 
 import main
 import pictures
 from drawing import Output
-from extras import video
+from extras import video, video_files, video_masks
 from inference import Segmenter
 from model import Info
 
@@ -29,6 +37,25 @@ class RedNet(torch.nn.Module):
 @pytest.fixture
 def red():
     return Segmenter(RedNet(), Info("lite", 64, 1))
+
+
+@pytest.fixture(params=["pyav", "opencv"])
+def backend(request, monkeypatch):
+    """Both ways to read and write videos."""
+    if request.param == "opencv":
+        monkeypatch.setattr(video_files, "find_pyav", lambda: None)
+        monkeypatch.setattr(video, "find_pyav", lambda: None)
+    return request.param
+
+
+class Counting(Segmenter):
+    """Counts the frames that it segments."""
+
+    seen = 0
+
+    def logits(self, pictures, *args):
+        self.seen += len(pictures)
+        return super().logits(pictures, *args)
 
 
 def square(i: int) -> np.ndarray:
@@ -59,7 +86,7 @@ def play(path):
     return frames, capture.get(cv2.CAP_PROP_FPS)
 
 
-def test_overlay_and_mask_videos_follow_the_face(red, clip, tmp_path):
+def test_overlay_and_mask_videos_follow_the_face(red, clip, tmp_path, backend):
     video.predict_video(red, clip, tmp_path / "out", Output(("overlay", "mask")), log=lambda *_: None)
     overlays, fps = play(tmp_path / "out" / "clip_overlay.mp4")
     masks, _ = play(tmp_path / "out" / "clip_mask.mp4")
@@ -94,7 +121,7 @@ def test_no_two_videos_into_one_file_and_none_into_a_users(clip, tmp_path, lite_
     assert own.read_bytes() == clip.read_bytes() == before
 
 
-def test_start_end_and_frame_stride(red, clip, tmp_path):
+def test_start_end_and_frame_stride(red, clip, tmp_path, backend):
     said = []
     timing = video.Timing(frame_stride=4, start=0.2, end=0.4)
     video.predict_video(red, clip, tmp_path, Output(("mask",)), timing, log=said.append)
@@ -123,7 +150,7 @@ def test_no_video_is_one_sentence(kind, clip, tmp_path, lite_weights, capsys):
     assert not list((tmp_path / "out").glob("*.mp4")) if (tmp_path / "out").exists() else True
 
 
-def test_a_video_cut_short_is_an_error_and_what_there_is_is_kept(tmp_path, lite_weights, capsys):
+def test_a_video_cut_short_is_an_error_and_what_there_is_is_kept(tmp_path, lite_weights, capsys, backend):
     whole = tmp_path / "clip.avi"
     file = cv2.VideoWriter(str(whole), cv2.VideoWriter_fourcc(*"MJPG"), FPS, (W, H))
     for i in range(FRAMES):
@@ -135,7 +162,7 @@ def test_a_video_cut_short_is_an_error_and_what_there_is_is_kept(tmp_path, lite_
     frames = len(play(whole)[0])
     assert 0 < frames < FRAMES
     assert main.main(base) == 1
-    one_sentence(capsys.readouterr().err, f"frame {frames + 1} of {FRAMES}")
+    one_sentence(capsys.readouterr().err, f"breaks off at {frames / FPS:.2f} s")
     assert len(play(tmp_path / "out" / "clip_overlay.mp4")[0]) == frames
 
 
@@ -155,7 +182,8 @@ def test_a_video_that_is_not_all_on_the_disk_gets_no_name(red, clip, tmp_path, m
                 self.file.write(frame)
 
     writer = cv2.VideoWriter
-    monkeypatch.setattr(video.cv2, "VideoWriter", Full)
+    monkeypatch.setattr(video_files, "find_pyav", lambda: None)
+    monkeypatch.setattr(cv2, "VideoWriter", Full)
     with pytest.raises(video.VideoError, match="could not be written"):
         video.predict_video(red, clip, tmp_path / "out", log=lambda *_: None)
     assert list((tmp_path / "out").iterdir()) == []
@@ -168,8 +196,8 @@ def test_smoothing_calms_a_still_face(red):
     noisy = [np.clip(still + rng.normal(0, 45, still.shape), 0, 255).astype(np.uint8) for _ in range(20)]
     changes = {}
     for smooth in (0.0, 0.8):
-        masked = video.masked_frames(red, iter(noisy), threshold=0.5, smooth=smooth)
-        changes[smooth] = video.flicker([mask > 0 for _, mask in masked][5:])
+        masked = video_masks.masked_frames(red, enumerate(noisy), threshold=0.5, smooth=smooth)
+        changes[smooth] = video_masks.flicker([mask > 0 for *_, mask in masked][5:])
     assert changes[0.0] > 0.02
     assert changes[0.8] < changes[0.0] / 2
 
@@ -177,7 +205,8 @@ def test_smoothing_calms_a_still_face(red):
 def test_smoothing_starts_anew_at_a_cut(red):
     black, face = np.zeros((H, W, 3), np.uint8), square(3)
     face[:20] = face[44:] = 250
-    masks = [m for _, m in video.masked_frames(red, iter([black] * 5 + [face]), threshold=0.5, smooth=0.9)]
+    frames = enumerate([black] * 5 + [face])
+    masks = [m for *_, m in video_masks.masked_frames(red, frames, threshold=0.5, smooth=0.9)]
     assert masks[4].max() == 0
     assert masks[5][25:40, 25:40].mean() > 250
 
@@ -205,32 +234,54 @@ def test_no_camera_is_one_sentence(tmp_path, lite_weights, capsys):
     assert not list(tmp_path.glob("webcam*"))
 
 
-def test_a_camera_is_recorded_without_a_window(red, clip, tmp_path, monkeypatch):
-    """A video stands in for the camera; cv2.imshow fails as it does in a headless OpenCV."""
+def test_a_camera_is_recorded_at_the_speed_at_which_it_was_seen(red, tmp_path, monkeypatch, backend):
+    """The camera says 20 frames a second, gives fewer, and at uneven times; cv2.imshow fails as without windows."""
+    pauses = [0.05, 0.3, 0.05, 0.1, 0.4, 0.05, 0.05, 0.2]
+
+    class Camera:
+        number = 0
+
+        def isOpened(self):
+            return True
+
+        def get(self, _):
+            return float(FPS)
+
+        def read(self):
+            if self.number == len(pauses):
+                return False, None
+            time.sleep(pauses[self.number])
+            self.number += 1
+            return True, square(self.number)[..., ::-1].copy()
+
+        def release(self):
+            pass
 
     def no_window(*_):
         raise cv2.error("no window")
 
-    monkeypatch.setattr(video.cv2, "imshow", no_window)
+    capture = cv2.VideoCapture  # which reads the recording back as well
+    monkeypatch.setattr(cv2, "VideoCapture", lambda source: Camera() if source == 0 else capture(source))
+    monkeypatch.setattr(cv2, "imshow", no_window)
     said = []
-    count = video.record_camera(red, str(clip), tmp_path / "cam.mp4", log=said.append)
-    assert count == FRAMES == len(play(tmp_path / "cam.mp4")[0])
+    count = video.record_camera(red, 0, tmp_path / "cam.mp4", log=said.append)
+    assert count == len(pauses)
     assert sum("no windows" in line for line in said) == 1
+    monkeypatch.undo()
+    with av.open(str(tmp_path / "cam.mp4")) as file:
+        times = [frame.time for frame in file.decode(video=0)]
+    assert abs(times[-1] - sum(pauses[1:])) < 0.2
+    assert len(times) == (len(pauses) if backend == "pyav" else round(times[-1] * FPS) + 1)
 
 
 def test_memory_does_not_grow_with_the_video(red):
     """Frames are read a few ahead only: an endless source can be segmented."""
-    frames = (square(i % 10) for i in range(10**9))
-    masked = video.masked_frames(red, frames, threshold=0.5)
+    frames = ((i, square(i % 10)) for i in range(10**9))
+    masked = video_masks.masked_frames(red, frames, threshold=0.5)
     assert sum(1 for _, _ in zip(range(50), masked, strict=False)) == 50
 
 
 def test_a_pipe(tmp_path, lite_weights):
-    import subprocess
-    import sys
-
-    from conftest import ROOT
-
     data = io.BytesIO()
     Image.fromarray(square(2)).save(data, "PNG")
     command = [sys.executable, str(ROOT / "main.py"), "predict", "-", "--weights", str(lite_weights)]
@@ -243,3 +294,250 @@ def test_a_pipe(tmp_path, lite_weights):
     assert bad.returncode == 1
     assert bad.stdout == b""
     one_sentence(bad.stderr.decode(), "standard input")
+
+
+# --- Real files: sound, orientation, times, sizes -------------------------------------------------------------------
+STAMPS = [0, 40, 120, 160, 200, 400, 440, 480, 600, 640, 680, 800, 840, 1000]  # milliseconds: a variable frame rate
+
+
+def film(path: Path, sound: str | None = "aac", stamps=STAMPS, size=(W, H), turned: int = 0, colors=None) -> Path:
+    """H.264 with a red square, and a tone that sounds from half a second on."""
+    options = {"format": "adts"} if path.suffix == ".aac" else {}
+    with av.open(str(path), "w", **options) as file:
+        stream = file.add_stream("libx264", rate=25, options={"crf": "12"})
+        stream.width, stream.height, stream.pix_fmt = *size, "yuv444p" if size[0] % 2 or size[1] % 2 else "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        if colors:
+            context = stream.codec_context
+            context.colorspace = context.color_primaries = context.color_trc = colors
+        tone = sound and file.add_stream(sound, rate=48000, layout="stereo")
+        for i, stamp in enumerate(stamps):
+            image = np.full((size[1], size[0], 3), 110, np.uint8)
+            image[:24, 2 * i : 2 * i + 24] = (220, 30, 30)
+            image[-1], image[:, -1] = 200, 60  # of an odd size, the parts that would be lost
+            frame = av.VideoFrame.from_ndarray(image, "rgb24")
+            frame = frame.reformat(format=stream.pix_fmt, dst_colorspace=colors or 5, dst_color_range=1)
+            frame.pts, frame.time_base = stamp, Fraction(1, 1000)
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+        if tone:
+            wave = np.sin(np.arange(48000) * 440 * 2 * np.pi / 48000).astype(np.float32) * 0.5
+            wave[:24000] = 0
+            frame = av.AudioFrame.from_ndarray(np.stack([wave, wave]), "fltp", "stereo")
+            frame.sample_rate, frame.pts, frame.time_base = 48000, 0, Fraction(1, 48000)
+            file.mux(tone.encode(frame))
+            file.mux(tone.encode(None))
+    if turned:  # counterclockwise, by the matrix in the track's header
+        sine, cosine = {90: (1, 0), 180: (0, -1), -90: (-1, 0)}[turned]
+        matrix = np.array([cosine, -sine, 0, sine, cosine, 0, 0, 0, 2**14]) * 2**16
+        data = path.read_bytes()
+        at = data.index(b"tkhd") + 44
+        path.write_bytes(data[:at] + matrix.astype(">i4").tobytes() + data[at + 36 :])
+    return path
+
+
+def listen(path: Path) -> tuple[str, np.ndarray]:
+    """The codec of a file's sound, and its samples of one channel by their times, 48000 a second."""
+    with av.open(str(path)) as file:
+        heard, resampler = np.zeros(96000, np.float32), av.AudioResampler("fltp", "mono", 48000)
+        for frame in file.decode(audio=0):
+            at = round(frame.time * 48000)
+            for part in resampler.resample(frame):
+                samples = part.to_ndarray()[0]
+                place = heard[max(0, at) : max(0, at) + len(samples)]
+                place[:] = samples[: len(place)]
+        return file.streams.audio[0].codec_context.name, heard
+
+
+def seen(path: Path) -> tuple[list[float], list[np.ndarray]]:
+    """The times and frames of a file, RGB."""
+    with av.open(str(path)) as file:
+        frames = [(frame.time, frame.to_ndarray(format="rgb24")) for frame in file.decode(video=0)]
+    return [t for t, _ in frames], [image for _, image in frames]
+
+
+@pytest.mark.parametrize(("name", "sound"), [("a.mp4", "aac"), ("a.mkv", "libopus"), ("a.mov", "pcm_s16le"),
+                                             ("a.mkv", "libmp3lame"), ("a.ts", "aac")])  # fmt: skip
+def test_what_browsers_play_with_the_sound_and_the_times_of_the_source(red, tmp_path, name, sound):
+    source = film(tmp_path / name, sound)
+    video.predict_video(red, source, tmp_path / "out", Output(("overlay", "mask")), log=lambda *_: None)
+    for kind in ("overlay", "mask"):
+        result = tmp_path / "out" / f"a_{kind}.mp4"
+        with av.open(str(result)) as file:
+            stream = file.streams.video[0]
+            assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
+        data = result.read_bytes()
+        assert data.index(b"moov") < data.index(b"mdat")  # it plays while it is still fetched
+        assert pictures.read_tag(result) == pictures.identity(source)
+        times, _ = seen(result)
+        np.testing.assert_allclose(np.diff(times), np.diff(STAMPS) / 1000, atol=1e-3)
+        codec, heard = listen(result)
+        assert codec == ("mp3float" if sound == "libmp3lame" else "aac")
+        loud = np.abs(heard[:48000]) > 0.1
+        assert abs(np.flatnonzero(loud)[0] / 48000 - 0.5 - times[0]) < 0.06
+        assert loud[26000:46000].mean() > 0.7
+        assert np.abs(heard[:22000]).max() < 0.1
+
+
+def test_start_and_end_cut_the_sound(red, tmp_path):
+    source = film(tmp_path / "a.mp4")
+    timing = video.Timing(start=0.4, end=0.8)
+    video.predict_video(red, source, tmp_path, timing=timing, log=lambda *_: None)
+    times, _ = seen(tmp_path / "a_overlay.mp4")
+    np.testing.assert_allclose(times, [(t - 400) / 1000 for t in STAMPS if 400 <= t < 800], atol=1e-3)
+    _, heard = listen(tmp_path / "a_overlay.mp4")
+    loud = np.flatnonzero(np.abs(heard) > 0.1) / 48000
+    assert abs(loud[0] - 0.1) < 0.05
+    assert abs(loud[-1] - 0.4) < 0.05
+
+
+def test_a_late_start_is_sought_and_hits_the_frame(red, tmp_path):
+    source = film(tmp_path / "a.mp4", None, range(0, 12000, 40))
+    video.predict_video(red, source, tmp_path, timing=video.Timing(start=11.48, end=11.8), log=lambda *_: None)
+    times, frames = seen(tmp_path / "a_overlay.mp4")
+    assert len(times) == 8
+    whole = list(video_files.Reader(video_files.probe(source)))
+    first = next(image for at, image in whole if at == Fraction(1148, 100))
+    assert np.abs(frames[0].astype(int) - first).mean() < 12  # the overlay covers the square only
+
+
+@pytest.mark.parametrize("turned", [90, 180, -90])
+def test_orientation(red, tmp_path, turned, backend):
+    source = film(tmp_path / "a.mp4", turned=turned)
+    video.predict_video(red, source, tmp_path, Output(("mask",)), log=lambda *_: None)
+    _, frames = seen(tmp_path / "a_mask.mp4")
+    expected = np.zeros((H, W), np.uint8)
+    expected[:24, :24] = 255
+    expected = np.rot90(expected, turned // 90)
+    assert frames[0].shape[:2] == expected.shape
+    assert np.abs(frames[0][..., 0].astype(int) - expected).mean() < 10
+
+
+def test_odd_sizes_keep_every_row_and_column(red, tmp_path, backend):
+    source, said = film(tmp_path / "a.mp4", None, [0, 40, 80], (97, 65)), []
+    video.predict_video(red, source, tmp_path, Output(("overlay", "mask"), alpha=0.0), log=said.append)
+    assert any("odd size" in line for line in said)
+    for kind in ("overlay", "mask"):
+        _, frames = seen(tmp_path / f"a_{kind}.mp4")
+        assert len(frames) == 3
+        assert frames[1].shape == (66, 98, 3)
+        expected = seen(source)[1][1] if kind == "overlay" else np.zeros((65, 97, 3))
+        if kind == "mask":
+            expected[:24, 2:26] = 255
+        expected = np.pad(expected, ((0, 1), (0, 1), (0, 0)), "edge")
+        difference = np.abs(frames[1].astype(int) - expected)
+        assert max(difference.mean(), difference[63:].mean(), difference[:, 95:].mean()) < 6
+
+
+@pytest.mark.parametrize("colors", [1, None])
+def test_colours_stay(red, tmp_path, colors):
+    """Of BT.709 and of a file that does not say; a wrong matrix moves red by 20 grey levels."""
+    source = film(tmp_path / "a.mp4", None, colors=colors)
+    video.predict_video(red, source, tmp_path, Output(("overlay",), alpha=0.0), log=lambda *_: None)
+    with av.open(str(tmp_path / "a_overlay.mp4")) as file:
+        assert file.streams.video[0].codec_context.colorspace == (colors or 2)
+    before, after = seen(source)[1][3], seen(tmp_path / "a_overlay.mp4")[1][3]
+    assert np.abs(before[4:20, 10:26].astype(int) - (220, 30, 30)).mean() < 6
+    assert np.abs(before.astype(int) - after).mean() < 3
+
+
+# --- Names, full disks, GIFs -----------------------------------------------------------------------------------------
+@pytest.mark.skipif(sys.platform != "linux", reason="names are text elsewhere")
+def test_names_that_are_no_text_and_names_that_are_long(clip, tmp_path, lite_weights, backend):
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/in\xff"))
+    out = Path(os.fsdecode(os.fsencode(tmp_path) + b"/out\xfe"))
+    folder.mkdir()
+    odd, long = folder / os.fsdecode(b"\xfa.mp4"), folder / ("n" * 251 + ".mp4")
+    for path in (odd, long):
+        path.write_bytes(clip.read_bytes())
+    missing = "n" * 300 + ".mp4"
+    code = f"""import sys; sys.path.insert(0, {str(ROOT)!r})
+import main
+from extras import video, video_files
+if {backend == "opencv"}:
+    video.find_pyav = video_files.find_pyav = lambda: None
+sys.exit(main.main(sys.argv[1:]))"""
+    command = [sys.executable, "-c", code, "predict", odd, missing, long, "--weights", lite_weights, "--out", out]
+    done = subprocess.run(command, capture_output=True, timeout=200, check=False)
+    assert done.returncode == 1, done.stderr
+    one_sentence(done.stderr.decode(errors="replace"), "nnn")
+    results = sorted(out.iterdir())
+    assert [len(play_any(path)) for path in results] == [FRAMES, FRAMES]
+
+
+def play_any(path: Path) -> list:
+    with path.open("rb") as data, av.open(data) as file:
+        return list(file.decode(video=0))
+
+
+@pytest.mark.parametrize("limit", [3000, 30_000])
+def test_a_disk_that_fills(red, tmp_path, backend, limit):
+    """A limit on the size of files stands for it; nothing is left under the result's name."""
+    rng = np.random.default_rng(0)
+    noise = [rng.integers(0, 256, (H, W, 3)).astype(np.uint8) for _ in range(FRAMES)]
+    source = write_video(tmp_path / "clip.mp4", noise)
+    assert source.stat().st_size > limit
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        errors = video.predict_videos(
+            red, [source], tmp_path / "out", Output(("overlay",)), video.Timing(), gif=tmp_path / "out" / "all.gif",
+            log=lambda *_: None,
+        )  # fmt: skip
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert errors
+    assert all("could not be written" in error or "too large" in error for error in errors)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_gif_of_a_video_segments_it_once_and_a_broken_file_costs_its_frame_only(clip, tmp_path):
+    counting = Counting(RedNet(), Info("lite", 64, 1))
+    broken, folder = tmp_path / "broken.mp4", tmp_path / "pictures"
+    broken.write_bytes(clip.read_bytes()[:300])
+    folder.mkdir()
+    (folder / "a.png").write_bytes(b"no picture")
+    Image.fromarray(square(0)).save(folder / "b.png")
+    errors = video.predict_videos(
+        counting, [broken, folder, clip], tmp_path / "out", Output(("overlay",)), video.Timing(),
+        gif=tmp_path / "all.gif", log=lambda *_: None,
+    )  # fmt: skip
+    assert counting.seen == FRAMES + 1
+    assert len(errors) == 2
+    assert "broken.mp4" in errors[0]
+    assert "a.png" in errors[1]
+    assert pictures.read_tag(tmp_path / "all.gif")
+    with Image.open(tmp_path / "all.gif") as gif:
+        shown = []
+        for i in range(gif.n_frames):
+            gif.seek(i)
+            shown.append((gif.info["duration"], np.asarray(gif.convert("RGB"))))
+    assert [at for at, _ in shown] == [100] * (FRAMES // 2) + [1000]
+    for i, (_, image) in enumerate(shown[:-1]):
+        assert image[32, 8 + 8 * i + 12, 2] > 150  # the overlay, where the square is in every other frame
+        assert np.abs(image[:14].astype(int) - 110).max() < 25
+
+
+def test_a_long_gif_takes_no_memory(tmp_path):
+    import tracemalloc
+
+    from drawing import save_gif
+
+    def frames(count: int):
+        for i in range(count):
+            frame = np.full((60, 80, 3), 110, np.uint8)
+            frame[:, i % 80] = (i % 256, 0, 255)
+            yield frame
+
+    tracemalloc.start()
+    peaks = []
+    for count in (20, 400):
+        tracemalloc.reset_peak()
+        save_gif(frames(count), tmp_path / "long.gif", fps=12.5)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+    tracemalloc.stop()
+    assert peaks[1] < peaks[0] + 400_000  # 400 frames of 80 x 60 are 5.8 MB
+    with Image.open(tmp_path / "long.gif") as gif:
+        assert gif.n_frames == 400
+        gif.seek(399)
+        assert np.abs(np.asarray(gif.convert("RGB")).astype(int) - list(frames(400))[399]).mean() < 8
