@@ -12,6 +12,7 @@ which a DataLoader seeds differently in every epoch and worker.
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 import const
 from common import usable_cores
 from data_preprocessing import DataError
+from pictures import read_known
 
 
 # --- Transforms -----------------------------------------------------------------------------------------------------
@@ -101,14 +103,6 @@ def reseed(transform, seed: int) -> None:
 
 
 # --- Datasets -------------------------------------------------------------------------------------------------------
-def read_rgb(path: Path) -> np.ndarray:
-    """A picture of the data set as uint8 (H, W, 3), RGB; `inference.read_picture` reads what users bring."""
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if image is None:
-        raise DataError(f"{path} cannot be read as a picture; prepare the data set again.")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-
-
 def _by_number(path: Path) -> tuple[int, str]:
     digits = path.name.split("_")[0].split(".")[0]
     return (int(digits), path.name) if digits.isdecimal() else (1 << 62, path.name)
@@ -183,10 +177,8 @@ class Celeb(Dataset):
     def _read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Picture uint8 (H, W, 3) and mask uint8 (H, W), 0/1."""
         image_path, mask_path = self.pairs[index]
-        image = read_rgb(image_path)
-        mask = cv2.imread(str(mask_path), cv2.IMREAD_GRAYSCALE)
-        if mask is None:
-            raise DataError(f"{mask_path} cannot be read as a picture; prepare the data set again.")
+        image = read_known(image_path)
+        mask = read_known(mask_path, grey=True)
         if mask.shape != image.shape[:2]:  # masks are 512x512, the official pictures 1024x1024
             mask = cv2.resize(mask, image.shape[1::-1], interpolation=cv2.INTER_NEAREST)
         return image, (mask > 127).astype(np.uint8)
@@ -242,7 +234,7 @@ class TestCeleb(Dataset):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        image = read_rgb(self.paths[index])
+        image = read_known(self.paths[index])
         if self.transform is None:
             return to_tensor(image.astype(np.float32) / 255)
         return to_tensor(self.transform(image=image)["image"])
@@ -289,8 +281,9 @@ class EpochSampler(Sampler):
         return iter(zip(order[mine].tolist(), seeds[mine].tolist(), strict=True))
 
 
-def _quiet_worker(_: int) -> None:
+def _start_worker(_: int) -> None:
     cv2.setNumThreads(0)  # the worker processes are the parallelism
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches them too, but it is the run that ends them
 
 
 def make_loader(
@@ -320,6 +313,6 @@ def make_loader(
         drop_last=train,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=workers > 0,
-        worker_init_fn=_quiet_worker,
+        worker_init_fn=_start_worker,
         generator=torch.Generator().manual_seed(seed),  # else each start of workers draws from dropout's generator
     )

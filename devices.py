@@ -7,9 +7,8 @@ does nothing.
 
 from __future__ import annotations
 
+import ctypes
 import os
-import time
-from collections.abc import Callable
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -40,10 +39,12 @@ def find_device(name: str = "auto", *, log=print) -> torch.device:
         own = f"cuda:{_number('LOCAL_RANK', 0, 0) % max(1, torch.cuda.device_count())}"
     try:
         device = torch.device(own if name in ("auto", "cuda") else name)
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)  # else every process may open a context on the first GPU as well
         some = torch.ones(8, 8, device=device)
         (some @ some).cpu()
         return device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, ImportError) as error:  # of a kind that this PyTorch has no module for
         reason = str(error).splitlines()[0]
     if name != "auto":
         raise UserError(f"The device {name!r} cannot be used ({reason}); try --device cpu.")
@@ -62,7 +63,8 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
     """The 16-bit format for `torch.autocast` on a device, or None for full precision.
 
     On CUDA bf16 where the card has it, else fp16: `is_bf16_supported` says yes on a T4 as well, where bf16 is emulated
-    and slow, unless told not to count emulation. On a CPU bf16 where the processor has it.
+    and slow, unless told not to count emulation. On a CPU bf16 where the processor has it. Nothing is timed: the same
+    machine always answers the same, and a seed fixes a run.
     """
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
@@ -71,25 +73,16 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
     return None
 
 
-def faster_dtype(run: Callable[[torch.dtype | None], object], device: torch.device) -> torch.dtype | None:
-    """`autocast_dtype`, on a CPU only if `run` is faster in it: small layers may lose by converting more than they win.
-
-    Args:
-        run: does some of the work in the format it is given, None being full precision.
-    """
-    dtype = autocast_dtype(device)
-    if dtype is None or device.type != "cpu":
-        return dtype
-    best: dict[torch.dtype | None, float] = {}
-    began = time.perf_counter()
-    for turn in range(12):  # the first warms up; many for a small network, which other work would disturb
-        for candidate in (None, dtype):
-            started = time.perf_counter()
-            run(candidate)
-            best[candidate] = min(best.get(candidate, float("inf")), time.perf_counter() - started)
-        if turn >= 2 and time.perf_counter() - began > 1:
-            break
-    return min(best, key=best.get)
+# --- Memory ---------------------------------------------------------------------------------------------------------
+def reuse_memory() -> None:
+    """Have glibc keep what a step frees for the next one. By default every large tensor goes back to the kernel, and
+    each of its pages is asked for and zeroed anew, a fifth of a training step. Nothing happens without glibc."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # musl, macOS, Windows
+        return
+    for option, value in ((-3, 2**31 - 1), (-1, 2**31 - 1), (-2, 2**28)):  # M_MMAP_THRESHOLD, M_TRIM_, M_TOP_PAD, bytes
+        mallopt(option, value)
 
 
 def peak_memory_mb(device: torch.device) -> int | None:
@@ -143,7 +136,7 @@ def process_group(device: torch.device):
     """The processes of a torchrun job, connected while the block runs: NCCL between GPUs, Gloo between CPUs.
 
     Raises:
-        UserError: more processes than GPUs, or no address to meet at.
+        UserError: more processes than GPUs, no address to meet at, or another process died.
     """
     if world_size() == 1 or dist.is_initialized():
         yield
@@ -154,11 +147,17 @@ def process_group(device: torch.device):
         local = local_world_size()
         if local > torch.cuda.device_count():
             raise UserError(f"{local} processes need a GPU each, and there are {torch.cuda.device_count()}.")
-        torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=LONG_TIMEOUT)
+        dist.init_process_group("nccl", timeout=LONG_TIMEOUT, device_id=device)
+    else:
+        dist.init_process_group("gloo", timeout=LONG_TIMEOUT)
     _groups.update(step=dist.new_group(timeout=STEP_TIMEOUT), wait=dist.new_group(backend="gloo", timeout=LONG_TIMEOUT))
     try:
         yield
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or "gloo" in str(error):
+            reason = str(error).splitlines()[0]
+            raise UserError(f"Another process of the job died or does not answer ({reason}).") from None
+        raise
     finally:
         _groups.clear()
         dist.destroy_process_group()

@@ -18,6 +18,7 @@ from common import write_text
 from data_preprocessing import ensure
 from drawing import worst_sheet
 from metrics import Counts, SplitCounts
+from pictures import read_known
 
 WORST = 10  # pictures on the sheet
 
@@ -45,7 +46,7 @@ def evaluate(
         {threshold name: {"dice", "iou", "precision", "recall", "boundary_iou", ...}}.
 
     Raises:
-        DataError: no data set, or a picture or list that cannot be read.
+        UserError: no data set, or a picture or list that cannot be read.
     """
     from tqdm.auto import tqdm
 
@@ -90,10 +91,7 @@ def evaluate(
 
 def _segmented(segmenter, image: Path, mask: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(picture uint8 (H, W, 3), target uint8 (h, w), logits float32 (h, w)) of a picture and its mask."""
-    picture = dataset.read_rgb(image)
-    target = cv2.imread(str(mask), cv2.IMREAD_GRAYSCALE)
-    if target is None:
-        raise dataset.DataError(f"{mask} cannot be read as a picture; prepare the data set again.")
+    picture, target = read_known(image), read_known(mask, grey=True)
     logits = segmenter.logits([picture])[0]
     if logits.shape != target.shape:
         logits = cv2.resize(logits, target.shape[::-1], interpolation=cv2.INTER_LINEAR)

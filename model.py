@@ -328,7 +328,10 @@ def save_atomically(payload, path: Path) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary, open(temporary, "wb") as file:
-        torch.save(payload, file)
+        try:
+            torch.save(payload, file)
+        except RuntimeError as error:  # of the zip writer, after what stopped it: a full disk, Ctrl-C
+            raise (error.__context__ or error) from None
 
 
 def read_checkpoint(path: Path):

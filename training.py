@@ -10,6 +10,9 @@ import csv
 import io
 import json
 import math
+import os
+import signal
+import threading
 import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields
@@ -170,6 +173,38 @@ class Ema:
 
 
 # --- The run --------------------------------------------------------------------------------------------------------
+class Interrupts:
+    """While entered, Ctrl-C and SIGTERM end a run between two batches, so never while workers start, a file is written,
+    or in a callback that would swallow them; a second one ends it wherever it is."""
+
+    def __init__(self):
+        self.asked, self._handlers = 0, {}
+
+    def __enter__(self):
+        if threading.current_thread() is threading.main_thread():  # others may set no handlers
+            self._handlers = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number, _) -> None:
+        if self.asked:
+            raise KeyboardInterrupt(128 + number)
+        self.asked = number
+        if number == signal.SIGINT and devices.rank() == 0:
+            os.write(2, b"stopping after this batch; Ctrl-C again stops at once\n")
+
+    def check(self) -> None:
+        """
+        Raises:
+            KeyboardInterrupt: a signal came; with the exit code.
+        """
+        if self.asked:
+            raise KeyboardInterrupt(128 + self.asked)
+
+
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -196,11 +231,13 @@ class Trainer:
         self.run_dir, self.device = Path(run_dir), torch.device(device)
         self.net = net.to(self.device, memory_format=torch.channels_last)
         self.val_loader, self.trackers = val_loader, list(trackers)
+        if self.device.type == "cpu":
+            devices.reuse_memory()
         self.train_loader = recipe.loader(recipe.size_at(0))
         self.optimizer, self.scheduler = recipe.optimizer(self.net, self.steps * self.config.epochs)
         self.by_validation = isinstance(self.scheduler, ReduceLROnPlateau)  # others change with every step
         self.ema = Ema(self.net, self.config.ema) if self.config.ema else None
-        self._use_precision(None)
+        self._use_precision()
         self.parallel = self.net  # what a step calls; the two share their weights
         if compiled:
             self.net.compile()
@@ -209,31 +246,16 @@ class Trainer:
             ids = [self.device.index] if self.device.type == "cuda" else None
             self.parallel = DistributedDataParallel(self.net, device_ids=ids, process_group=devices.step_group())
         self.epoch, self.best, self.history = 0, float("inf"), []
+        self.interrupts = Interrupts()
 
     # -- precision
-    def _use_precision(self, name: str | None) -> None:
-        """Compute in the precision of that name; in the config's without it, found out by timing if that is auto."""
-        if name is None and self.config.precision != "auto":
-            name = self.config.precision
-        if name is None:
-            dtype = self._faster_dtype() if devices.rank() == 0 else None
+    def _use_precision(self, name: str | None = None) -> None:
+        """Compute in the precision of that name; without it in the config's, "auto" being the device's fastest."""
+        if name is None and (name := self.config.precision) == "auto":
+            dtype = devices.autocast_dtype(self.device)
             name = next(key for key, value in DTYPES.items() if value == dtype)
-            name = devices.all_gather(name)[0]
         self.precision, self.dtype = name, DTYPES[name]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
-
-    def _faster_dtype(self) -> torch.dtype | None:
-        """Times two pictures forwards and backwards in a copy of the network, at 256 pixels at most."""
-        side = min(256, self.config.size)
-        image = torch.rand(2, 3, side, side, device=self.device).to(memory_format=torch.channels_last)
-        net = copy.deepcopy(self.net).train()
-
-        def run(dtype):
-            with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
-                logits = net(image)
-            logits.float().mean().backward()
-
-        return devices.faster_dtype(run, self.device)
 
     def _autocast(self):
         return torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None)
@@ -269,6 +291,17 @@ class Trainer:
                 on_epoch(self.history)
         return self.history
 
+    def _batches(self, loader):
+        """The batches, until a signal asks to stop; a loader process's error without the traceback that PyTorch puts
+        into its message."""
+        try:
+            for batch in loader:
+                self.interrupts.check()
+                yield batch
+        except UserError as error:
+            message = str(error).strip().splitlines()
+            raise type(error)(message[-1].split("Error: ", 1)[-1]) from None
+
     def train_epoch(self) -> float:
         """One pass over the training loader; the mean loss."""
         size = self.recipe.size_at(self.epoch)
@@ -281,7 +314,7 @@ class Trainer:
         total = torch.zeros((), device=self.device)
         title = f"epoch {self.epoch + 1}/{self.config.epochs}"
         bar = tqdm(self.train_loader, desc=title, leave=False, disable=True if devices.rank() else None)
-        for i, (image, target) in enumerate(one_sentence(bar)):
+        for i, (image, target) in enumerate(self._batches(bar)):
             total += self.step(image, target, update=(i + 1) % self.config.accumulate == 0)
         shown = torch.tensor([total.item(), len(self.train_loader)], dtype=torch.float64)  # which MPS has not
         sums = devices.all_reduce_sum(shown, self.device)
@@ -322,7 +355,7 @@ class Trainer:
                 dist.broadcast(buffer, 0)
         sums = torch.zeros(4, dtype=torch.int64, device=self.device)  # TP, FP, FN, pixels; read once, at the end
         bce_sum = torch.zeros((), dtype=torch.float32 if self.device.type == "mps" else torch.float64).to(self.device)
-        for image, target in one_sentence(self.val_loader):
+        for image, target in self._batches(self.val_loader):
             image = image.to(self.device, non_blocking=True, memory_format=torch.channels_last)
             target = target.to(self.device, non_blocking=True)
             with self._autocast():
@@ -417,7 +450,7 @@ class Trainer:
             TrainingError: the state is of another network.
         """
         if self.config.precision == "auto" and state["device"] == self.device.type:
-            self._use_precision(state["precision"])  # timing might decide otherwise today
+            self._use_precision(state["precision"])  # of another processor, perhaps
         try:
             self.net.load_state_dict(state["model"])
             if self.ema is not None:
@@ -438,15 +471,6 @@ class Trainer:
             self.scaler.load_state_dict(state["scaler"])
         self.epoch, self.best, self.history = state["epoch"], state["best"], state["history"]
         self.train_loader = self.recipe.loader(self.recipe.size_at(self.epoch))
-
-
-def one_sentence(batches):
-    """The batches; a loader process's error without the traceback that PyTorch puts into its message."""
-    try:
-        yield from batches
-    except UserError as error:
-        message = str(error).strip().splitlines()
-        raise type(error)(message[-1].split("Error: ", 1)[-1]) from None
 
 
 def write_history(path: Path, rows: list[dict]) -> None:
@@ -515,11 +539,30 @@ def run(
             trainer.resume(state)
             log(f"Resuming {run_dir} after epoch {trainer.epoch}")
         announce(trainer, log)
-        try:
+        with at_work(trainer):
             return trainer.fit(on_epoch, stop_after=stop_after)
-        finally:
-            for track in trainer.trackers:
-                track.close()
+
+
+@contextmanager
+def at_work(trainer: Trainer):
+    """Signals end the trainer between two batches, its trackers are closed, and a killed loader process is a sentence.
+
+    Raises:
+        TrainingError: a loader process died. KeyboardInterrupt: a signal came, which may have ended others as well.
+    """
+    try:
+        with trainer.interrupts:
+            yield
+    except Exception as error:
+        trainer.interrupts.check()
+        how = "resume with" if trainer.epoch else "start again with"
+        reason = str(error).splitlines()[0] if str(error) else ""
+        if "DataLoader worker" in reason:
+            raise TrainingError(f"A loader process died ({reason}); {how} fewer --workers, or more memory.") from None
+        raise
+    finally:
+        for track in trainer.trackers:
+            track.close()
 
 
 def validation_loader(config: Config, data: Path, workers: int, cache: bool) -> DataLoader:

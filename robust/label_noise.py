@@ -22,6 +22,7 @@ import dataset
 import model as networks
 from common import exit_code, write_text
 from inference import Segmenter
+from pictures import read_known
 
 PROBABILITY = 0.2
 OPENING = 13  # pixels at 512x512
@@ -44,8 +45,8 @@ def find(segmenter: Segmenter, data: Path, split: str) -> dict[str, float]:
     faces = dataset.Celeb(data / f"images_{split}", data / f"masks_{split}")
     found = {}
     for image_path, mask_path in tqdm(faces.pairs, unit="face", disable=None):
-        mask = cv2.resize(cv2.imread(str(mask_path), cv2.IMREAD_GRAYSCALE), (512, 512), interpolation=cv2.INTER_NEAREST)
-        logits = cv2.resize(segmenter.logits([dataset.read_rgb(image_path)])[0], (512, 512))
+        mask = cv2.resize(read_known(mask_path, grey=True), (512, 512), interpolation=cv2.INTER_NEAREST)
+        logits = cv2.resize(segmenter.logits([read_known(image_path)])[0], (512, 512))
         found[image_path.stem] = disagreement(1 / (1 + np.exp(-logits)), mask)
     return found
 

@@ -8,12 +8,15 @@ fifth file of each kind, in name order, is held out of training for measuring.
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from common import UserError
+from pictures import read_known
 from robust.occluders import FACE_CENTRE, FACE_WIDTH, SIZE, blend, flat
 
 KINDS = ("hands", "objects", "masks")
@@ -26,33 +29,60 @@ def find_occluders(folder: Path, kind: str, *, held_out: bool = False) -> list[P
     Raises:
         UserError: the folder has none of this kind.
     """
-    paths = sorted(p for p in Path(folder, kind).glob("*") if p.suffix.lower() in (".webp", ".png", ".jpg"))
+    paths = sorted(p for p in Path(folder, kind).glob("[!.]*") if p.suffix.lower() in (".webp", ".png", ".jpg"))
     chosen = [p for i, p in enumerate(paths) if (i % HELD_OUT == HELD_OUT - 1) == held_out]
     if not chosen:
         raise UserError(f"{Path(folder, kind)} holds no occluders (WebP or PNG with alpha).")
     return chosen
 
 
+class Recent:
+    """Decoded pictures by path, at most `limit` bytes of them, and always the last one; the least recently used go."""
+
+    def __init__(self, limit: int):
+        self.limit, self.held = limit, 0
+        self._kept: OrderedDict = OrderedDict()
+
+    def get(self, path: Path, read: Callable):
+        """What is kept of a path, or what `read()` gives: anything that knows its `nbytes`."""
+        if path in self._kept:
+            self._kept.move_to_end(path)
+            return self._kept[path]
+        self._kept[path] = picture = read()
+        self.held += picture.nbytes
+        while self.held > self.limit and len(self._kept) > 1:
+            self.held -= self._kept.popitem(last=False)[1].nbytes
+        return picture
+
+
 class OccluderStore:
-    """Cut-outs uint8 (H, W, 4) RGBA, and textures uint8 (H, W, 3), by random choice; decoded once (150 MB in all)."""
+    """Cut-outs uint8 (H, W, 4) RGBA, and textures uint8 (H, W, 3), by random choice; kept as `Recent`."""
 
     def __init__(self, folder: Path, *, held_out: bool = False):
         self.paths = {kind: find_occluders(folder, kind, held_out=held_out) for kind in (*KINDS, "textures")}
-        self._kept: dict[Path, np.ndarray] = {}
+        self._recent = Recent(2**29)
 
     def draw(self, rng: np.random.Generator, kind: str) -> np.ndarray:
         paths = self.paths[kind]
         return self.read(paths[int(rng.integers(len(paths)))], kind)
 
     def read(self, path: Path, kind: str) -> np.ndarray:
-        if path not in self._kept:
-            picture = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-            if picture is None or picture.ndim != 3 or (kind != "textures" and picture.shape[2] != 4):
-                raise UserError(f"{path} is not a picture with alpha.")
-            code = cv2.COLOR_BGRA2RGBA if picture.shape[2] == 4 else cv2.COLOR_BGR2RGB
-            picture = cv2.cvtColor(picture, code)
-            self._kept[path] = picture[..., :3] if kind == "textures" else picture
-        return self._kept[path]
+        return self._recent.get(path, lambda: read_cut_out(path) if kind != "textures" else read_known(path))
+
+
+def read_cut_out(path: Path) -> np.ndarray:
+    """A picture with alpha, uint8 (H, W, 4) RGBA.
+
+    Raises:
+        UserError: it cannot be read, or has no alpha.
+    """
+    try:
+        picture = cv2.imread(str(path), cv2.IMREAD_UNCHANGED) if path.is_file() else None
+    except cv2.error:
+        picture = None
+    if picture is None or picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 4:
+        raise UserError(f"{path} is not a picture with alpha.")
+    return cv2.cvtColor(picture, cv2.COLOR_BGRA2RGBA)
 
 
 # --- Layers: RGBA uint8 (512, 512, 4) on the aligned square -----------------------------------------------------------

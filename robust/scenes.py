@@ -19,8 +19,9 @@ from torch.utils.data import Dataset
 
 import const
 from dataset import albumentations, index_and_seed, reseed, to_tensor
+from pictures import read_known
 from robust import occluders, photographed
-from robust.photographed import OccluderStore
+from robust.photographed import OccluderStore, Recent
 
 SIZE = occluders.SIZE
 FACE_WIDTH = occluders.FACE_WIDTH
@@ -33,9 +34,13 @@ class Face:
     mask: np.ndarray  # uint8 (512, 512), 0/255: the visible face
     person: np.ndarray | None  # uint8 (512, 512), 0/255: everything of the person; None where not annotated
 
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in (self.image, self.mask, self.person) if part is not None)
+
 
 class FaceStore:
-    """Prepared faces by index, without the ids in `exclude`; decoded once and kept in memory (1.3 MB each)."""
+    """Prepared faces by index, without the ids in `exclude`; kept as `Recent` (1.3 MB each)."""
 
     def __init__(
         self,
@@ -58,26 +63,26 @@ class FaceStore:
                     continue
                 entries.append((image, mask, person if person and person.exists() else None))
         self.entries = entries[:limit]
-        self._kept: dict[Path, Face] = {}  # by the mask's path: a face may be listed more than once
+        self._recent = Recent(3 * 2**30)  # by the mask's path: a face may be listed more than once
 
     def __len__(self) -> int:
         return len(self.entries)
 
     def __getitem__(self, index: int) -> Face:
-        image_path, mask_path, person_path = self.entries[index]
-        if mask_path not in self._kept:
-            image = cv2.cvtColor(cv2.imread(str(image_path), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
-            if image.shape[:2] != (SIZE, SIZE):
-                shrink = image.shape[0] > SIZE
-                image = cv2.resize(image, (SIZE, SIZE), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_CUBIC)
-            mask = _read_mask(mask_path)
-            person = _read_mask(person_path) if person_path else None
-            self._kept[mask_path] = Face(image, mask, person)
-        return self._kept[mask_path]
+        image, mask, person = self.entries[index]
+        return self._recent.get(mask, lambda: _read_face(image, mask, person))
+
+
+def _read_face(image_path: Path, mask_path: Path, person_path: Path | None) -> Face:
+    image = read_known(image_path)
+    if image.shape[:2] != (SIZE, SIZE):
+        shrink = image.shape[0] > SIZE
+        image = cv2.resize(image, (SIZE, SIZE), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_CUBIC)
+    return Face(image, _read_mask(mask_path), _read_mask(person_path) if person_path else None)
 
 
 def _read_mask(path: Path) -> np.ndarray:
-    mask = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+    mask = read_known(path, grey=True)
     if mask.shape != (SIZE, SIZE):
         mask = cv2.resize(mask, (SIZE, SIZE), interpolation=cv2.INTER_LINEAR)
         mask = np.where(mask > 127, 255, 0).astype(np.uint8)
@@ -86,24 +91,22 @@ def _read_mask(path: Path) -> np.ndarray:
 
 def find_backgrounds(folder: Path, *, held_out: bool = False) -> list[Path]:
     """Photographs without faces; every fifth, in name order, is held out of training for measuring."""
-    paths = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in const.IMAGE_SUFFIXES)
+    paths = sorted(p for p in Path(folder).rglob("[!.]*") if p.suffix.lower() in const.IMAGE_SUFFIXES)
     return [p for i, p in enumerate(paths) if (i % 5 == 4) == held_out]
 
 
 class PhotoStore:
-    """Photographs by random choice, decoded once; drawn colours where there are none."""
+    """Photographs by random choice, kept as `Recent`; drawn colours where there are none."""
 
     def __init__(self, paths: Sequence[Path]):
         self.paths = list(paths)
-        self._kept: dict[int, np.ndarray] = {}
+        self._recent = Recent(2**30)
 
     def draw(self, rng: np.random.Generator) -> np.ndarray:
         if not self.paths:
             return occluders.flat(rng)
-        index = int(rng.integers(len(self.paths)))
-        if index not in self._kept:
-            self._kept[index] = cv2.cvtColor(cv2.imread(str(self.paths[index]), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
-        return self._kept[index]
+        path = self.paths[int(rng.integers(len(self.paths)))]
+        return self._recent.get(path, lambda: read_known(path))
 
 
 # --- Geometry -------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 import const
 import dataset
+from common import UserError
 from data_preprocessing import DataError
 from robust import scenes
 
@@ -87,11 +88,11 @@ def test_empty_missing_and_broken(tmp_path):
         dataset.Celeb(tmp_path / "nowhere", tmp_path / "masks")
     write_pair(tmp_path, "7")
     (tmp_path / "images" / "7.jpg").write_bytes(b"not a picture")
-    with pytest.raises(DataError, match=r"7\.jpg"):
+    with pytest.raises(UserError, match=r"7\.jpg"):
         dataset.Celeb(tmp_path / "images", tmp_path / "masks")[0]
     write_pair(tmp_path, "7")
     (tmp_path / "masks" / "7_skin.png").write_bytes(b"")
-    with pytest.raises(DataError, match=r"7_skin\.png"):
+    with pytest.raises(UserError, match=r"7_skin\.png"):
         dataset.Celeb(tmp_path / "images", tmp_path / "masks")[0]
 
 

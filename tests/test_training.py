@@ -46,7 +46,7 @@ TINY = [
 
 @pytest.fixture(autouse=True)
 def plain_processor(monkeypatch):
-    """Without bf16, so that timing cannot make two runs differ."""
+    """Without bf16, so that numbers are the same on every machine."""
     monkeypatch.setattr(devices, "cpu_has_bf16", lambda: False)
 
 
@@ -340,23 +340,22 @@ def test_losses():
     torch.testing.assert_close(one, (pixel * weight).sum() / weight.sum() + dice)
 
 
-def test_the_format_is_the_faster_one(monkeypatch):
-    cpu = torch.device("cpu")
-    assert devices.autocast_dtype(cpu) is None
-    assert devices.faster_dtype(lambda dtype: pytest.fail("nothing to time"), cpu) is None
-    monkeypatch.setattr(devices, "cpu_has_bf16", lambda: True)
-    assert devices.autocast_dtype(cpu) == torch.bfloat16
-    for slow, fast in ((None, torch.bfloat16), (torch.bfloat16, None)):
-        assert devices.faster_dtype(lambda dtype, slow=slow: time.sleep(0.02 * (dtype == slow)), cpu) == fast
+def test_auto_is_what_the_processor_has(prepared, tmp_path, monkeypatch):
+    """Whatever else the machine is doing: no stopwatch decides."""
+    config = Config("lite", size=32, epochs=1, lr=0.01)
+    monkeypatch.setattr(time, "perf_counter", lambda: pytest.fail("timed"))
+    for has, precision in ((False, "fp32"), (True, "bf16")):
+        monkeypatch.setattr(devices, "cpu_has_bf16", lambda has=has: has)
+        assert trainer(prepared, tmp_path, config).precision == precision
 
 
 def test_a_resumed_run_keeps_its_format(prepared, tmp_path, monkeypatch):
     config = Config("lite", size=32, epochs=2, lr=0.01)
-    monkeypatch.setattr(devices, "faster_dtype", lambda run, device: torch.bfloat16)
+    monkeypatch.setattr(devices, "cpu_has_bf16", lambda: True)
     first = trainer(prepared, tmp_path, config)
     first.fit(stop_after=1)
     assert first.precision == json.loads((tmp_path / "config.json").read_text())["precision_used"] == "bf16"
-    monkeypatch.setattr(devices, "faster_dtype", lambda run, device: None)
+    monkeypatch.setattr(devices, "cpu_has_bf16", lambda: False)
     again = trainer(prepared, tmp_path, config)
     assert again.precision == "fp32"
     again.resume(training.state_to_resume(tmp_path, config))
@@ -576,7 +575,7 @@ def test_an_error_of_a_loader_process_is_one_sentence(prepared, tmp_path, capsys
     picture.write_bytes(b"no picture")
     assert train(data, tmp_path / "run", "--epochs", 1, "--workers", 1) == 1
     error = capsys.readouterr().err
-    one_sentence(error, picture.name, "cannot be read")
+    one_sentence(error, picture.name, "is not a picture")
     assert len(error.strip().splitlines()) == 1
 
 
