@@ -76,6 +76,7 @@ def evaluate(
         "weights": weights,
         "model": segmenter.info.model,
         "passes": segmenter.passes,
+        "precision": segmenter.backend.precision,
         "data": str(data),
         "pictures": len(pairs),
         "device": str(segmenter.device),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import threading
+from collections.abc import Callable
 from itertools import pairwise
 
 import cv2
@@ -31,6 +32,9 @@ COARSE_THRESHOLD = 0.25  # probability in the coarse pass from which a region ge
 MIN_CONFIDENCE = Info.confidence
 
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
 def fused(net: torch.nn.Module) -> torch.nn.Module:
     """A copy of a network in evaluation mode whose batch normalisations are part of the convolutions before them.
 
@@ -47,13 +51,36 @@ def fused(net: torch.nn.Module) -> torch.nn.Module:
     return net
 
 
-class Segmenter:
-    """A network ready to predict. `net` stays as it was given; a fused copy computes.
+def normalized(pictures: torch.Tensor) -> torch.Tensor:
+    """uint8 (N, H, W, 3) -> float32 (N, 3, H, W), channels last, by ImageNet's mean and deviation."""
+    mean, std = (torch.tensor(v, device=pictures.device).view(1, 3, 1, 1) * 255 for v in
+                 (const.IMAGENET_MEAN, const.IMAGENET_STD))  # fmt: skip
+    return (pictures.permute(0, 3, 1, 2) - mean) / std
 
-    The copy computes in 16 bits where the device is fast in them: half of the time for the small model. Rounding moves
-    single pixels of an edge, and decides where it is a close call whether a region is a face: of 400 composed
-    photographs no mask, and of 100 faces one agreed with full precision at an IoU below 0.97, and Dice changed by
-    0.0002 at most.
+
+class TorchBackend:
+    """Computes logits with PyTorch: uint8 (N, H, W, 3) -> float32 (N, H, W). A fused copy of the network computes.
+
+    `precision` is what it computes in: 16 bits take half of the time for the small model. Rounding moves single pixels
+    of an edge, and decides where it is a close call whether a region is a face: of 400 composed photographs no mask,
+    and of 100 faces one agreed with full precision at an IoU below 0.97, and Dice changed by 0.0002 at most.
+    """
+
+    def __init__(self, net: torch.nn.Module, device: torch.device, precision: str = "auto"):
+        self.device, self._net = device, fused(net)
+        if self._net is not net:
+            self._net.to(DTYPES.get(precision) or devices.autocast_dtype(device) or torch.float32)
+        self._dtype = next((p.dtype for p in self._net.parameters()), torch.float32)
+        self.precision = next(name for name, dtype in DTYPES.items() if dtype == self._dtype)
+
+    @torch.inference_mode()
+    def __call__(self, pictures: np.ndarray) -> np.ndarray:
+        x = normalized(torch.from_numpy(pictures).to(self.device))
+        return self._net(x.to(self._dtype))[:, 0].float().cpu().numpy()
+
+
+class Segmenter:
+    """A network ready to predict. `net` stays as it was given; its `backend` computes.
 
     Args:
         net: a network of model.py, with its weights.
@@ -62,6 +89,8 @@ class Segmenter:
         flip: average with the mirrored picture; twice the time, a little more accurate.
         passes: 1 or 2; as the weights say without it.
         precision: "fp32", for measuring how good weights are, "bf16" or "fp16"; "auto" is the faster one of the device.
+        backend: what computes in place of PyTorch: called with uint8 (N, H, W, 3), it gives the logits, float32
+            (N, H, W), and may be called by several threads at once; `precision` is an attribute of it.
         log: told when fp16 overflows, which some cards always do, and fp32 takes over.
 
     Raises:
@@ -77,47 +106,36 @@ class Segmenter:
         flip: bool = False,
         passes: int | None = None,
         precision: str = "auto",
+        backend: Callable[[np.ndarray], np.ndarray] | None = None,
         log=print,
     ):
         self.device = torch.device(device)
         self.net = net.to(self.device, memory_format=torch.channels_last).eval()
         self.info, self.flip, self.passes, self.log = info, flip, passes or info.passes, log
-        self._lock = threading.RLock()
-        dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-        self._compute_in(dtypes.get(precision) or devices.autocast_dtype(self.device) or torch.float32)
-
-    def _compute_in(self, dtype: torch.dtype) -> None:
-        self._fused = fused(self.net)
-        if self._fused is not self.net:
-            self._fused.to(dtype)
-        self.dtype = next((p.dtype for p in self._fused.parameters()), torch.float32)  # what it computes in
+        self.backend = backend or TorchBackend(self.net, self.device, precision)
+        self._lock = threading.Lock()
 
     def _logits(self, pictures: list[np.ndarray]) -> np.ndarray:
         """Pictures of one shape, uint8 (H, W, 3) -> finite logits float32 (N, H, W)."""
-        logits = self._run(pictures)
+        batch = np.stack(pictures)
+        logits = self._run(batch)
         if np.isfinite(logits).all():
             return logits
         with self._lock:  # threads share a segmenter
-            if self.dtype == torch.float16:
+            if self.backend.precision == "fp16":
                 self.log("fp16 overflows here; going on in fp32.")
-                self._compute_in(torch.float32)
-            logits = self._run(pictures)
+                self.backend = TorchBackend(self.net, self.device, "fp32")
+        logits = self._run(batch)
         if not np.isfinite(logits).all():
             raise UserError("The weights give values that are not finite (NaN), so no masks; take other weights.")
         return logits
 
-    @torch.inference_mode()
-    def _run(self, pictures: list[np.ndarray]) -> np.ndarray:
-        x = torch.from_numpy(np.stack(pictures)).to(self.device).permute(0, 3, 1, 2)  # (N, 3, H, W), channels last
-        mean = torch.tensor(const.IMAGENET_MEAN, device=self.device).view(1, 3, 1, 1) * 255
-        std = torch.tensor(const.IMAGENET_STD, device=self.device).view(1, 3, 1, 1) * 255
-        with self._lock:
-            net, dtype = self._fused, self.dtype
-        x = ((x - mean) / std).to(dtype)
-        logits = net(x).float()
+    def _run(self, batch: np.ndarray) -> np.ndarray:
+        logits = self.backend(batch)
         if self.flip:
-            logits = (logits + net(x.flip(3)).flip(3).float()) / 2
-        return logits[:, 0].cpu().numpy()
+            mirrored = self.backend(np.ascontiguousarray(batch[:, :, ::-1]))
+            logits = (logits + mirrored[:, :, ::-1]) / 2
+        return logits
 
     def _scaled(self, picture: np.ndarray, side: int) -> tuple[np.ndarray, tuple[int, int]]:
         """The picture with its longer side at `side`, padded to multiples of 32: (padded, (h, w) of the content)."""

@@ -53,22 +53,33 @@ class Runner:
         return found
 
     def load(
-        self, weights: str | Path | None = None, *, online: bool = False, flip=False, passes=None, precision="auto"
+        self,
+        weights: str | Path | None = None,
+        *,
+        online: bool = False,
+        flip=False,
+        passes=None,
+        precision="auto",
+        backend="auto",
     ) -> Runner:
         """Get ready to predict with a weights file, "bundled" or "published"; without a choice with the first that
         there is of model.best.pth beside main.py, the published checkpoint if it is cached (with `online`, fetched),
-        and the bundled file. `precision` "fp32" is for measuring how good they are.
+        and the bundled file. `precision` "fp32" is for measuring how good they are; `backend` is "torch", "openvino",
+        or "auto": OpenVINO on a CPU if it is installed, see extras/openvino_backend.py.
 
         Raises:
-            ModelError: the weights cannot be had or used.
+            ModelError: the weights cannot be had or used. UserError: OpenVINO was asked for, and cannot be had.
         """
         import model as networks
+        from extras import openvino_backend
         from inference import Segmenter
 
         path = networks.find_weights(weights, online=online, log=self.log)
         net, info = networks.load(path)
-        self.weights_name = path.name
-        self.segmenter = Segmenter(net, info, self.device, flip=flip, passes=passes, precision=precision, log=self.log)
+        self.weights, self.weights_name = path, path.name
+        device, options = self.device, {"flip": flip, "passes": passes, "precision": precision, "log": self.log}
+        chosen = openvino_backend.choose(backend, net, path, device, precision, log=self.log)
+        self.segmenter = Segmenter(net, info, device, backend=chosen, **options)
         return self
 
     # -- predict
@@ -100,19 +111,28 @@ class Runner:
             self.load()
         return predict(self.segmenter, inputs, out, output, log=self.log, **options)
 
-    def export(self, out: Path) -> float:
+    def export(self, out: Path, *, faces: Path | None = None) -> float:
         """Write the loaded network as ONNX, compared with PyTorch on the sample photographs; the largest difference.
+        With the prepared folders `faces` in int8 for OpenVINO, by some of their pictures; the IoU with fp32.
 
         Raises:
-            ExportError: a package is missing, or the two disagree. UserError: no sample photographs.
+            UserError: a package is missing, the two disagree, or there are no pictures.
         """
+        from extras import openvino_backend
         from extras.onnx_export import export
         from pictures import find_jobs, read_picture
 
         pictures = [read_picture(job.path) for job in find_jobs([const.TEST_DIR], out)]
         if not pictures:
             raise UserError(f"{const.TEST_DIR} holds no pictures to compare the export on.")
-        return export(self.segmenter.net, self.segmenter.info, out, pictures, log=self.log)
+        if faces is None:
+            return export(self.segmenter.net, self.segmenter.info, out, pictures, log=self.log)
+        from data_preprocessing import ensure
+
+        folder = ensure(faces, self.log) / "images_train"
+        found = sorted(folder.glob("*.jpg"))
+        some = (read_picture(path) for path in found[:: max(1, len(found) // openvino_backend.FACES)])
+        return openvino_backend.quantize(self.segmenter, self.weights, some, pictures, out, log=self.log)
 
     # -- train
     def train(self, config, data: Path, run_dir: Path, **options) -> list[dict]:
@@ -168,6 +188,7 @@ _probability = _number(float, 1e-6, 1 - 1e-6, "a probability between 0 and 1")
 _fraction = _number(float, 0, 1, "a number from 0 to 1")
 _port = _number(int, 1, 65535, "a port from 1 to 65535")
 _seconds = _number(float, 0, 1e9, "a number of seconds from 0 up")
+BACKENDS = ("auto", "torch", "openvino")
 RENAMED = {
     "--looks": "--passes",
     "--every": "--frame-stride",
@@ -247,8 +268,12 @@ def _add_prediction(p: argparse.ArgumentParser, weights_help: str, device: dict)
     )
     g.add_argument("--device", **device)
     g.add_argument(
-        "--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="default: the fastest here"
+        "--precision",
+        choices=("auto", "fp32", "bf16", "fp16", "int8"),
+        default="auto",
+        help="default: the fastest here, but for int8, which takes OpenVINO and a file of `export --int8`",
     )
+    g.add_argument("--backend", choices=BACKENDS, default="auto", help="default: OpenVINO on a CPU if it is installed")
     g = p.add_argument_group("many pictures")
     g.add_argument("--batch-size", type=_count, default=4, help="pictures segmented together; default 4")
     g.add_argument(
@@ -304,9 +329,13 @@ def build_parser() -> argparse.ArgumentParser:
     _add_prediction(p, weights_help, device)
     p.set_defaults(run=_predict)
 
-    p = commands.add_parser("export", help="write a network as ONNX")
+    p = commands.add_parser("export", help="write a network as ONNX, or in int8 for OpenVINO")
     p.add_argument("--weights", metavar="F", help=weights_help)
-    p.add_argument("--out", type=_path, help="the file; default: NAME.onnx in predictions/")
+    p.add_argument(
+        "--out", type=_path, help="default: NAME.onnx in predictions/; of --int8 NAME-int8.zip beside the weights"
+    )
+    p.add_argument("--int8", action="store_true", help="in int8 for OpenVINO, by some of the training faces of --data")
+    p.add_argument("--data", type=_path, default=const.CELEB_DIR, help="of --int8; default: CelebAMask-HQ/")
     p.set_defaults(run=_export)
 
     p = commands.add_parser("demo", help="open a page in the browser for photographs and videos")
@@ -326,6 +355,8 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--device", **device)
     p.add_argument("--flip", action="store_true", help="average with the mirrored picture")
     p.add_argument("--passes", type=int, choices=(1, 2), help="default: by the weights")
+    p.add_argument("--precision", choices=("fp32", "bf16", "fp16", "int8"), default="fp32", help="default fp32")
+    p.add_argument("--backend", choices=BACKENDS, default="auto", help="default: PyTorch; OpenVINO in bf16 and int8")
     p.set_defaults(run=_evaluate)
 
     p = commands.add_parser("train", help="train a network; defaults are the original's")
@@ -371,6 +402,10 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _computing(args) -> dict:
+    return {name: getattr(args, name) for name in ("flip", "passes", "precision", "backend")}
+
+
 def _predict(args) -> int:
     if "-" in map(str, args.inputs):
         return _predict_stream(args)
@@ -384,7 +419,7 @@ def _predict(args) -> int:
     videos = [p for p in args.inputs if p.suffix.lower() in const.VIDEO_SUFFIXES and not os.path.isdir(p)]
     pictures = [p for p in args.inputs if p not in videos]
     shard, errors = _my_part(args.shard), []
-    runner = Runner(args.device).load(args.weights, flip=args.flip, passes=args.passes, precision=args.precision)
+    runner = Runner(args.device).load(args.weights, **_computing(args))
     if pictures:
         options = {name: getattr(args, name) for name in ("batch_size", "skip_existing", "fail_empty")}
         errors += runner.predict(pictures, args.out, output, shard=shard, **options)
@@ -425,7 +460,7 @@ def _predict_stream(args) -> int:
     from pictures import predict_stream
 
     runner = Runner(args.device, log=lambda *words: print(*words, file=sys.stderr))
-    runner.load(args.weights, flip=args.flip, passes=args.passes, precision=args.precision)
+    runner.load(args.weights, **_computing(args))
     if sys.stdin is None or sys.stdout is None:
         raise UserError("- needs an open standard input and output.")
     found = predict_stream(runner.segmenter, sys.stdin.buffer, sys.stdout.buffer, args.threshold)
@@ -433,8 +468,13 @@ def _predict_stream(args) -> int:
 
 
 def _export(args) -> int:
-    runner = Runner("cpu").load(args.weights)
-    runner.export(args.out or const.PREDICTIONS_DIR / f"{Path(runner.weights_name).stem}.onnx")
+    runner = Runner("cpu").load(args.weights, backend="torch")
+    if args.int8:
+        from extras.openvino_backend import int8_path
+
+        runner.export(args.out or int8_path(runner.weights), faces=args.data)
+    else:
+        runner.export(args.out or const.PREDICTIONS_DIR / f"{Path(runner.weights_name).stem}.onnx")
     return 0
 
 
@@ -468,7 +508,7 @@ def _runner(device: str) -> Runner:
 
 def _evaluate(args) -> int:
     runner = _runner(args.device)
-    runner.load(args.weights, flip=args.flip, passes=args.passes, precision="fp32")
+    runner.load(args.weights, **_computing(args))
     path = Path(args.weights)
     name = path.parent.name if path.name == "model.best.pth" and path.parent.name else path.stem  # a run's, or its own
     out = args.out or const.RUNS_DIR / f"evaluate-{name}"

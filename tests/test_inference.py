@@ -173,8 +173,8 @@ def test_bf16_masks_agree_with_full_precision(learnt, monkeypatch):
     net, pictures = learnt
     monkeypatch.setattr(devices, "cpu_has_bf16", lambda: True)  # others emulate it: as exact, only slower
     fast, exact = (Segmenter(net, Info("unet", 64), precision=e) for e in ("auto", "fp32"))
-    assert fast.dtype == torch.bfloat16
-    assert exact.dtype == torch.float32
+    assert fast.backend.precision == "bf16"
+    assert exact.backend.precision == "fp32"
     a, b = (np.stack([s.mask(p) for p in pictures]) for s in (fast, exact))
     assert 0.02 < (b > 0).mean() < 0.9
     assert overlap(a, b) >= 0.995
@@ -189,11 +189,11 @@ def test_fp16_that_overflows_becomes_fp32_and_says_so():
     pictures = [painted(ellipses((64, 64), (30, 30, 15)))]
     said = []
     half = Segmenter(net, Info("unet", 64), precision="fp16", log=said.append)
-    assert half.dtype == torch.float16
+    assert half.backend.precision == "fp16"
     got = half.logits(pictures)[0]
     assert len(said) == 1
     assert "fp32" in said[0]
-    assert half.dtype == torch.float32
+    assert half.backend.precision == "fp32"
     np.testing.assert_array_equal(got, Segmenter(net, Info("unet", 64), precision="fp32").logits(pictures)[0])
 
 
@@ -228,9 +228,9 @@ def test_no_bf16_without_the_processor(learnt, monkeypatch, passes):
     import devices
 
     net, _ = learnt
-    for has, dtype in ((False, torch.float32), (True, torch.bfloat16)):
+    for has, precision in ((False, "fp32"), (True, "bf16")):
         monkeypatch.setattr(devices, "cpu_has_bf16", lambda has=has: has)
-        assert Segmenter(net, Info("unet", 64, passes)).dtype == dtype
+        assert Segmenter(net, Info("unet", 64, passes)).backend.precision == precision
 
 
 def test_a_region_of_low_confidence_is_no_face():
@@ -268,7 +268,7 @@ def test_the_bundled_weights_agree_in_bf16(monkeypatch):
 
     monkeypatch.setattr(devices, "cpu_has_bf16", lambda: True)
     fast, exact = (Segmenter(*model.load(model.bundled_weights()), precision=e) for e in ("auto", "fp32"))
-    assert (fast.dtype, exact.dtype) == (torch.bfloat16, torch.float32)
+    assert (fast.backend.precision, exact.backend.precision) == ("bf16", "fp32")
     for path in sorted(const.TEST_DIR.glob("*.*g")):
         picture = read_picture(path)
         least = 0.985 if path.name == "luciano.png" else 0.995  # whose chin and neck the network hardly tells apart

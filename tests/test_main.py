@@ -28,6 +28,7 @@ MODULES = [
     "main", "const", "common", "data_preprocessing", "dataset", "devices", "drawing", "evaluation", "inference",
     "metrics", "model", "pictures", "training", "extras.demo", "extras.onnx_export", "extras.trackers", "extras.video",
     "extras.video_files", "extras.video_masks",
+    "extras.openvino_backend",
     "robust.occluders", "robust.scenes", "studies.benchmark", "studies.drawn_faces", "studies.experiments",
     "studies.report", "studies.robustness",
 ]  # fmt: skip

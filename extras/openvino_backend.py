@@ -1,0 +1,298 @@
+"""OpenVINO in place of PyTorch on a CPU, and networks in int8, which OpenVINO alone runs.
+
+    python main.py predict photo.jpg --backend openvino
+    python main.py export --int8 --data CelebAMask-HQ     NAME-int8.zip beside the weights
+    python main.py predict photo.jpg --precision int8     takes it
+
+openvino, and for `export --int8` nncf, are optional: `pip install openvino nncf`. A network is converted once; what
+came of it stays in .cache/openvino/, in a folder that a hash of weights, code and version names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import io
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import threading
+import warnings
+import zipfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import const
+import devices
+import inference
+import model as networks
+from common import UserError, replacing, temporary_name
+from inference import Segmenter, fused, normalized
+from metrics import Counts
+
+CACHE = const.CACHE_DIR / "openvino"
+KEPT = 8  # networks in the cache
+FACES = 200  # for the ranges of int8
+LEAST_IOU = 0.98  # of int8 masks and those in fp32, over the sample photographs; below it the file is not kept
+MAX_BYTES = 1 << 30  # of an int8 network once unpacked
+FILES = ("network.xml", "network.bin")
+
+
+class OpenVINOError(UserError):
+    """OpenVINO is missing or cannot run a network; the message is one sentence for the user."""
+
+
+def is_installed(name: str) -> bool:
+    return importlib.util.find_spec(name) is not None
+
+
+def _import(name: str):
+    sys.modules.setdefault("openvino_telemetry", None)  # it would report every conversion over the network
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise OpenVINOError(f"The package {error.name or name} is missing: pip install {error.name or name}.") from None
+
+
+@contextlib.contextmanager
+def _one_sentence(what: str):
+    """Whatever OpenVINO and its converter raise, as an OpenVINOError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # noqa: BLE001  of many kinds, most often a RuntimeError of many lines
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise OpenVINOError(f"{what} ({reason}).") from None
+
+
+# --- Running --------------------------------------------------------------------------------------------------------
+class Backend:
+    """Computes logits for `inference.Segmenter`: uint8 (N, H, W, 3) -> float32 (N, H, W), on as many cores as PyTorch
+    would take in the calling thread. Threads share what is compiled. Pictures may have any size: a network compiled for
+    one size would be 4 % faster, and take a tenth of a second for each.
+
+    Args:
+        network: the path of a network.xml; what OpenVINO compiles stays beside it, for a quick start.
+        precision: "fp32", "bf16" or "int8"; int8 needs a network of `quantize`.
+
+    Raises:
+        OpenVINOError: it cannot be compiled.
+    """
+
+    def __init__(self, network: Path, precision: str):
+        self._core, self._network, self._cores = _import("openvino").Core(), network, torch.get_num_threads()
+        hint = "bf16" if precision == "bf16" or (precision == "int8" and devices.cpu_has_bf16()) else "f32"
+        self._config = {"INFERENCE_PRECISION_HINT": hint, "CACHE_DIR": str(network.parent), "ENABLE_CPU_PINNING": False}
+        self._compiled: dict[int, object] = {}  # by the number of threads of a call
+        self._lock, self._own = threading.Lock(), threading.local()
+        with _one_sentence("OpenVINO cannot run this network"):
+            self._request()
+        self.precision = precision
+
+    def _request(self):
+        """This thread's infer request. Where PyTorch gave a thread a part of the cores, each part is a stream."""
+        threads = min(self._cores, torch.get_num_threads())
+        requests = self._own.__dict__.setdefault("requests", {})
+        if threads not in requests:
+            streams = self._cores // threads
+            shares = {"NUM_STREAMS": streams, "INFERENCE_NUM_THREADS": streams * threads}
+            with self._lock:
+                if threads not in self._compiled:
+                    config = self._config | shares
+                    self._compiled[threads] = self._core.compile_model(str(self._network), "CPU", config)
+            requests[threads] = self._compiled[threads].create_infer_request()
+        return requests[threads]
+
+    def __call__(self, pictures: np.ndarray) -> np.ndarray:
+        return self._request().infer([pictures], share_inputs=True)[0]
+
+
+def choose(choice: str, net: torch.nn.Module, weights: Path, device: torch.device, precision: str, *, log=print):
+    """The backend to predict with, or None for PyTorch's.
+
+    Args:
+        choice: "torch", "openvino", or "auto", which takes OpenVINO where it is installed, on a CPU, for the bundled
+            kind of network (for DeepLabV3 it is no faster), and leaves fp32, for measuring, to PyTorch.
+        weights: the file that `net` is of.
+
+    Raises:
+        OpenVINOError: OpenVINO was asked for, or int8, and cannot be had.
+    """
+    asked = choice == "openvino" or precision == "int8"
+    if choice == "torch" and precision == "int8":
+        raise OpenVINOError("PyTorch does not compute in int8 here; leave out --backend.")
+    fits = device.type == "cpu" and precision in ("auto", "bf16") and isinstance(net, networks.Lite)
+    if choice == "torch" or not (asked or (fits and is_installed("openvino"))):
+        return None
+    try:
+        if device.type != "cpu" or precision == "fp16":
+            raise OpenVINOError("OpenVINO computes on the CPU here, in fp32, bf16 or int8.")
+        if precision == "auto":
+            precision = "bf16" if devices.cpu_has_bf16() else "fp32"
+        network = converted(net, weights, int8=precision == "int8", log=log)
+        try:
+            backend = Backend(network, precision)
+        except OpenVINOError:
+            shutil.rmtree(network.parent, ignore_errors=True)  # it may be damaged; the next run converts it anew
+            raise
+    except OpenVINOError as error:
+        if asked:
+            raise
+        log(f"{error} Going on with PyTorch.")
+        return None
+    log(f"OpenVINO computes, in {precision}.")
+    return backend
+
+
+# --- Converting -----------------------------------------------------------------------------------------------------
+def converted(net: torch.nn.Module, weights: Path, *, int8: bool = False, log=print) -> Path:
+    """The network.xml of a network in the cache, put there if it is missing.
+
+    Raises:
+        OpenVINOError: it cannot be converted, the cache not be written, or there is no int8 file of these weights.
+    """
+    source = int8_path(weights) if int8 else weights
+    if int8 and not source.is_file():
+        raise OpenVINOError(f"There is no {source}: make it by `python main.py export --int8 --weights {weights}`.")
+    code = [Path(module.__file__) for module in (networks, inference)] + [Path(__file__)]
+    key = hashlib.sha256(_import("openvino").__version__.encode())
+    for file in (*code, source, weights):
+        key.update(file.read_bytes())
+    network = CACHE / key.hexdigest()[:16] / FILES[0]
+    if network.is_file():
+        return network
+    with _one_sentence(f"The network cannot be converted for OpenVINO, or {CACHE} not be written"):
+        if int8:
+            _into_cache(network.parent, lambda folder: _unpack(source, weights, folder))
+        else:
+            log(f"The network is converted for OpenVINO, this once; it stays in {CACHE}.")
+            _into_cache(network.parent, lambda folder: _convert(net, folder))
+    return network
+
+
+def _into_cache(folder: Path, fill: Callable[[Path], object]) -> None:
+    """Make a folder of the cache, whole or not at all; the oldest beyond `KEPT` go."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    temporary = CACHE / temporary_name(folder.name)
+    temporary.mkdir()
+    try:
+        fill(temporary)
+        os.replace(temporary, folder)
+    except OSError:
+        if not folder.is_dir():  # else another process was faster
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    with contextlib.suppress(FileNotFoundError):  # another process removes them as well
+        for old in sorted(CACHE.iterdir(), key=lambda path: path.stat().st_mtime)[:-KEPT]:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+class _FromPixels(torch.nn.Module):
+    """uint8 (N, H, W, 3) -> logits (N, H, W)."""
+
+    def __init__(self, net: torch.nn.Module):
+        super().__init__()
+        self.net = net
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        return self.net(normalized(pictures))[:, 0]
+
+
+def _convert(net: torch.nn.Module, folder: Path) -> None:
+    ov = _import("openvino")
+    example = torch.zeros(2, 64, 96, 3, dtype=torch.uint8)
+    with warnings.catch_warnings(), torch.inference_mode(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")  # of the tracer's future
+        model = ov.convert_model(
+            _FromPixels(fused(net)).eval(), example_input=example, input=[([-1, -1, -1, 3], ov.Type.u8)]
+        )
+    ov.save_model(model, folder / FILES[0], compress_to_fp16=False)
+
+
+# --- int8 -----------------------------------------------------------------------------------------------------------
+def int8_path(weights: Path) -> Path:
+    """Where the int8 network of a weights file is looked for."""
+    return weights.with_name(f"{weights.stem}-int8.zip")
+
+
+def _unpack(path: Path, weights: Path, folder: Path) -> None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.comment != _sha256(weights):
+                raise OpenVINOError(f"{path} was made of other weights than {weights}: export --int8 makes it anew.")
+            if sum(archive.getinfo(name).file_size for name in FILES) > MAX_BYTES:
+                raise OpenVINOError(f"{path} is too large once unpacked.")
+            for name in FILES:
+                (folder / name).write_bytes(archive.read(name))
+    except (zipfile.BadZipFile, KeyError, EOFError):
+        raise OpenVINOError(f"{path} is damaged: export --int8 makes it anew.") from None
+
+
+def _sha256(path: Path) -> bytes:
+    return hashlib.sha256(path.read_bytes()).hexdigest().encode()
+
+
+class _Recorder:
+    """A backend that keeps what it is given."""
+
+    def __init__(self, backend):
+        self.backend, self.precision, self.seen = backend, backend.precision, []
+
+    def __call__(self, pictures: np.ndarray) -> np.ndarray:
+        self.seen.extend(pictures)
+        return self.backend(pictures)
+
+
+def quantize(
+    segmenter: Segmenter, weights: Path, faces: Iterable[np.ndarray], samples: list[np.ndarray], out: Path, *, log=print
+) -> float:
+    """Write a network in int8, by NNCF's post-training quantization (https://github.com/openvinotoolkit/nncf), and
+    return the IoU of its masks with those of fp32 over `samples`.
+
+    Args:
+        segmenter: one with the network of the file `weights`.
+        faces, samples: pictures uint8 (H, W, 3) RGB; `faces` give the range of each layer, as its passes see them.
+
+    Raises:
+        OpenVINOError: a package is missing, or the masks agree by less than `LEAST_IOU`: nothing is written.
+        OSError: the file cannot be written.
+    """
+    ov, nncf = _import("openvino"), _import("nncf")
+    logging.getLogger("nncf").setLevel(logging.ERROR)
+    network = converted(segmenter.net, weights, log=log)
+    recorder = _Recorder(Backend(network, "fp32"))
+
+    def with_backend(backend) -> Segmenter:
+        return Segmenter(segmenter.net, segmenter.info, passes=segmenter.passes, precision="fp32", backend=backend)
+
+    recording = with_backend(recorder)
+    for face in faces:
+        recording.logits([face])
+    with tempfile.TemporaryDirectory() as temporary:
+        file = Path(temporary) / FILES[0]
+        with _one_sentence("The network cannot be quantized"):
+            seen = nncf.Dataset([picture[None] for picture in recorder.seen])
+            mixed = nncf.QuantizationPreset.MIXED  # activations are not symmetric about 0
+            model = ov.Core().read_model(str(network))
+            ov.save_model(nncf.quantize(model, seen, preset=mixed, subset_size=len(recorder.seen)), file)
+        quantized, exact, counts = with_backend(Backend(file, "int8")), with_backend(None), Counts()
+        for sample in samples:
+            counts.add(quantized.mask(sample) > 0, exact.mask(sample) > 0, boundary=False)
+        if not counts.iou >= LEAST_IOU:
+            raise OpenVINOError(f"In int8 the masks agree with those in fp32 by an IoU of {counts.iou:.3f}; not kept.")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(out) as unfinished, zipfile.ZipFile(unfinished, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.comment = _sha256(weights)
+            for name in FILES:
+                archive.write(file.with_name(name), name)
+    size = f"{out.stat().st_size / 2**20:.1f} MiB"
+    log(f"{out}: {size}; its masks agree with those in fp32 by an IoU of {counts.iou:.4f} on {len(samples)} pictures.")
+    return counts.iou
