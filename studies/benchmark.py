@@ -126,7 +126,7 @@ def baseline_segmenter(net, info):
     from inference import Segmenter
 
     segmenter = Segmenter(copy.deepcopy(net), info, precision="fp32")
-    segmenter._fused = lambda x: net(x.contiguous(memory_format=torch.contiguous_format))
+    segmenter.backend._net = lambda x: net(x.contiguous(memory_format=torch.contiguous_format))
     return segmenter
 
 
@@ -182,7 +182,7 @@ def predict(context: Context) -> list[dict]:
 
 
 def _dtype(segmenter) -> str:
-    return str(segmenter.dtype).removeprefix("torch.")
+    return segmenter.backend.precision
 
 
 def briefly_trained(name: str, context: Context, size: int):
