@@ -16,11 +16,10 @@ import hashlib
 import os
 import pickle
 import shutil
-import struct
 import threading
 import zipfile
-import zlib
 from collections import OrderedDict
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -241,10 +240,10 @@ NETWORKS = {"deeplabv3": DeepLabV3, "unet": UNet, "lite": Lite}
 # --- What is known of a checkpoint ----------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Info:
-    """How a network wants its pictures. `size` is the side, in pixels, of its square input."""
+    """How a network wants its pictures."""
 
     model: str
-    size: int = const.IMG_SIZE
+    size: int = const.IMG_SIZE  # the side, in pixels, of its square input
     passes: int = 1  # 2: a coarse pass finds the faces, a fine pass segments each
     trained: str = ""  # the recipe, for people
     confidence: float = 0.9  # of two passes: that of a face in the open, see MIN_CONFIDENCE in inference.py
@@ -257,9 +256,8 @@ class Info:
             "trained": isinstance(self.trained, str),
             "confidence": type(self.confidence) in (int, float) and 0 <= self.confidence <= 1,  # NaN is not
         }
-        for name, fits in good.items():
-            if not fits:
-                raise ModelError(f"{name} cannot be {str(getattr(self, name))[:40]!r}")
+        if bad := [name for name, fits in good.items() if not fits]:
+            raise ModelError(f"{bad[0]} cannot be {str(getattr(self, bad[0]))[:40]!r}")
 
 
 MAX_SIZE = 8192  # pixels; far above what any network here is trained with
@@ -303,14 +301,8 @@ def identify(state: dict) -> Info | None:
         info = Info(**{k: v for k, v in meta.items() if k in Info.__dataclass_fields__})
         info.check()
         return info
-    for prefix, name in (
-        ("deep_lab_v3.", "deeplabv3"),
-        ("encoder.layer4.", "unet"),
-        ("encoder.scales.", "lite"),
-    ):
-        if any(key.startswith(prefix) for key in state):
-            return Info(name)
-    return None
+    prefixes = {"deep_lab_v3.": "deeplabv3", "encoder.layer4.": "unet", "encoder.scales.": "lite"}
+    return next((Info(name) for prefix, name in prefixes.items() if any(k.startswith(prefix) for k in state)), None)
 
 
 # --- Files ----------------------------------------------------------------------------------------------------------
@@ -359,34 +351,20 @@ def read_checkpoint(path: Path):
         if not head.startswith((b"PK", b"\x80")):  # a zip archive, or a pickle as of old
             raise ModelError(f"{path} is not a PyTorch checkpoint; give a file such as model.best.pth.")
         if head.startswith(b"PK"):
-            _check_archive(path)
+            with zipfile.ZipFile(path) as archive:
+                if (size := sum(info.file_size for info in archive.infolist())) > MAX_BYTES:
+                    raise ModelError(f"{path} would take {size / 2**30:.0f} GiB once unpacked, and is not loaded.")
+                if damaged := archive.testzip():
+                    raise ModelError(f"{path} is damaged: the checksum of {damaged!r} is wrong; fetch it again.")
         return torch.load(path, map_location="cpu", weights_only=True)
+    except ModelError:
+        raise
     except PermissionError as error:
         raise ModelError(f"{path} may not be read; change its permissions.") from error
     except pickle.UnpicklingError as error:
-        raise ModelError(
-            f"{path} is not a checkpoint of tensors alone, and is not loaded because it could run code."
-        ) from error
-    except _UNREADABLE as error:
-        raise ModelError(
-            f"{path} cannot be read as a PyTorch checkpoint; it may be cut short or of another kind."
-        ) from error
-
-
-# What torch.load, pickle and zipfile raise for damaged files; an assertion and an overflow were seen, too.
-_UNREADABLE = (
-    OSError, RuntimeError, EOFError, LookupError, ValueError, AttributeError, TypeError, AssertionError, ImportError,
-    MemoryError, OverflowError, struct.error, zipfile.BadZipFile, zlib.error,
-)  # fmt: skip
-
-
-def _check_archive(path: Path) -> None:
-    """Raises ModelError for a zip archive of a size that no checkpoint has, or with a wrong checksum."""
-    with zipfile.ZipFile(path) as archive:
-        if (size := sum(info.file_size for info in archive.infolist())) > MAX_BYTES:
-            raise ModelError(f"{path} would take {size / 2**30:.0f} GiB once unpacked, and is not loaded.")
-        if damaged := archive.testzip():
-            raise ModelError(f"{path} is damaged: the checksum of {damaged!r} is wrong; fetch or train it again.")
+        raise ModelError(f"{path} holds more than tensors, and is not loaded because it could run code.") from error
+    except Exception as error:  # torch.load, pickle and zipfile raise a dozen kinds for damaged files
+        raise ModelError(f"{path} is no whole PyTorch checkpoint; it may be cut short or of another kind.") from error
 
 
 def read_state(path: Path) -> tuple[dict, Info]:
@@ -411,13 +389,9 @@ def read_state(path: Path) -> tuple[dict, Info]:
 
 def _is_plain(value) -> bool:
     """Whether it is a tensor of real numbers in memory, as a network's are."""
-    return (
-        isinstance(value, torch.Tensor)
-        and value.layout == torch.strided
-        and value.device.type == "cpu"
-        and not value.is_complex()
-        and not value.is_quantized
-    )
+    if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.device.type != "cpu":
+        return False
+    return not value.is_complex() and not value.is_quantized
 
 
 def load(path: Path) -> tuple[nn.Module, Info]:
@@ -451,13 +425,10 @@ def _reachable(url: str, seconds: float) -> bool:
     answered = []
 
     def ask():
-        try:
-            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=seconds).close()
+        with suppress(OSError):
+            with suppress(urllib.error.HTTPError):
+                urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=seconds).close()
             answered.append(True)
-        except urllib.error.HTTPError:
-            answered.append(True)
-        except OSError:
-            pass
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
@@ -510,10 +481,10 @@ def bundled_weights() -> Path:
         ModelError: the file is missing or was changed.
     """
     path = const.BUNDLED_WEIGHTS
-    if not path.is_file():
-        raise ModelError(f"The bundled weights {path} are missing; restore them with `git checkout weights`.")
-    if hashlib.sha256(path.read_bytes()).hexdigest() != const.BUNDLED_SHA256:
-        raise ModelError(f"The bundled weights {path} were changed; restore them with `git checkout weights`.")
+    there = path.is_file()
+    if not there or hashlib.sha256(path.read_bytes()).hexdigest() != const.BUNDLED_SHA256:
+        wrong = "were changed" if there else "are missing"
+        raise ModelError(f"The bundled weights {path} {wrong}; restore them with `git checkout weights`.")
     return path
 
 
