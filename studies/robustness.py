@@ -22,6 +22,7 @@ import numpy as np
 import const
 from common import UserError, exit_code, write_text
 from data_preprocessing import is_prepared, positive
+from dataset import read_rgb
 from metrics import Counts
 from robust import occluders, photographed, scenes
 from studies.pasted import pasted_faces
@@ -34,20 +35,9 @@ Sample = tuple[np.ndarray, np.ndarray]  # image uint8 (H, W, 3), target uint8 (H
 
 
 # --- Changes of a face: image, target -> image, target ----------------------------------------------------------------
-def grey(image, target) -> Sample:
-    return np.repeat(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2), target
-
-
-def dim(image, target) -> Sample:
-    return (image * 0.25).astype(np.uint8), target
-
-
-def overexposed(image, target) -> Sample:
-    return np.clip(image * 1.9 + 20, 0, 255).astype(np.uint8), target
-
-
-def low_contrast(image, target) -> Sample:
-    return (image * 0.4 + 80).astype(np.uint8), target
+def of_image(change: Callable[[np.ndarray], np.ndarray]) -> Callable[..., Sample]:
+    """A change of the picture alone; values below 0 and above 255 are clipped."""
+    return lambda image, target: (np.clip(change(image), 0, 255).astype(np.uint8), target)
 
 
 def rolled(degrees: float) -> Callable[..., Sample]:
@@ -64,39 +54,29 @@ def quarter_turns(count: int) -> Callable[..., Sample]:
     return lambda image, target: tuple(np.ascontiguousarray(np.rot90(part, count)) for part in (image, target))
 
 
-def blurred(image, target) -> Sample:
-    return cv2.GaussianBlur(image, (0, 0), 4), target
+def jpeg(image: np.ndarray) -> np.ndarray:
+    return cv2.imdecode(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 20])[1], cv2.IMREAD_COLOR)
 
 
-def jpeg(image, target) -> Sample:
-    data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 20])[1]
-    return cv2.imdecode(data, cv2.IMREAD_COLOR), target
-
-
-def noisy(image, target) -> Sample:
-    noise = np.random.default_rng(SEED).normal(0, 20, image.shape)
-    return np.clip(image + noise, 0, 255).astype(np.uint8), target
-
-
-def tiny(image, target) -> Sample:
+def tiny(image: np.ndarray) -> np.ndarray:
     small = cv2.resize(image, (64, 64), interpolation=cv2.INTER_AREA)
-    return cv2.resize(small, (SIZE, SIZE), interpolation=cv2.INTER_CUBIC), target
+    return cv2.resize(small, (SIZE, SIZE), interpolation=cv2.INTER_CUBIC)
 
 
 CHANGES = {
-    "greyscale": grey,
-    "dim (a quarter of the light)": dim,
-    "overexposed": overexposed,
-    "low contrast": low_contrast,
+    "greyscale": of_image(lambda x: np.repeat(cv2.cvtColor(x, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2)),
+    "dim (a quarter of the light)": of_image(lambda x: x * 0.25),
+    "overexposed": of_image(lambda x: x * 1.9 + 20),
+    "low contrast": of_image(lambda x: x * 0.4 + 80),
     "rolled by 45 degrees": rolled(45),
     "rolled by -30 degrees": rolled(-30),
     "rotated by 90 degrees": quarter_turns(1),
     "rotated by -90 degrees": quarter_turns(-1),
     "upside down": quarter_turns(2),
-    "blurred (sigma 4)": blurred,
-    "JPEG quality 20": jpeg,
-    "noise (sigma 20)": noisy,
-    "64 pixels, enlarged": tiny,
+    "blurred (sigma 4)": of_image(lambda x: cv2.GaussianBlur(x, (0, 0), 4)),
+    "JPEG quality 20": of_image(jpeg),
+    "noise (sigma 20)": of_image(lambda x: x + np.random.default_rng(SEED).normal(0, 20, x.shape)),
+    "64 pixels, enlarged": of_image(tiny),
 }
 
 
@@ -223,9 +203,8 @@ def _rows(section: str, composer, held_out: list[Path], scenes_count: int) -> It
             yield "with glasses", worn
     elif section == "skin tone":
         order = np.argsort([skin_tone(image, mask) for image, mask in faces_of(store)])
-        thirds = np.array_split(order, 3)
-        for name, ids in zip(("darkest third", "middle third", "lightest third"), thirds, strict=True):
-            yield name, ((store[i].image, store[i].mask) for i in ids)
+        for name, ids in zip(("darkest", "middle", "lightest"), np.array_split(order, 3), strict=True):
+            yield f"{name} third", ((store[i].image, store[i].mask) for i in ids)
     elif section == "drawn occluders":
         for kind in ("glasses", *occluders.KINDS):
             yield kind, occluded_faces(composer, kind)
@@ -240,7 +219,7 @@ def _rows(section: str, composer, held_out: list[Path], scenes_count: int) -> It
             name = f"faces {low:.0%} to {high:.0%} of the width"
             yield name, photographs(composer, scenes_count, (low, high))
     elif section == "no face":
-        yield "held-out photographs", ((p, np.zeros(p.shape[:2], np.uint8)) for p in map(_read, held_out))
+        yield "held-out photographs", ((p, np.zeros(p.shape[:2], np.uint8)) for p in map(read_rgb, held_out))
 
 
 def speed(segmenter, picture: np.ndarray, runs: int = 15) -> dict[str, float]:
@@ -265,10 +244,6 @@ def speed(segmenter, picture: np.ndarray, runs: int = 15) -> dict[str, float]:
 def _wears_glasses(mask: np.ndarray) -> bool:
     """Whether the mask leaves out both eyes at their usual places, as it does where `eye_g` was annotated."""
     return not any(mask[y - 6 : y + 7, x - 6 : x + 7].any() for x, y in occluders.EYES)
-
-
-def _read(path: Path) -> np.ndarray:
-    return cv2.cvtColor(cv2.imread(str(path), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
 
 
 def _cells(figures: dict) -> dict[str, str]:
