@@ -1,8 +1,7 @@
 """Things in front of a face, drawn: paper, cloth, hands, masks, mugs, microphones, hair, glasses.
 
-Every cover is drawn over a face of CelebAMask-HQ's own alignment at 512x512 (eyes at about (203, 244) and (309, 244),
-mouth at about (256, 380), the face oval about 274 wide), and comes as a picture and its opacity. CoarseDropout's grey
-box is the original's idea of a cover; realistic shapes and textures teach more (Voo et al. 2022,
+Every occluder is drawn over a face in CelebAMask-HQ's alignment at 512x512, and comes as a picture and its opacity.
+CoarseDropout's grey box is the original's idea of one; realistic shapes and textures teach more (Voo et al. 2022,
 https://arxiv.org/abs/2205.06218).
 """
 
@@ -11,11 +10,11 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-SIZE = 512  # the side of the aligned square that covers are drawn in, pixels
+SIZE = 512  # the side of the aligned square, pixels; in it, about:
 EYES = ((203, 244), (309, 244))
 MOUTH = (256, 380)
 FACE_CENTRE = (256, 290)
-FACE_WIDTH = 274
+FACE_WIDTH = 274  # of the oval
 
 
 # --- Textures -------------------------------------------------------------------------------------------------------
@@ -78,6 +77,11 @@ def _polygon(points) -> np.ndarray:
     return alpha
 
 
+def _line(alpha: np.ndarray, start, end, width: float) -> None:
+    (x0, y0), (x1, y1) = start, end
+    cv2.line(alpha, (int(x0), int(y0)), (int(x1), int(y1)), 255, int(width), cv2.LINE_AA)
+
+
 def _place(rng: np.random.Generator) -> np.ndarray:
     """A point on or near the face oval."""
     angle, radius = rng.uniform(0, 2 * np.pi), rng.uniform(0, 1.0) ** 0.7
@@ -91,18 +95,16 @@ def rectangle(rng: np.random.Generator) -> np.ndarray:
 
 
 def edge_sheet(rng: np.random.Generator) -> np.ndarray:
-    """A sheet that comes in from one side and covers all of the face up to a line."""
+    """A sheet that comes in from one side and hides all of the face up to a line."""
     side, reach = rng.integers(0, 4), rng.uniform(110, 400)
-    slope = rng.normal(0, 60)
-    if side == 0:
-        points = [(-9, -9), (reach + slope, -9), (reach - slope, SIZE + 9), (-9, SIZE + 9)]
-    elif side == 1:
-        points = [(SIZE + 9, -9), (SIZE - reach + slope, -9), (SIZE - reach - slope, SIZE + 9), (SIZE + 9, SIZE + 9)]
-    elif side == 2:
-        points = [(-9, -9), (SIZE + 9, -9), (SIZE + 9, reach * 0.8 + slope), (-9, reach * 0.8 - slope)]
-    else:
-        points = [(-9, SIZE + 9), (SIZE + 9, SIZE + 9), (SIZE + 9, SIZE - reach + slope), (-9, SIZE - reach - slope)]
-    return _polygon(points)
+    slope, far = rng.normal(0, 60), SIZE + 9
+    points = [
+        [(-9, -9), (reach + slope, -9), (reach - slope, far), (-9, far)],
+        [(far, -9), (SIZE - reach + slope, -9), (SIZE - reach - slope, far), (far, far)],
+        [(-9, -9), (far, -9), (far, reach * 0.8 + slope), (-9, reach * 0.8 - slope)],
+        [(-9, far), (far, far), (far, SIZE - reach + slope), (-9, SIZE - reach - slope)],
+    ]
+    return _polygon(points[side])
 
 
 def blob(rng: np.random.Generator) -> np.ndarray:
@@ -113,8 +115,7 @@ def blob(rng: np.random.Generator) -> np.ndarray:
     i, f = t.astype(int), (1 - np.cos((t % 1) * np.pi)) / 2
     r = radii[i % n] * (1 - f) + radii[(i + 1) % n] * f
     angle = t / n * 2 * np.pi
-    squeeze = rng.uniform(0.5, 1.0)
-    points = np.stack([np.cos(angle) * r, np.sin(angle) * r * squeeze], 1)
+    points = np.stack([np.cos(angle) * r, np.sin(angle) * r * rng.uniform(0.5, 1.0)], 1)
     turn = rng.uniform(0, 2 * np.pi)
     rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
     return _polygon(points @ rotation.T + _place(rng))
@@ -146,8 +147,8 @@ def face_mask(rng: np.random.Generator) -> np.ndarray:
     lower = np.stack([cx + rx * np.cos(low), (bottom - 60) + 60 * np.sin(low) ** rng.uniform(0.6, 1.2)], 1)
     alpha = _polygon(np.concatenate([upper, lower]))
     for x, ear in ((left, 100), (right, 412)):
-        cv2.line(alpha, (int(x), int(top + 6)), (ear, int(top - rng.uniform(10, 50))), 255, 3, cv2.LINE_AA)
-        cv2.line(alpha, (int(x), int(bottom - 70)), (ear, int(top + 20)), 255, 3, cv2.LINE_AA)
+        _line(alpha, (x, top + 6), (ear, top - rng.uniform(10, 50)), 3)
+        _line(alpha, (x, bottom - 70), (ear, top + 20), 3)
     return alpha
 
 
@@ -156,8 +157,7 @@ def mug(rng: np.random.Generator) -> np.ndarray:
     w, h = rng.uniform(90, 190), rng.uniform(100, 200)
     x, y = MOUTH[0] + rng.normal(0, 45), MOUTH[1] + rng.normal(10, 40)
     taper = rng.uniform(0.75, 1.0)
-    points = [(x - w / 2, y), (x + w / 2, y), (x + w / 2 * taper, y + h), (x - w / 2 * taper, y + h)]
-    alpha = _polygon(points)
+    alpha = _polygon([(x - w / 2, y), (x + w / 2, y), (x + w / 2 * taper, y + h), (x - w / 2 * taper, y + h)])
     for cy, rx in ((y, w / 2), (y + h, w / 2 * taper)):
         cv2.ellipse(alpha, (int(x), int(cy)), (int(rx), int(w * 0.1)), 0, 0, 360, 255, -1, cv2.LINE_AA)
     side = rng.choice([-1, 1])
@@ -172,15 +172,13 @@ def microphone(rng: np.random.Generator) -> np.ndarray:
     angle = np.pi / 2 + rng.normal(0, 0.5)
     end = head + 300 * np.array([np.cos(angle), np.sin(angle)])
     r = rng.uniform(26, 60)
-    cv2.line(
-        alpha, head.astype(int).tolist(), end.astype(int).tolist(), 255, int(r * rng.uniform(0.6, 1.2)), cv2.LINE_AA
-    )
-    turn = np.degrees(angle)
-    cv2.ellipse(alpha, head.astype(int).tolist(), (int(r * 1.25), int(r)), turn, 0, 360, 255, -1, cv2.LINE_AA)
+    _line(alpha, head, end, r * rng.uniform(0.6, 1.2))
+    axes, turn = (int(r * 1.25), int(r)), np.degrees(angle)
+    cv2.ellipse(alpha, head.astype(int).tolist(), axes, turn, 0, 360, 255, -1, cv2.LINE_AA)
     return alpha
 
 
-# --- Covers: (picture uint8 (512, 512, 3), opacity float32 (512, 512) in [0, 1]) -------------------------------------
+# --- Occluders: (picture uint8 (512, 512, 3), opacity float32 (512, 512) in [0, 1]) -----------------------------------
 def hand(rng: np.random.Generator, color: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """A palm and its fingers, shaded as round limbs; `color` is the skin's, float (3,)."""
     target = _place(rng)
@@ -212,7 +210,7 @@ def hand(rng: np.random.Generator, color: np.ndarray) -> tuple[np.ndarray, np.nd
     dark, light = rng.uniform(0.35, 0.75), rng.uniform(0.95, 1.15)
     for start, end, width in limbs:
         one = np.zeros((SIZE, SIZE), np.uint8)
-        cv2.line(one, start.astype(int).tolist(), end.astype(int).tolist(), 255, max(2, int(width)), cv2.LINE_AA)
+        _line(one, start, end, max(2, width))
         x, y, w, h = cv2.boundingRect(one)
         if w == 0:
             continue
@@ -227,7 +225,7 @@ def hand(rng: np.random.Generator, color: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def glasses(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rimless to sunglasses: (picture, opacity, covered), the last boolean (512, 512): rims, lenses and what is seen
+    """Rimless to sunglasses: (picture, opacity, hidden), the last boolean (512, 512): rims, lenses and what is seen
     through them, which CelebAMask-HQ's `eye_g` counts as glasses."""
     picture = np.zeros((SIZE, SIZE, 3), np.uint8)
     lens, rims = np.zeros((SIZE, SIZE), np.uint8), np.zeros((SIZE, SIZE), np.uint8)
@@ -249,11 +247,11 @@ def glasses(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarra
         cv2.polylines(rims, [points], True, 255, rim, cv2.LINE_AA, shift=4)
         centres.append(centre)
     (ax, ay), (bx, _) = centres
-    bar = int(ay - ry * rng.uniform(0.1, 0.6))
-    cv2.line(rims, (int(ax + rx * 0.9), bar), (int(bx - rx * 0.9), bar), 255, max(2, rim), cv2.LINE_AA)
+    bar = ay - ry * rng.uniform(0.1, 0.6)
+    _line(rims, (ax + rx * 0.9, bar), (bx - rx * 0.9, bar), max(2, rim))
     for x0, sign in ((ax - rx, -1), (bx + rx, 1)):
-        ear = (int(256 + sign * rng.uniform(138, 165)), int(ay + rng.normal(-6, 10)))
-        cv2.line(rims, (int(x0), int(ay - ry * 0.4)), ear, 255, max(2, rim), cv2.LINE_AA)
+        ear = (256 + sign * rng.uniform(138, 165), ay + rng.normal(-6, 10))
+        _line(rims, (x0, ay - ry * 0.4), ear, max(2, rim))
     dark = rng.random() < 0.35
     tint = flat(rng, rng.uniform(0, 70, 3) if dark or rng.random() < 0.5 else rng.uniform(60, 255, 3))
     strength = rng.uniform(0.6, 1.0) if dark else rng.uniform(0.0, 0.25)
@@ -261,8 +259,8 @@ def glasses(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarra
     picture[:] = tint
     if rng.random() < 0.5:  # a reflection across the lenses
         streak = np.zeros((SIZE, SIZE), np.uint8)
-        x0, lean, width = rng.uniform(150, 350), rng.uniform(20, 80), int(rng.integers(6, 40))
-        cv2.line(streak, (int(x0), int(ay - ry)), (int(x0 - lean), int(ay + ry)), 255, width, cv2.LINE_AA)
+        x0, lean, width = rng.uniform(150, 350), rng.uniform(20, 80), rng.integers(6, 40)
+        _line(streak, (x0, ay - ry), (x0 - lean, ay + ry), width)
         shine = (streak & lens).astype(np.float32) / 255 * np.float32(rng.uniform(0.2, 0.8))
         picture = blend(np.full_like(picture, 255), picture, shine)
         opacity = np.maximum(opacity, shine)
@@ -275,15 +273,13 @@ def glasses(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarra
 
 # --- Drawing over a face --------------------------------------------------------------------------------------------
 KINDS = {  # and how often each is drawn
-    "sheet": 0.16,
-    "rectangle": 0.17,
-    "blob": 0.17,
-    "hand": 0.24,
-    "mask": 0.09,
-    "mug": 0.05,
-    "microphone": 0.05,
+    "sheet": 0.16, "rectangle": 0.17, "blob": 0.17, "hand": 0.24, "mask": 0.09, "mug": 0.05, "microphone": 0.05,
     "hair": 0.07,
-}
+}  # fmt: skip
+SHAPES = {
+    "sheet": edge_sheet, "rectangle": rectangle, "blob": blob, "mask": face_mask, "mug": mug, "microphone": microphone,
+    "hair": hair_strands,
+}  # fmt: skip
 
 
 def draw_occluder(
@@ -295,7 +291,7 @@ def draw_occluder(
     other: tuple[np.ndarray, np.ndarray] | None = None,
     kind: str | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Draw one random cover over an aligned face.
+    """Draw one random occluder over an aligned face.
 
     Args:
         rng: the only source of randomness.
@@ -306,20 +302,18 @@ def draw_occluder(
         kind: one of `KINDS`, or "glasses"; random without it.
 
     Returns:
-        (image, mask, opacity): the covered face, its smaller mask, and the cover's opacity, uint8 (512, 512), all new.
+        (image, mask, opacity): the occluded face, its smaller mask, the occluder's opacity uint8 (512, 512), all new.
     """
     kind = kind or rng.choice(list(KINDS), p=np.array(list(KINDS.values())) / sum(KINDS.values()))
-    covered = None
+    hidden = None
     if kind == "glasses":
-        picture, alpha, covered = glasses(rng)
+        picture, alpha, hidden = glasses(rng)
     elif kind == "hand":
         source = other if other is not None and rng.random() < 0.35 else (image, mask)
         picture, alpha = hand(rng, skin_color(rng, *source))
     else:
-        shape = {"sheet": edge_sheet, "rectangle": rectangle, "blob": blob, "mask": face_mask, "mug": mug,
-                 "microphone": microphone, "hair": hair_strands}[kind](rng)  # fmt: skip
-        alpha = shape.astype(np.float32) / 255
-        picture = _cover_texture(rng, kind, image, photo)
+        alpha = SHAPES[kind](rng).astype(np.float32) / 255
+        picture = _texture(rng, kind, image, photo)
     if kind not in ("glasses", "hair") and rng.random() < 0.5:  # its shadow on the face
         dx, dy = rng.normal(0, 8, 2)
         shadow = cv2.warpAffine(alpha, np.float32([[1, 0, dx], [0, 1, dy]]), (SIZE, SIZE))
@@ -329,11 +323,11 @@ def draw_occluder(
         alpha = cv2.GaussianBlur(alpha, (0, 0), rng.uniform(0.5, 3.0))
     image = blend(picture, image, alpha)
     mask = mask.copy()
-    mask[(alpha > 0.5) if covered is None else covered] = 0
+    mask[(alpha > 0.5) if hidden is None else hidden] = 0
     return image, mask, (alpha * 255).astype(np.uint8)
 
 
-def _cover_texture(rng, kind, image, photo) -> np.ndarray:
+def _texture(rng, kind, image, photo) -> np.ndarray:
     if kind == "hair":
         tops = image[20:70, 150:360].reshape(-1, 3)  # above the forehead: mostly hair
         return flat(rng, tops[rng.integers(len(tops))] * rng.uniform(0.5, 1.2))
