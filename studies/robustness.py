@@ -22,8 +22,8 @@ import numpy as np
 import const
 from common import UserError, exit_code, write_text
 from data_preprocessing import is_prepared, positive
-from dataset import read_rgb
 from metrics import Counts
+from pictures import read_known
 from robust import occluders, photographed, scenes
 from studies.pasted import pasted_faces
 from studies.timing import interleaved
@@ -219,7 +219,7 @@ def _rows(section: str, composer, held_out: list[Path], scenes_count: int) -> It
             name = f"faces {low:.0%} to {high:.0%} of the width"
             yield name, photographs(composer, scenes_count, (low, high))
     elif section == "no face":
-        yield "held-out photographs", ((p, np.zeros(p.shape[:2], np.uint8)) for p in map(read_rgb, held_out))
+        yield "held-out photographs", ((p, np.zeros(p.shape[:2], np.uint8)) for p in map(read_known, held_out))
 
 
 def speed(segmenter, picture: np.ndarray, runs: int = 15) -> dict[str, float]:
