@@ -304,11 +304,11 @@ def make_loader(
     fails on a batch of one. Its length is a multiple of `accumulate`, the batches that make a step. Of several
     processes, each loads its share; see `EpochSampler`.
     """
-    share = {"group": batch_size * accumulate if train else 0, "rank": rank, "world_size": world_size}
+    shard = {"group": batch_size * accumulate if train else 0, "rank": rank, "world_size": world_size}
     return DataLoader(
         dataset,
         batch_size,
-        sampler=EpochSampler(len(dataset), seed=seed, shuffle=train, size=size, **share),
+        sampler=EpochSampler(len(dataset), seed=seed, shuffle=train, size=size, **shard),
         num_workers=workers,
         drop_last=train,
         pin_memory=torch.cuda.is_available(),

@@ -61,7 +61,7 @@ def evaluate(
         _, target, logits = _segmented(segmenter, *pair)
         counts.add(pair[0].name, logits, target > 127)
     # All processes' counts; a process with no picture of its own has none to add.
-    pooled = {name: counts.pooled.get(name, Counts()).summed(segmenter.device) for name in counts.thresholds}
+    pooled = {name: counts.pooled.get(name, Counts()).all_reduce(segmenter.device) for name in counts.thresholds}
     table = {name: one.summary() for name, one in pooled.items()}
     parts = devices.all_gather(counts.per_picture)
     if rank:

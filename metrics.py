@@ -78,7 +78,7 @@ class Counts:
         self.bce_pixels += x.size
         return self
 
-    def summed(self, device) -> Counts:
+    def all_reduce(self, device) -> Counts:
         """The counts of all processes of a torchrun job; these alone without one. Exact for the pixels."""
         import torch
 

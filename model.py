@@ -6,7 +6,7 @@
     lite        a small U-Net on EfficientNet-Lite0 for laptops; the bundled weights are of this kind
 
 Every network maps an image float32 (B, 3, H, W), normalised with the ImageNet mean and deviation, to logits
-(B, 1, H, W). A checkpoint is a flat `state_dict`. What else is known of it (model, picture size, how to look) travels
+(B, 1, H, W). A checkpoint is a flat `state_dict`. What else is known of it (model, picture size, passes) travels
 in the dictionary's own `_metadata`, so that strict loading, here or in the original's class, sees tensors only.
 """
 

@@ -367,7 +367,7 @@ class Trainer:
             bce_sum += F.binary_cross_entropy_with_logits(logits, target, reduction="none").to(bce_sum.dtype).sum()
         tp, fp, fn, pixels = sums.tolist()
         counts = Counts(tp=tp, fp=fp, fn=fn, tn=pixels - tp - fp - fn, bce_sum=bce_sum.item(), bce_pixels=pixels)
-        return counts.summed(self.device)
+        return counts.all_reduce(self.device)
 
     # -- its files
     def _write_config(self) -> None:

@@ -4,7 +4,7 @@
 
 The rule: in one pass of a network that was trained with pasted occluders, a connected region of pixels that the label
 calls face and the network does not (probability below 0.2), what is left of it after an opening by 13 pixels at
-512x512, is at least 1.5 % of the labelled face. The opening removes the doubt along contours.
+512x512, is at least 1.5 % of the labelled face. The opening removes what is uncertain along contours.
 """
 
 from __future__ import annotations

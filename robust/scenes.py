@@ -1,6 +1,6 @@
-"""Pictures of known target: faces at every size and place, on other backgrounds, covered, or no face at all.
+"""Pictures of known target: faces at every size and place, on other backgrounds, occluded, or no face at all.
 
-CelebAMask-HQ shows one upright face in the middle of every picture. A network trained on that alone paints whatever
+CelebAMask-HQ shows one upright face in the middle of every picture. A network trained on that alone calls face whatever
 stands in the middle. `Scenes` composes, from the prepared faces, the people cut out along their annotated parts
 (`persons_*`) and photographs without faces, what whole photographs look like (copy-paste: Ghiasi et al. 2021,
 https://arxiv.org/abs/2012.07177).
@@ -212,8 +212,8 @@ class SceneComposer:
             return self.scene(rng, index, size)
         return self.empty(rng, index, size)
 
-    def covered(self, rng: np.random.Generator, index: int, *, person=True) -> tuple[Face, np.ndarray]:
-        """A face, covered or not, and the opacity of the whole cut-out (the person and what covers them)."""
+    def occluded(self, rng: np.random.Generator, index: int, *, person=True) -> tuple[Face, np.ndarray]:
+        """A face, occluded or not, and the opacity of the whole cut-out (the person and the occluders)."""
         face = self.faces[index]
         image, mask = face.image, face.mask
         alpha = face.person if person and face.person is not None else np.full((SIZE, SIZE), 255, np.uint8)
@@ -252,9 +252,9 @@ class SceneComposer:
         return None
 
     def single_face_picture(self, rng: np.random.Generator, index: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-        """One face large in the picture, as in CelebAMask-HQ and in the second look of prediction."""
+        """One face large in the picture, as in CelebAMask-HQ and in the fine pass of prediction."""
         swap = self.faces[index].person is not None and rng.random() < 0.3
-        face, alpha = self.covered(rng, index, person=swap)
+        face, alpha = self.occluded(rng, index, person=swap)
         width = size * rng.uniform(0.34, 0.80)
         degrees = _roll(rng, 10)
         centre = size * (0.5 + rng.normal(0, 0.07, 2))
@@ -300,7 +300,7 @@ class SceneComposer:
     def add_person(self, rng, canvas, target, index: int, width: float) -> tuple[np.ndarray, np.ndarray]:
         h, w = target.shape
         cut = self.faces[index].person is not None and rng.random() < 0.8
-        face, alpha = self.covered(rng, index, person=cut)
+        face, alpha = self.occluded(rng, index, person=cut)
         if rng.random() < 0.7:
             face = Face(_relight(rng, face.image), face.mask, face.person)
         if cut and rng.random() < 0.6:
@@ -314,22 +314,22 @@ class SceneComposer:
         return paste(canvas, target, face, matrix, alpha)
 
     def photograph(
-        self, rng: np.random.Generator, people: list[int], size: tuple[int, int], share: tuple[float, float]
+        self, rng: np.random.Generator, people: list[int], size: tuple[int, int], widths: tuple[float, float]
     ) -> tuple[np.ndarray, np.ndarray, list[float]]:
-        """A test picture at (height, width): these people side by side, cut out, their faces `share` (from, to) of the
-        width; (image, target, the shares drawn)."""
+        """A test picture at (height, width): these people side by side, cut out, their faces `widths` (from, to) of the
+        picture's; (image, target, the fractions drawn)."""
         canvas = background(rng, self.photos.draw(rng), size)
         target = np.zeros(size, np.uint8)
-        shares = np.sort(np.exp(rng.uniform(*np.log(share), len(people)))).tolist()
+        fractions = np.sort(np.exp(rng.uniform(*np.log(widths), len(people)))).tolist()
         columns = rng.permutation(len(people))
-        for who, part, column in zip(people, shares, columns, strict=True):
+        for who, part, column in zip(people, fractions, columns, strict=True):
             x = (column + rng.uniform(0.3, 0.7)) / len(people) * size[1]
             y = rng.uniform(0.25, 0.7) * size[0]
             face, alpha = with_body(self.faces[who])
             alpha = cv2.GaussianBlur(alpha, (0, 0), 1.5)
             matrix = similarity(part * size[1], rng.normal(0, 6), (x, y), flip=rng.random() < 0.5)
             canvas, target = paste(canvas, target, face, matrix, alpha)
-        return canvas, target, shares
+        return canvas, target, fractions
 
     def empty(self, rng: np.random.Generator, index: int, size: int) -> tuple[np.ndarray, np.ndarray]:
         """No face: a photograph, a patch of hair or cloth, or people whose face is wholly hidden."""

@@ -53,7 +53,7 @@ def prepared(celeb_source, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def lite_weights(prepared, tmp_path_factory) -> Path:
-    """Untrained weights of the small model at 64 pixels, one look, whose mask covers about half of a drawn face."""
+    """Untrained weights of the small model at 64 pixels, one pass, whose mask is about half of a drawn face."""
     import torch
 
     import dataset

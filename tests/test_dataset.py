@@ -133,11 +133,11 @@ def drops() -> dict[str, np.ndarray]:
 
 def test_the_share_that_is_dropped(drops):
     np.testing.assert_array_equal(drops["image"], drops["mask"])  # the mask is 0 exactly under the hole
-    shares = drops["image"].mean((1, 2))
-    assert (shares > 0).mean() == pytest.approx(const.HOLE_P, abs=0.06)
+    fractions = drops["image"].mean((1, 2))
+    assert (fractions > 0).mean() == pytest.approx(const.HOLE_P, abs=0.06)
     # A height of 0.2-0.7 and a width of 0.3-0.8 of the picture: 0.45 * 0.55 on average, of seven pictures in ten.
-    assert shares[shares > 0].mean() == pytest.approx(0.45 * 0.55, abs=0.03)
-    assert shares.mean() == pytest.approx(0.7 * 0.45 * 0.55, abs=0.025)
+    assert fractions[fractions > 0].mean() == pytest.approx(0.45 * 0.55, abs=0.03)
+    assert fractions.mean() == pytest.approx(0.7 * 0.45 * 0.55, abs=0.025)
 
 
 def test_one_hole_of_the_meant_size(drops):

@@ -245,7 +245,7 @@ def test_a_region_of_low_confidence_is_no_face():
         assert not (found & (logits <= 0)).any()
         return [bool(found[50, x]) for x in (20, 60, 160)]
 
-    face, part, doubt = 0.99, 0.93, 0.8
+    face, part, low = 0.99, 0.93, 0.8
     left, right = (0, 10, 80), (140, 30, 40)  # squares of the fine pass
     logits = regions((10, 30, face), (50, 70, part), (150, 170, part))
     assert kept(logits, left, right) == [
@@ -254,11 +254,11 @@ def test_a_region_of_low_confidence_is_no_face():
         False,
     ]  # a part of a face in the same square, and none in the other
     assert kept(logits, left, (140, 30, 40), (100, 10, 80)) == [True, True, False]
-    logits = regions((10, 30, face), (50, 70, doubt), (150, 170, face))
+    logits = regions((10, 30, face), (50, 70, low), (150, 170, face))
     assert kept(logits, left, right) == [True, False, True]
     logits = regions((10, 30, part), (50, 70, part), (150, 170, face))
     assert kept(logits, left, right) == [False, False, True]
-    logits = regions((10, 30, part), (50, 70, doubt), (150, 170, part))
+    logits = regions((10, 30, part), (50, 70, low), (150, 170, part))
     assert kept(logits, left, right) == [True, False, True]  # no region of confidence here: faces, but occluded
 
 

@@ -142,10 +142,10 @@ def test_the_command_end_to_end(lite_weights, tmp_path, runner):
             "--device", "cpu", "--batch-size", "3", cwd=tmp_path)
     )  # fmt: skip
     assert result.returncode == 1
-    faults = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert len(faults) == 4
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 4
     for name in ("in/text.jpg", "in/empty.jpg", "in/cut.jpg", "gone.jpg"):
-        assert sum(name in line for line in faults) == 1
+        assert sum(name in line for line in errors) == 1
     assert "8 of 12 pictures" in result.stdout
     names = {"cat", "cat_png", "cat_2", "sub/cat", "Ünï cödé 写真", "dot.in.name", "turned", "long"}
     made = files(tmp_path / "out")
@@ -164,9 +164,9 @@ def test_the_command_end_to_end(lite_weights, tmp_path, runner):
             array = np.asarray(mask)
             assert set(np.unique(array)) <= {0, 255}
             by_content[name] = array
-        with Image.open(tmp_path / "out" / f"{name}_overlay.jpg") as painted:
-            assert painted.mode == "RGB"
-            assert painted.size == array.shape[::-1]
+        with Image.open(tmp_path / "out" / f"{name}_overlay.jpg") as overlay:
+            assert overlay.mode == "RGB"
+            assert overlay.size == array.shape[::-1]
     assert by_content["turned"].shape == (80, 60)  # as it is seen
     assert by_content["sub/cat"].shape == (33, 47)
     np.testing.assert_array_equal(by_content["dot.in.name"], runner.predict_image(inside / "dot.in.name.webp"))
@@ -219,15 +219,15 @@ def test_batches_change_nothing(lite_weights, tmp_path):
 
 def test_thresholds(lite_weights, tmp_path, runner):
     save(tmp_path / "a.png", 2)
-    shares = []
+    fractions = []
     for threshold in (0.05, 0.5, 0.95):
         assert predict(lite_weights, tmp_path / "a.png", "--out", tmp_path / "out", "--threshold", threshold) == 0
         mask = cv2.imread(str(tmp_path / "out" / "a_mask.png"), cv2.IMREAD_UNCHANGED)
         logits = runner.segmenter.logits([photo(2)])[0]
         assert ((mask > 0) == (1 / (1 + np.exp(-logits)) > threshold)).mean() > 0.999
-        shares.append((mask > 0).mean())
-    assert shares[0] >= shares[1] >= shares[2]
-    assert shares[0] > shares[2]
+        fractions.append((mask > 0).mean())
+    assert fractions[0] >= fractions[1] >= fractions[2]
+    assert fractions[0] > fractions[2]
 
 
 @pytest.mark.parametrize(
@@ -413,8 +413,8 @@ def test_24_megapixels_in_bounded_memory(lite_weights, tmp_path):
     if not Path("/proc/self/status").exists():
         pytest.skip("the peak is read from /proc")
     state, _ = model.read_state(lite_weights)
-    for looks in (1, 2):
-        model.save_state(state, tmp_path / f"{looks}.pth", model.Info("lite", 256, looks))
+    for passes in (1, 2):
+        model.save_state(state, tmp_path / f"{passes}.pth", model.Info("lite", 256, passes))
     save(tmp_path / "in" / "a.jpg", 1, h=4000, w=6000)
     shutil.copy(tmp_path / "in" / "a.jpg", tmp_path / "in" / "b.jpg")
     code = (

@@ -141,7 +141,7 @@ def test_processes_share_a_part_of_the_pictures(monkeypatch):
     assert sorted(parts[1:4] + parts[5:]) == [(i, 6) for i in range(1, 7)]
 
 
-def test_shares_of_an_epoch_are_what_one_process_would_see():
+def test_shards_of_an_epoch_are_what_one_process_would_see():
     def shown(group, rank, world_size, size=None):
         sampler = dataset.EpochSampler(
             23, seed=5, shuffle=True, group=group, rank=rank, world_size=world_size, size=size

@@ -288,8 +288,8 @@ def test_four_faces_can_be_learnt_by_heart(prepared, tmp_path):
     losses = [run.step(image, target).item() for _ in range(70)]
     assert losses[-1] < 0.25 * losses[0]
     with torch.inference_mode():
-        painted = run.net(image) > 0
-    overlap = (painted & (target > 0)).sum() / (painted | (target > 0)).sum()
+        predicted = run.net(image) > 0
+    overlap = (predicted & (target > 0)).sum() / (predicted | (target > 0)).sum()
     assert overlap > 0.85
 
 
@@ -510,7 +510,7 @@ def test_real_faces_are_learnt_a_little(tmp_path):
     assert max(row["dice"] for row in rows) > 0.7
 
 
-# --- Faults that ended silently, or in a traceback ------------------------------------------------------------------
+# --- Errors that ended silently, or in a traceback ------------------------------------------------------------------
 def test_a_folder_with_anothers_files_is_not_written_to(prepared, tmp_path, capsys):
     (tmp_path / "model.best.pth").write_bytes(b"mine")
     assert train(prepared, tmp_path, "--epochs", 1, "--limit", 4, "--workers", 0) == 1

@@ -300,7 +300,9 @@ def test_a_pipe(tmp_path, lite_weights):
 STAMPS = [0, 40, 120, 160, 200, 400, 440, 480, 600, 640, 680, 800, 840, 1000]  # milliseconds: a variable frame rate
 
 
-def film(path: Path, sound: str | None = "aac", stamps=STAMPS, size=(W, H), turned: int = 0, colors=None) -> Path:
+def encoded_video(
+    path: Path, sound: str | None = "aac", stamps=STAMPS, size=(W, H), turned: int = 0, colors=None
+) -> Path:
     """H.264 with a red square, and a tone that sounds from half a second on."""
     options = {"format": "adts"} if path.suffix == ".aac" else {}
     with av.open(str(path), "w", **options) as file:
@@ -359,7 +361,7 @@ def seen(path: Path) -> tuple[list[float], list[np.ndarray]]:
 @pytest.mark.parametrize(("name", "sound"), [("a.mp4", "aac"), ("a.mkv", "libopus"), ("a.mov", "pcm_s16le"),
                                              ("a.mkv", "libmp3lame"), ("a.ts", "aac")])  # fmt: skip
 def test_what_browsers_play_with_the_sound_and_the_times_of_the_source(red, tmp_path, name, sound):
-    source = film(tmp_path / name, sound)
+    source = encoded_video(tmp_path / name, sound)
     video.predict_video(red, source, tmp_path / "out", Output(("overlay", "mask")), log=lambda *_: None)
     for kind in ("overlay", "mask"):
         result = tmp_path / "out" / f"a_{kind}.mp4"
@@ -380,7 +382,7 @@ def test_what_browsers_play_with_the_sound_and_the_times_of_the_source(red, tmp_
 
 
 def test_start_and_end_cut_the_sound(red, tmp_path):
-    source = film(tmp_path / "a.mp4")
+    source = encoded_video(tmp_path / "a.mp4")
     timing = video.Timing(start=0.4, end=0.8)
     video.predict_video(red, source, tmp_path, timing=timing, log=lambda *_: None)
     times, _ = seen(tmp_path / "a_overlay.mp4")
@@ -392,7 +394,7 @@ def test_start_and_end_cut_the_sound(red, tmp_path):
 
 
 def test_a_late_start_is_sought_and_hits_the_frame(red, tmp_path):
-    source = film(tmp_path / "a.mp4", None, range(0, 12000, 40))
+    source = encoded_video(tmp_path / "a.mp4", None, range(0, 12000, 40))
     video.predict_video(red, source, tmp_path, timing=video.Timing(start=11.48, end=11.8), log=lambda *_: None)
     times, frames = seen(tmp_path / "a_overlay.mp4")
     assert len(times) == 8
@@ -403,7 +405,7 @@ def test_a_late_start_is_sought_and_hits_the_frame(red, tmp_path):
 
 @pytest.mark.parametrize("turned", [90, 180, -90])
 def test_orientation(red, tmp_path, turned, backend):
-    source = film(tmp_path / "a.mp4", turned=turned)
+    source = encoded_video(tmp_path / "a.mp4", turned=turned)
     video.predict_video(red, source, tmp_path, Output(("mask",)), log=lambda *_: None)
     _, frames = seen(tmp_path / "a_mask.mp4")
     expected = np.zeros((H, W), np.uint8)
@@ -414,7 +416,7 @@ def test_orientation(red, tmp_path, turned, backend):
 
 
 def test_odd_sizes_keep_every_row_and_column(red, tmp_path, backend):
-    source, said = film(tmp_path / "a.mp4", None, [0, 40, 80], (97, 65)), []
+    source, said = encoded_video(tmp_path / "a.mp4", None, [0, 40, 80], (97, 65)), []
     video.predict_video(red, source, tmp_path, Output(("overlay", "mask"), alpha=0.0), log=said.append)
     assert any("odd size" in line for line in said)
     for kind in ("overlay", "mask"):
@@ -432,7 +434,7 @@ def test_odd_sizes_keep_every_row_and_column(red, tmp_path, backend):
 @pytest.mark.parametrize("colors", [1, None])
 def test_colours_stay(red, tmp_path, colors):
     """Of BT.709 and of a file that does not say; a wrong matrix moves red by 20 grey levels."""
-    source = film(tmp_path / "a.mp4", None, colors=colors)
+    source = encoded_video(tmp_path / "a.mp4", None, colors=colors)
     video.predict_video(red, source, tmp_path, Output(("overlay",), alpha=0.0), log=lambda *_: None)
     with av.open(str(tmp_path / "a_overlay.mp4")) as file:
         assert file.streams.video[0].codec_context.colorspace == (colors or 2)

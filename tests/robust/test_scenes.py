@@ -1,4 +1,4 @@
-"""Composed pictures and drawn covers: what must hold whatever is drawn."""
+"""Composed pictures and drawn occluders: what must hold whatever is drawn."""
 
 import cv2
 import numpy as np
@@ -38,7 +38,7 @@ def test_faces_are_read_with_their_partners(faces, prepared):
 
 
 @pytest.mark.parametrize("size", [64, 160])
-def test_composed_truth_is_binary(size, composer):
+def test_composed_target_is_binary(size, composer):
     shown = []
     for seed in range(40):
         image, target = composer.compose(np.random.default_rng(seed), seed % 12, size)
@@ -139,7 +139,7 @@ def test_the_near_person_hides_the_far_one(faces):
     assert not canvas.any()
 
 
-# --- Covers ---------------------------------------------------------------------------------------------------------
+# --- Occluders ------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("kind", [*occluders.KINDS, "glasses", None])
 def test_covers_only_take_away(kind, faces):
     face, other = faces[1], faces[2]
@@ -171,7 +171,7 @@ def test_covers_only_take_away(kind, faces):
         np.testing.assert_array_equal(before, after)
 
 
-def test_glasses_are_cut_from_the_truth(faces):
+def test_glasses_are_cut_from_the_target(faces):
     face = next(faces[i] for i in range(12) if all(faces[i].mask[y, x] for x, y in occluders.EYES))
     for seed in range(10):
         _, mask, _ = occluders.draw_occluder(np.random.default_rng(seed), face.image, face.mask, kind="glasses")
