@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from pathlib import Path
@@ -202,13 +203,22 @@ def test_a_video(page, server, tmp_path):
 
 # --- Without a browser -----------------------------------------------------------------------------------------------
 def test_without_gradio(monkeypatch, capsys):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert main.main(["demo", "--weights", "bundled", "--device", "cpu"]) == 1
     one_sentence(capsys.readouterr().err, 'pip install "gradio>=6"')
 
 
-def test_an_address_that_is_not_to_be_had():
+@pytest.fixture
+def in_process(monkeypatch, tmp_path):
+    """Where the page's temporary files are, of a page in this process; Gradio remembers the folder of the first one."""
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     pytest.importorskip("gradio", minversion="6")
+
+
+@pytest.mark.usefixtures("in_process")
+def test_an_address_that_is_not_to_be_had():
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         with pytest.raises(demo.DemoError, match=f"^Port {port} of 127.0.0.1 cannot be listened on; .*--port"):
@@ -233,8 +243,8 @@ def test_uploads_alone_are_deleted(tmp_path):
     assert [path.name for path in tmp_path.rglob("*.jpg")] == ["mine.jpg"]
 
 
+@pytest.mark.usefixtures("in_process")
 def test_the_notebooks_cell(capsys):
-    pytest.importorskip("gradio", minversion="6")
     from IPython.core.inputtransformer2 import TransformerManager
 
     notebook = nbformat.read(ROOT / "notebooks" / "face_segmentation.ipynb", as_version=4)
