@@ -39,6 +39,7 @@ UPLOAD = "200mb"  # the largest file that is taken
 PIXELS = 50_000_000  # of the largest photograph; of it 350 MB stay in memory
 WAITING = 20  # jobs in the queue; the next visitor is told to come back
 SESSIONS = 10  # visitors whose last photograph is remembered, the latest ones
+SHOWN = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".avif")  # what browsers show themselves
 KEPT = 600  # seconds that a photograph is remembered, and a result can be fetched
 NAMES = {
     "overlay": "Overlay",
@@ -51,7 +52,7 @@ NAMES = {
 STYLE = """
 .status p { min-height: 1.6em; margin: 0; font-size: 1.05em }
 .view img { background: repeating-conic-gradient(#8884 0 25%, #fff4 0 50%) 0 0 / 20px 20px }
-.result .image-container { padding-bottom: 40px }  /* as high as the row of buttons under the photograph */
+#result .image-container { padding-bottom: 40px }  /* as high as the row of buttons under the photograph */
 @media (max-width: 640px) { .view { height: 320px !important } }
 footer { display: none !important }
 """
@@ -69,6 +70,7 @@ class Seen:
     picture: np.ndarray  # uint8 (H, W, 3)
     logits: np.ndarray  # float32 (H, W)
     ms: float
+    animated: bool  # it is the first frame of an animation
 
 
 # --- What the page does ----------------------------------------------------------------------------------------------
@@ -78,12 +80,13 @@ def see(segmenter, path: Path) -> Seen:
     Raises:
         UserError: it cannot be read, or is too large.
     """
-    picture = read_picture(path, name=path.name)
+    animations: list[str] = []
+    picture = read_picture(path, name=path.name, animated=animations.append)
     if picture.shape[0] * picture.shape[1] > PIXELS:
         raise DemoError(f"{path.name} has more than {PIXELS // 10**6} million pixels; scale it down.")
     began = time.perf_counter()
     logits = segmenter.logits([picture])[0]
-    return Seen(path.stem, picture, logits, 1000 * (time.perf_counter() - began))
+    return Seen(path.stem, picture, logits, 1000 * (time.perf_counter() - began), bool(animations))
 
 
 def show(seen: Seen, kind: str, output: Output, folder: Path) -> tuple[Path, str]:
@@ -94,6 +97,8 @@ def show(seen: Seen, kind: str, output: Output, folder: Path) -> tuple[Path, str
     faces, (h, w) = len(find_faces(mask, seen.logits)), mask.shape
     number = {0: "no face", 1: "1 face"}.get(faces, f"{faces} faces")
     line = f"**{number}** · {mask.mean() / 2.55:.1f} % of the picture · {seen.ms:.0f} ms · {w} × {h} pixels"
+    if seen.animated:
+        line += " · first frame of the animation"
     if not faces and kind in ("blurred", "pixelated"):
         line += " · nothing is hidden: the picture is as it was"
     return file, line
@@ -170,11 +175,10 @@ def _settings(gr, kinds: dict[str, str]) -> list:
 
 def _photograph_tab(gr, segmenter, folder: Path) -> None:
     seen = gr.State(time_to_live=KEPT)
-    sources, height = ["upload", "clipboard", "webcam"], 420
+    view, sources = {"height": 420, "elem_classes": "view"}, ["upload", "clipboard", "webcam"]
     with gr.Row():
-        given = gr.Image(label="Photograph", sources=sources, buttons=[], height=height, elem_classes="view")
-        classes, buttons = ["view", "result"], ["fullscreen"]
-        result = gr.Image(label="Result", interactive=False, buttons=buttons, height=height, elem_classes=classes)
+        given = gr.Image(label="Photograph", sources=sources, buttons=[], format="jpeg", **view)
+        result = gr.Image(label="Result", interactive=False, buttons=["fullscreen"], elem_id="result", **view)
     status = gr.Markdown("Drop a photograph, paste one, use the camera, or take an example.", elem_classes="status")
     settings = _settings(gr, NAMES)
     download = gr.DownloadButton("Download", interactive=False)
@@ -196,7 +200,8 @@ def _photograph_tab(gr, segmenter, folder: Path) -> None:
     def photograph(path: Path, *settings) -> tuple:
         try:
             seen = see(segmenter, path)
-            return gr.update(), seen, *draw(seen, *settings)
+            input_shown = gr.update() if path.suffix.lower() in SHOWN else seen.picture
+            return input_shown, seen, *draw(seen, *settings)
         except Exception as error:  # noqa: BLE001  a mistake of ours is raised again
             return None, None, *nothing(_sentence(error))
 

@@ -41,7 +41,7 @@ class Server:
         self.folder, self.log = folder, folder.parent / "log.txt"
         with self.log.open("w") as log:
             self.process = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT)
-        for _ in range(1200):
+        for _ in range(3000):
             if found := re.search(r"The page is at (http://127\.0\.0\.1:\d+/)\n", self.log.read_text()):
                 self.address = found[1]
                 return
@@ -103,7 +103,7 @@ def upload(page, path: Path) -> None:
 
 def pixels(page) -> np.ndarray:
     """The result as the browser has decoded it, uint8 (H, W, 4), RGBA."""
-    image = page.locator(".result img")
+    image = page.locator("#result img")
     image.wait_for()
     url = image.evaluate(
         """async image => {
@@ -160,6 +160,14 @@ def test_an_example(page):
     page.get_by_text("Download astronaut_overlay.jpg").wait_for()
 
 
+def test_a_photograph_that_browsers_do_not_show(page, server, tmp_path):
+    Image.open(SAMPLE).save(tmp_path / "scan.tif")
+    upload(page, tmp_path / "scan.tif")
+    wait_for(page, "1 face")
+    page.wait_for_function("() => document.querySelector('.view:not(#result) img').naturalWidth == 512")
+    assert "scan.tif" not in server.files()
+
+
 def test_a_broken_photograph(page, server, tmp_path):
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(SAMPLE.read_bytes()[:3000])
@@ -167,7 +175,7 @@ def test_a_broken_photograph(page, server, tmp_path):
         pictures.read_picture(broken, name=broken.name)
     upload(page, broken)
     assert wait_for(page, "broken.jpg") == f"⚠ {error.value}"
-    assert page.locator(".result img").count() == 0
+    assert page.locator("#result img").count() == 0
     assert broken.name not in server.files()
     upload(page, SAMPLE)  # the page goes on
     wait_for(page, "1 face")
