@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import socket
 import sys
@@ -239,19 +238,19 @@ def _video_tab(gr, segmenter, folder: Path) -> None:
     def segment(file: dict | None, kind, color, alpha, threshold, progress=gr.Progress(track_tqdm=True)) -> tuple:  # noqa: B008
         from extras.video import predict_video
 
-        nothing = None, None, gr.update(value=None, label="Download", interactive=False)
         if file is None:
-            return *nothing, "Give a video first."
+            return None, None, gr.update(value=None, label="Download", interactive=False), "Give a video first."
         path, out, lines = Path(file["path"]), Path(tempfile.mkdtemp(dir=folder)), []
         try:
-            made = predict_video(segmenter, path, out, _output(kind, color, alpha, threshold), log=lines.append)[0]
-            words = " ".join(lines).replace(str(path), path.name).replace(str(made), made.name)
-            return None, str(made), gr.update(value=str(made), label=f"Download {made.name}", interactive=True), words
+            predict_video(segmenter, path, out, _output(kind, color, alpha, threshold), log=lines.append)
         except Exception as error:  # noqa: BLE001
-            shutil.rmtree(out)
-            return *nothing, _sentence(error).replace(str(path), path.name)
+            lines = [_sentence(error)]
         finally:
             _forget(path, folder)
+        made = next(out.glob("*.mp4"), None)  # after frames that cannot be read, too: it is without them
+        line = " ".join(lines).replace(str(path), path.name).replace(str(made), made.name if made else "")
+        name = f"Download {made.name}" if made else "Download"
+        return None, made and str(made), gr.update(value=made and str(made), label=name, interactive=bool(made)), line
 
     shown = [given, result, download, status]
     private = {"api_visibility": "private", "show_progress_on": result}
