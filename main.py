@@ -616,7 +616,9 @@ def _run(argv: list[str]) -> int:
         if isinstance(error, UserError):
             return _report([str(error)])
         if is_out_of_memory(error):
-            options = {"batch_size": "a smaller --batch-size", "size": "a smaller --size", "device": "--device cpu"}
+            options = {"batch_size": "a smaller --batch-size", "size": "a smaller --size"}
+            if type(error).__name__ == "OutOfMemoryError":  # of a GPU
+                options["device"] = "--device cpu"
             advice = " or ".join(text for name, text in options.items() if hasattr(args, name))
             return _report([f"The memory does not suffice; give {advice or 'the machine more'}."])
         if isinstance(error, OSError):

@@ -1,4 +1,4 @@
-"""Damaged and odd input of four families, seeded: whatever it is, the commands end with results or with one sentence.
+"""Damaged and odd input of five families, seeded: whatever it is, the commands end with results or with one sentence.
 
 FACE_SEG_FUZZ=20 makes twenty times as many cases. A case's number is its seed, and stands in its folders' names.
 """
@@ -6,6 +6,7 @@ FACE_SEG_FUZZ=20 makes twenty times as many cases. A case's number is its seed, 
 import io
 import os
 import random
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -110,6 +111,31 @@ def test_checkpoints(lite_weights, tmp_path, capsys):
                     archive.writestr(name, damaged(rng, data) if i in spoiled else data)
         codes.append(check(main.main, predict(path, tmp_path / "in" / "a.png", out), tmp_path / "in", out, capsys))
     assert sum(codes) > len(codes) / 2
+
+
+def test_runs(prepared, tmp_path, capsys):
+    train = ["train", "--data", prepared, "--workers", 0, "--device", "cpu", "--precision", "fp32", "--run-dir"]
+    tiny = ["--model", "lite", "--no-pretrained", "--size", 32, "--batch-size", 4, "--limit", 4, "--epochs", 1]
+    assert main.main([*map(str, [*train, tmp_path / "whole", *tiny])]) == 0
+    with zipfile.ZipFile(tmp_path / "whole" / "last.pth") as archive:
+        members = [(info.filename, archive.read(info)) for info in archive.infolist()]
+    codes = []
+    for seed in range(8 * TIMES):
+        rng = random.Random(seed)
+        run_dir = shutil.copytree(tmp_path / "whole", tmp_path / f"run{seed}")
+        for name in ("config.json", "history.csv"):
+            (run_dir / name).write_bytes(damaged(rng, (run_dir / name).read_bytes()))
+        if rng.random() < 0.4:
+            (run_dir / "last.pth").write_bytes(damaged(rng, (run_dir / "last.pth").read_bytes()))
+        elif rng.random() < 0.7:  # with right checksums
+            with zipfile.ZipFile(run_dir / "last.pth", "w") as archive:
+                for name, data in members:
+                    archive.writestr(name, damaged(rng, data) if name.endswith("data.pkl") else data)
+        before = fingerprints(run_dir)
+        codes.append(check(main.main, [*train, run_dir, "--resume"], prepared, run_dir, capsys))
+        if codes[-1]:
+            assert fingerprints(run_dir) == before, seed  # refused, and nothing changed
+    assert set(codes) == {0, 1}
 
 
 def test_sources(celeb_source, tmp_path, capsys, monkeypatch):

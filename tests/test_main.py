@@ -17,7 +17,6 @@ from conftest import ROOT, leftovers, no_traceback, one_sentence, run
 from PIL import Image
 
 import const
-import dataset
 import inference
 import main
 import model
@@ -235,7 +234,7 @@ def test_thresholds(lite_weights, tmp_path, runner):
     [
         ("--threshold", "0"), ("--threshold", "1"), ("--threshold", "-1"), ("--threshold", "abc"),
         ("--threshold", "nan"), ("--threshold", "50"), ("--batch-size", "0"), ("--batch-size", "-2"),
-        ("--batch-size", "1.5"), ("--passes", "3"),
+        ("--batch-size", "1.5"), ("--passes", "3"), ("--shard", "1/99999999999999999999"), ("--shard", "3/2"),
     ],
 )  # fmt: skip
 def test_values_out_of_range(option, value, tmp_path, capsys):
@@ -255,7 +254,7 @@ def test_training_values_out_of_range(option, capsys):
     one_sentence(capsys.readouterr().err, option[0])
 
 
-@pytest.mark.parametrize("device", ["nonsense", "cuda:99", "meta", "", "xpu"])
+@pytest.mark.parametrize("device", ["nonsense", "cuda:99", "meta", "", "xpu", "hpu"])
 def test_a_device_that_is_not_here(device, lite_weights, tmp_path, capsys):
     save(tmp_path / "a.png")
     code = main.main(["predict", str(tmp_path), "--out", str(tmp_path / "out"), "--weights", str(lite_weights),
@@ -388,13 +387,32 @@ def test_memory_that_does_not_suffice_is_one_sentence(error, capsys, monkeypatch
                                               (["evaluate", "--weights", "bundled"], ["--device cpu"]),
                                               (["train"], ["--batch-size", "--size", "--device cpu"])])  # fmt: skip
 def test_advice_on_memory_is_of_options_there_are(argv, advice, capsys, monkeypatch):
-    def full(*args):
-        raise MemoryError
+    errors = {True: torch.OutOfMemoryError("CUDA out of memory."), False: MemoryError()}
+    for on_gpu, error in errors.items():
 
-    monkeypatch.setattr(main, f"_{argv[0]}", full)
-    assert main.main(argv) == 1
-    said = one_sentence(capsys.readouterr().err, "memory", *advice)
-    assert said.count("--") == len(advice)
+        def full(*args, error=error):
+            raise error
+
+        monkeypatch.setattr(main, f"_{argv[0]}", full)
+        assert main.main(argv) == 1
+        wanted = [word for word in advice if on_gpu or word != "--device cpu"]
+        said = one_sentence(capsys.readouterr().err, "memory", *wanted)
+        assert said.count("--") == len(wanted)
+
+
+@pytest.mark.parametrize("old", main.RENAMED)
+def test_an_old_option_tells_its_new_name(old, capsys):
+    new = main.RENAMED[old]
+    for argv in ([old, "2"], [f"{old}=2"]):
+        assert main.main(["predict", "x", *argv]) == 1
+        one_sentence(capsys.readouterr().err, old, new)
+    helps = []
+    for command in ("predict", "train"):
+        with pytest.raises(SystemExit):
+            main.main([command, "--help"])
+        helps.append(capsys.readouterr().out)
+    assert any(new in text for text in helps)
+    assert not any(f"{old} " in text for text in helps)
 
 
 def test_the_model_is_known_from_the_file(tmp_path, capsys):
@@ -476,87 +494,6 @@ def test_files_that_are_no_pictures(runner, tmp_path):
     for path in (tmp_path / "a.jpg", tmp_path / "gone.jpg", tmp_path):
         with pytest.raises(pictures.PictureError):
             runner.predict_image(path)
-
-
-# --- evaluate -------------------------------------------------------------------------------------------------------
-def test_evaluate_gives_figures_that_masks_bear_out(prepared, lite_weights, tmp_path, runner):
-    result = no_traceback(
-        run("main.py", "evaluate", "--weights", lite_weights, "--data", prepared, "--out", "report", cwd=tmp_path)
-    )
-    assert result.returncode == 0, result.stderr
-    record = json.loads((tmp_path / "report" / "metrics.json").read_text())
-    assert record["pictures"] == 6
-    assert record["model"] == "lite"
-    assert list(record["metrics"]) == ["probability 0.5", "logit 0.1"]
-    faces = dataset.Celeb(prepared / "images_val", prepared / "masks_val")
-    exact = inference.Segmenter(runner.segmenter.net, runner.segmenter.info, precision="fp32")  # as evaluate measures
-    sums = {name: np.zeros(4) for name in record["metrics"]}
-    bce, pixels = 0.0, 0
-    for image, mask in faces.pairs:
-        target = cv2.imread(str(mask), cv2.IMREAD_GRAYSCALE) > 127
-        logits = exact.logits([pictures.read_picture(image)])[0]
-        logits = cv2.resize(logits, (512, 512), interpolation=cv2.INTER_LINEAR)
-        for name, threshold in (("probability 0.5", 0.0), ("logit 0.1", 0.1)):
-            face = logits > threshold
-            sums[name] += (face & target).sum(), (face & ~target).sum(), (~face & target).sum(), 0
-        bce += torch.nn.functional.binary_cross_entropy_with_logits(
-            torch.from_numpy(logits), torch.from_numpy(target).float(), reduction="sum"
-        ).item()
-        pixels += target.size
-    for name, (tp, fp, fn, _) in sums.items():
-        row = record["metrics"][name]
-        assert row["dice"] == pytest.approx(2 * tp / (2 * tp + fp + fn), abs=2e-4)
-        assert row["iou"] == pytest.approx(tp / (tp + fp + fn), abs=2e-4)
-        assert row["precision"] == pytest.approx(tp / (tp + fp), abs=2e-4)
-        assert row["recall"] == pytest.approx(tp / (tp + fn), abs=2e-4)
-        assert 0 <= row["boundary_iou"] < 1
-        assert f"{row['dice']:.4f}" in result.stdout
-    assert record["metrics"]["probability 0.5"]["bce"] == pytest.approx(bce / pixels, rel=1e-3)
-    assert record["metrics"]["probability 0.5"] != record["metrics"]["logit 0.1"]
-    with Image.open(tmp_path / "report" / "worst.jpg") as sheet:
-        assert sheet.size == (5 * 224, 2 * 244)  # six faces, five in a row
-        sheet.load()
-    assert not leftovers(tmp_path)
-
-
-def test_evaluate_with_and_without_listed_faces(prepared, lite_weights, tmp_path, capsys):
-    (tmp_path / "ids.txt").write_text("24001\n")
-    args = [
-        "evaluate",
-        "--weights",
-        str(lite_weights),
-        "--data",
-        str(prepared),
-        "--out",
-        str(tmp_path),
-        "--device",
-        "cpu",
-    ]
-    assert main.main([*args, "--limit", "2", "--exclude", str(tmp_path / "ids.txt")]) == 0
-    rest = json.loads((tmp_path / "metrics.json").read_text())["metrics"]["0.5, 1 faces"]
-    assert capsys.readouterr().out.splitlines()[3].split()[:4] == ["0.5,", "1", "faces", "1"]
-    assert main.main([*args, "--limit", "1"]) == 0
-    assert json.loads((tmp_path / "metrics.json").read_text())["metrics"]["probability 0.5"] == rest
-    assert main.main([*args, "--exclude", str(tmp_path / "none.txt")]) == 1
-    one_sentence(capsys.readouterr().err, "none.txt")
-
-
-def test_evaluate_names_what_is_broken(prepared, lite_weights, tmp_path, capsys):
-    data = Path(shutil.copytree(prepared, tmp_path / "data"))
-
-    def evaluate():
-        return main.main(["evaluate", "--weights", str(lite_weights), "--data", str(data), "--limit", "2",
-                          "--out", str(tmp_path / "out"), "--device", "cpu"])  # fmt: skip
-
-    assert evaluate() == 0
-    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["pictures"] == 2
-    capsys.readouterr()
-    (data / "masks_val" / "24001_skin.png").write_bytes(b"broken")
-    assert evaluate() == 1
-    one_sentence(capsys.readouterr().err, "24001_skin.png")
-    (data / "masks_val" / "24001_skin.png").unlink()
-    assert evaluate() == 1
-    one_sentence(capsys.readouterr().err, "24001.jpg", "no partner")
 
 
 # --- Streams, names, packaging --------------------------------------------------------------------------------------

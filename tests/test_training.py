@@ -462,20 +462,86 @@ def test_a_folder_that_cannot_be_one(prepared, tmp_path, capsys):
     one_sentence(capsys.readouterr().err, tmp_path / "file")
 
 
-def test_a_full_disk(prepared, tmp_path, monkeypatch, capsys):
-    save = torch.save
+@pytest.fixture
+def small_files():
+    """Files may not grow beyond 6 kB while it is called: the writing itself fails half way, as on a full disk."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (6000, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
-    def full(payload, file):
-        if not isinstance(payload, dict) or "optimizer" not in payload:
-            return save(payload, file)
-        file.write(b"half")
-        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(torch, "save", full)
+def test_a_full_disk(prepared, tmp_path, small_files, monkeypatch, capsys):
+    """PyTorch's writer makes a RuntimeError of it."""
+    save = model.save_atomically
+
+    def fill(payload, path):
+        if path.name == "last.pth":
+            small_files()
+        save(payload, path)
+
+    monkeypatch.setattr(model, "save_atomically", fill)
     assert train(prepared, tmp_path, "--epochs", 1, "--limit", 4, "--workers", 0) == 1
-    one_sentence(capsys.readouterr().err, "No space left on device")
+    one_sentence(capsys.readouterr().err, tmp_path / "last.pth", "File too large")
     assert not leftovers(tmp_path)
-    assert not (tmp_path / "last.pth").exists()
+    assert {p.name for p in tmp_path.iterdir()} == {"config.json", "model.best.pth"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_run_between_two_batches(number, prepared, tmp_path, monkeypatch, capsys):
+    """Also one that comes while a file is written, and in a callback, where an exception would be swallowed."""
+
+    class Callback:
+        def __del__(self):
+            os.kill(os.getpid(), number)
+
+    save = model.save_atomically
+
+    def disturbed(payload, path):
+        if path.name == "last.pth":
+            Callback()
+        save(payload, path)
+
+    monkeypatch.setattr(model, "save_atomically", disturbed)
+    options = ["--limit", 4, "--workers", 0, "--epochs", 3]
+    assert train(prepared, tmp_path, *options) == 128 + number
+    assert capsys.readouterr().err.splitlines()[-1] == "stopped"
+    assert len(history(tmp_path)) == 1
+    assert not leftovers(tmp_path)
+    monkeypatch.undo()
+    assert signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL)  # as before
+    assert train(prepared, tmp_path, *options, "--resume") == 0
+    assert len(history(tmp_path)) == 3
+
+
+def test_a_second_signal_ends_a_run_at_once(prepared, tmp_path, monkeypatch):
+    def step(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        pytest.fail("still at work")
+
+    monkeypatch.setattr(Trainer, "step", step)
+    assert train(prepared, tmp_path, "--limit", 4, "--workers", 0, "--epochs", 1) == 130
+
+
+def test_a_killed_loader_process_is_one_sentence(prepared, tmp_path, monkeypatch, capsys):
+    read, parent = dataset.Celeb.__getitem__, os.getpid()
+
+    def killed(self, key):
+        if os.getpid() != parent:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return read(self, key)
+
+    monkeypatch.setattr(dataset.Celeb, "__getitem__", killed)
+    assert train(prepared, tmp_path, "--limit", 4, "--workers", 1, "--epochs", 1) == 1
+    one_sentence(capsys.readouterr().err, "loader process died", "fewer --workers")
+
+
+def test_a_batch_too_large_for_the_memory_is_one_sentence(prepared, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Trainer, "step", lambda *args, **kwargs: torch.empty(1 << 50))
+    assert train(prepared, tmp_path, "--limit", 4, "--workers", 0, "--epochs", 1) == 1
+    said = one_sentence(capsys.readouterr().err, "memory", "--batch-size", "--size")
+    assert "--device" not in said  # which is the CPU
 
 
 def test_data_is_prepared_first(celeb_source, tmp_path, capsys):
@@ -586,6 +652,30 @@ def test_the_latest_run_is_resumed(finished, prepared, tmp_path, monkeypatch, ca
     os.utime(tmp_path / "older" / "last.pth", (1, 1))
     assert main.main(["train", "--data", str(prepared), "--resume", "--workers", "0"]) == 0
     assert str(tmp_path / "newer") in capsys.readouterr().out
+
+
+def test_weights_to_start_from_and_more_faces_by_the_command(lite_weights, prepared, tmp_path, capsys):
+    options = ["--recipe", "robust", "--init", lite_weights, "--unlabelled", prepared / "images_val", "--limit", 4]
+    assert train(prepared, tmp_path, *options, "--epochs", 1, "--workers", 0, "--val-limit", 2) == 0
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["train_pictures"] == 2 * 4 + 4  # the annotated faces twice; of the others as many as --limit says
+    assert len(list((tmp_path / "pseudo").glob("*_mask.png"))) == 4
+    assert "masks of 4 faces" in capsys.readouterr().out
+    recipe = Robust(RobustConfig(init=str(lite_weights)), prepared, tmp_path, workers=0, device="cpu", log=str)
+    state, start = recipe.network().state_dict(), model.load(lite_weights)[0].state_dict()
+    assert all(torch.equal(state[key], value) for key, value in start.items())
+
+
+def test_photographs_that_are_none(prepared, tmp_path, capsys):
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    (folder / "._x.jpg").write_bytes(b"what macOS leaves on other disks")
+    options = ["--recipe", "robust", "--backgrounds", folder, "--limit", 4, "--epochs", 1, "--single-face", 0]
+    assert train(prepared, tmp_path / "run", *options, "--workers", 0, "--val-limit", 2) == 0
+    (folder / "x.jpg").write_bytes(b"no picture")
+    capsys.readouterr()
+    assert train(prepared, tmp_path / "run2", *options, "--workers", 0) == 1
+    one_sentence(capsys.readouterr().err, folder / "x.jpg")
 
 
 def test_pseudo_masks_are_of_the_weights_at_hand(lite_weights, prepared, tmp_path):

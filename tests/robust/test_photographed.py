@@ -116,3 +116,33 @@ def test_the_average_of_weights(lite_weights, tmp_path, capsys):
     assert (its.size, its.passes, its.confidence) == (96, 2, 0.8)
     assert average.main([str(tmp_path / "none.pth"), *command[2:]]) == 1
     one_sentence(capsys.readouterr().err.splitlines()[-1], "none.pth")
+
+
+def test_what_is_kept_has_a_bound():
+    recent, read = photographed.Recent(25), []
+
+    def get(name: str, size: int = 10):
+        def make():
+            read.append(name)
+            return np.zeros(size, np.uint8)
+
+        return recent.get(name, make)
+
+    for name in "abacab":  # c takes the place of b, the least recently used, and b then that of c
+        get(name)
+    assert "".join(read) == "abcb"
+    assert recent.held == 20
+    assert get("large", 100).nbytes == recent.held == 100  # kept alone
+
+
+def test_a_cut_out_without_alpha_or_unreadable_is_one_sentence(folder, tmp_path):
+    (tmp_path / "x.png").write_bytes(b"no picture")
+    Image.new("RGB", (9, 9)).save(tmp_path / "y.png")
+    (tmp_path / "hands").mkdir()
+    (tmp_path / "hands" / "._z.png").write_bytes(b"what macOS leaves on other disks")
+    store = photographed.OccluderStore(folder)
+    for name in ("x.png", "y.png", "none.png"):
+        with pytest.raises(UserError, match=f"{name} is not a picture with alpha"):
+            store.read(tmp_path / name, "hands")
+    with pytest.raises(UserError, match="no occluders"):
+        photographed.find_occluders(tmp_path, "hands")
