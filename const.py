@@ -67,4 +67,4 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".g
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 BUNDLED_WEIGHTS = WEIGHTS_DIR / "lite.pth"  # trained by `main.py train --model lite --recipe robust`
 # Its SHA-256; weights/README.md is its model card.
-BUNDLED_SHA256 = "71e941bacf73830a173ae74c6aea7c9132ad5596c0feb069311bcb50e13fa02c"
+BUNDLED_SHA256 = "21b9a970993ea03047253aa16203f09f3e6f5e24e999f13c21b069043cef7f4b"

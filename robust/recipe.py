@@ -2,7 +2,7 @@
 
     python main.py train --model lite --recipe robust --backgrounds DIR --occluders DIR
 
-`recipe.sh` is the whole of it, in two stages.
+`recipe.sh` is the whole of it, in four stages.
 """
 
 from __future__ import annotations
