@@ -36,7 +36,8 @@ def face_square(runner, photo):
 
 
 def occluded(face, mask, kind: str, seed: int, store):
-    """The face uint8 (512, 512, 3) behind the first occluder of this seed that hides enough of it, and not too much."""
+    """The face uint8 (512, 512, 3) behind the first occluder of this seed that hides enough of it, and not too much;
+    and what is left of its mask."""
     import numpy as np
 
     from common import UserError
@@ -49,7 +50,7 @@ def occluded(face, mask, kind: str, seed: int, store):
         else:
             image, left, _ = photographed.lay(rng, face, mask, store, kind=PHOTOGRAPHED.get(kind, "objects"))
         if HIDDEN[0] < 1 - (left > 0).sum() / (mask > 0).sum() < HIDDEN[1] or kind in ("glasses", "hair"):
-            return image
+            return image, left
     raise UserError(f"No {kind} of seed {seed} hides between {HIDDEN[0]:.0%} and {HIDDEN[1]:.0%} of the face.")
 
 
@@ -69,7 +70,7 @@ def draw(photos: Path, out: Path, weights: str, occluder_folder: Path | None) ->
     paths = {job.name: job.path for job in find_jobs([photos], out)}
     for name, kind, seed in SHOWN:
         photo, square = face_square(runner, read_picture(paths[name]))
-        photo[square] = occluded(photo[square], runner.predict_image(photo)[square], kind, seed, store)
+        photo[square] = occluded(photo[square], runner.predict_image(photo)[square], kind, seed, store)[0]
         mask = runner.predict_image(photo)[square]
         face = photo[square][70:490, 46:466]  # 420 pixels around the face
         found = overlay(face, mask[70:490, 46:466], parse_color(const.OVERLAY_COLOR), const.OVERLAY_ALPHA)

@@ -8,6 +8,7 @@ them.
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import sys
@@ -17,18 +18,43 @@ import numpy as np
 
 import const
 from common import write_bytes, write_text
-from metrics import Counts
-from robust import occluders
+from robust import occluders, photographed
 
 PUBLISHED = {  # (Dice, IoU, BCE)
     "DeepLabV3": (0.96, 0.94, 0.049),
     "U-Net": (0.96, 0.93, 0.053),
 }
-NETWORKS = {"deeplabv3": "DeepLabV3-ResNet50", "unet": "U-Net, ResNet-34", "lite": "small (`lite`)"}
+NETWORKS = {"deeplabv3": "DeepLabV3", "unet": "U-Net"}
 CUTOUTS = {"cutout-on": "image+mask", "cutout-off": "none", "cutout-image-only": "image-only"}
-COLORS = ("#1b6ca8", "#d1495b", "#8a8a8a")
+GLASSES_MASKS = {"cutout-on": "without glasses", "glasses-left-in": "glasses left in"}
+PHOTOGRAPHED = tuple(f"photographed {kind}" for kind in photographed.KINDS)
+RATE = "occluded_false_positive_rate"
+LEGEND = (
+    "±: standard deviation over seeds. FP: of the face's pixels behind the occluder, those that are called face. Dice, "
+    "IoU and boundary IoU: of counts pooled over the faces, at probability 0.5; on drawn occluders the mean over their "
+    f"kinds ({', '.join(occluders.KINDS)})."
+)
+COLORS = ("#1b6ca8", "#d1495b", "#8a8a8a", "#2e8b57", "#c98a1b", "#6a4c93")
 DPI, CELL = 110, 1.3  # pixels an inch; inches of a face in the sheets
-PREDICTED = (2000, 24000)  # training faces: the original's, and all of CelebAMask-HQ but its usual test faces
+PREDICTED = (24000,)  # training faces: all of CelebAMask-HQ but its usual test faces
+
+
+# --- Run directories ------------------------------------------------------------------------------------------------
+def history(run_dir: Path) -> list[dict]:
+    """The rows of its history.csv; none without one."""
+    path = Path(run_dir) / "history.csv"
+    if not path.is_file():
+        return []
+    with open(path, encoding="utf-8", newline="") as file:
+        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+def described(run_dir: Path) -> dict:
+    """What the tables say of how a network was trained."""
+    config = json.loads((Path(run_dir) / "config.json").read_text(encoding="utf-8"))
+    keys = ("model", "size", "pretrained", "batch_size", "epochs", "lr", "device", "cpu_threads", "precision_used",
+            "torch", "train_pictures", "peak_memory_mb")  # fmt: skip
+    return {**{key: config.get(key) for key in keys}, "history": history(run_dir)}
 
 
 # --- Numbers --------------------------------------------------------------------------------------------------------
@@ -41,31 +67,18 @@ def spread(values, digits: int = 3, percent: bool = False) -> str:
     return f"{values.mean():.{digits}f} ± {values.std(ddof=1):.{digits}f}{unit}"
 
 
-def counts(record: dict, key: str = "counts") -> Counts:
-    return Counts(**record[key])
+def finished(results: dict, variant: str) -> list[dict]:
+    """What was measured of a variant's finished trainings, one entry a seed: {kind: figures}."""
+    runs = sorted(results["runs"].values(), key=lambda run: run["seed"])
+    return [run["kinds"] for run in runs if run["variant"] == variant]
 
 
-def seeded(e: dict, variant: str) -> list[dict]:
-    """What was measured of a variant's runs, one entry a seed: {kind: record}."""
-    seeds = e["model_seeds"] if variant.startswith("models-") and "model_seeds" in e else e["seeds"]
-    return [e["runs"][f"{variant}-{seed}"] for seed in seeds]
-
-
-def occluded(kinds: dict) -> Counts:
-    """Counts pooled over all kinds of occluders."""
-    return sum((counts(kinds[kind]) for kind in occluders.KINDS), Counts())
-
-
-def false_positives(*records: dict) -> float:
-    """The fraction of the occluded pixels of faces that was called face."""
-    return sum(r["called_face"] for r in records) / max(sum(r["occluded"] for r in records), 1)
-
-
-def occluded_cells(runs: list[dict]) -> list[str]:
-    """Dice and IoU on occluded faces, and the false-positive rate on occluded pixels, over seeds."""
-    pooled = [occluded(run) for run in runs]
-    rates = (false_positives(*(run[kind] for kind in occluders.KINDS)) for run in runs)
-    return [spread(c.dice for c in pooled), spread(c.iou for c in pooled), spread(rates, 1, percent=True)]
+def with_drawn(kinds: dict) -> dict:
+    """The figures of a network, and as the kind "drawn" their means over the kinds of drawn occluders."""
+    if not all(kind in kinds for kind in occluders.KINDS):
+        return kinds
+    means = {key: float(np.mean([kinds[kind][key] for kind in occluders.KINDS])) for key in ("dice", RATE)}
+    return {**kinds, "drawn": means}
 
 
 def partner(dice: float) -> float:
@@ -136,42 +149,63 @@ def save_grid(images: list, masks: dict[str, list], path: Path) -> None:
     _save(grid(rows, names=["picture", *masks], side=CELL), path, 256)
 
 
-def plot_occluders(e: dict, path: Path) -> None:
-    """Dice, and the false-positive rate on occluded pixels, by kind of occluder: a dot a seed, a line at the mean."""
-    figure = _figure(9, 3.6)
+def lines_and_dots(axis, x, table: np.ndarray, color, label) -> None:
+    """A dot for each seed, and a line at the mean; `table` (places, seeds)."""
+    axis.hlines(table.mean(1), x - 0.09, x + 0.09, color=color, lw=2, label=label)
+    axis.plot(np.repeat(x, table.shape[1]), table.ravel(), ".", color=color, ms=5, alpha=0.6)
+
+
+def plot_occluders(results: dict, path: Path) -> None:
+    """Dice, and the false-positive rate on occluded pixels, by kind of occluder."""
+    groups = {label: runs for variant, label in CUTOUTS.items() if (runs := finished(results, variant))}
+    if not groups:
+        return
+    figure = _figure(11, 4)
     axes = figure.subplots(1, 2)
-    kinds = ["clean", *occluders.KINDS]
-    for j, (variant, label) in enumerate(CUTOUTS.items()):
-        runs = seeded(e, variant)
-        dice = np.array([[counts(run[kind]).dice for run in runs] for kind in kinds])
-        rate = np.array([[false_positives(run[kind]) for run in runs] for kind in occluders.KINDS]) * 100
+    kinds = [kind for kind in ("clean", *occluders.KINDS, *PHOTOGRAPHED) if kind in next(iter(groups.values()))[0]]
+    for j, (label, runs) in enumerate(groups.items()):
+        dice = np.array([[run[kind]["dice"] for run in runs] for kind in kinds])
+        rate = np.array([[run[kind][RATE] for run in runs] for kind in kinds[1:]]) * 100
         for axis, table in zip(axes, (dice, rate), strict=True):
-            x = np.arange(len(table)) + (j - 1) * 0.22
-            axis.hlines(table.mean(1), x - 0.09, x + 0.09, color=COLORS[j], lw=2, label=label)
-            axis.plot(np.repeat(x, table.shape[1]), table.ravel(), ".", color=COLORS[j], ms=5, alpha=0.6)
-    for axis, names in zip(axes, (kinds, list(occluders.KINDS)), strict=True):
-        axis.set_xticks(range(len(names)), names, rotation=40, ha="right")
+            lines_and_dots(axis, np.arange(len(table)) + (j - 1) * 0.22, table, COLORS[j], label)
+    for axis, names in zip(axes, (kinds, kinds[1:]), strict=True):
+        names = [name.replace("photographed ", "photo: ") for name in names]
+        axis.set_xticks(range(len(names)), names, rotation=45, ha="right")
         axis.set_xlim(-0.5, len(names) - 0.5)
         axis.grid(alpha=0.3, axis="y")
     axes[0].set(ylabel="Dice")
-    axes[1].set(ylabel="occluded pixels called face, %")
+    axes[1].set(ylabel="occluded pixels called face, %", ylim=(0, None))
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, title="CoarseDropout in", loc="outside upper center", ncols=3, fontsize=8)
     _save(figure, path)
 
 
-def plot_data_size(e: dict, path: Path) -> None:
-    n, errors = data_size(e)
+def data_size(results: dict) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Numbers of training faces, and the errors 1 - Dice of each number's seeds."""
+    counts = {f"faces-{n}": n for n in results["plan"]["counts"]} | {"cutout-on": results["faces"]["train"]}
+    found = {n: runs for variant, n in counts.items() if (runs := finished(results, variant))}
+    return np.array(list(found)), [np.array([1 - run["clean"]["dice"] for run in runs]) for runs in found.values()]
+
+
+def fit(n: np.ndarray, errors: list[np.ndarray]) -> tuple[float, float, float]:
+    return power_law(np.repeat(n, [len(row) for row in errors]), np.concatenate(errors))
+
+
+def plot_data_size(results: dict, path: Path) -> None:
+    n, errors = data_size(results)
+    if len(n) < 2:
+        return
     figure = _figure(6.4, 3.8)
     axis = figure.subplots()
-    axis.plot(np.repeat(n, errors.shape[1]), 1 - errors.ravel(), ".", color=COLORS[2], label="each seed")
-    axis.plot(n, 1 - errors.mean(1), "o", color=COLORS[0], label="mean")
-    if len(n) >= 3:
+    for k, row in zip(n, errors, strict=True):
+        axis.plot(np.full(len(row), k), 1 - row, ".", color=COLORS[2], label="each seed" if k == n[0] else None)
+    axis.plot(n, [1 - row.mean() for row in errors], "o", color=COLORS[0], label="mean")
+    if len(n) >= 4:
         at = np.geomspace(n[0], n[-1], 30)
-        fit = power_law(np.repeat(n, errors.shape[1]), errors.ravel())
-        axis.plot(at, 1 - law(fit, at), "-", color=COLORS[0], label="fit")
-        label = "90 % interval, seeds resampled"
-        axis.fill_between(at, *dice_interval(errors, n, at), color=COLORS[0], alpha=0.15, lw=0, label=label)
+        axis.plot(at, 1 - law(fit(n, errors), at), "-", color=COLORS[0], label="fit")
+        if min(map(len, errors)) > 1:
+            label = "90 % interval, seeds resampled"
+            axis.fill_between(at, *dice_interval(errors, n, at), color=COLORS[0], alpha=0.15, lw=0, label=label)
     axis.set(xscale="log", xlabel="training faces", ylabel="Dice, pooled counts", xlim=(n[0] / 1.1, n[-1] * 1.1))
     axis.set_xticks(n, [str(v) for v in n])
     axis.minorticks_off()
@@ -180,171 +214,201 @@ def plot_data_size(e: dict, path: Path) -> None:
     _save(figure, path)
 
 
-def plot_models(e: dict, path: Path) -> None:
-    figure = _figure(6.4, 3.2)
-    axis = figure.subplots()
-    last = 0.0
-    for j, (model, row) in enumerate(e["models"].items()):
-        for i, history in enumerate(row["histories"]):
-            minutes = np.cumsum([epoch["seconds"] for epoch in history]) / 60
-            last = max(last, minutes[-1])
-            dice = [epoch["dice"] for epoch in history]
-            axis.plot(minutes, dice, "o-", color=COLORS[j], label=None if i else NETWORKS[model])
-    axis.set(xlabel="minutes", ylabel="Dice after each epoch", xlim=(0, last * 1.03))
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize=8)
+def plot_curves(histories: dict[str, list[list[dict]]], path: Path) -> None:
+    """Validation loss and Dice over the epochs, a line for each of a name's runs."""
+    histories = {name: runs for name, runs in histories.items() if runs}
+    if not histories:
+        return
+    figure = _figure(9, 3.4)
+    axes = figure.subplots(1, 2)
+    for j, (name, runs) in enumerate(histories.items()):
+        for i, rows in enumerate(runs):
+            for axis, key in zip(axes, ("val_loss", "dice"), strict=True):
+                x, y = [row["epoch"] for row in rows], [row[key] for row in rows]
+                axis.plot(x, y, ".-", color=COLORS[j % len(COLORS)], lw=1, label=None if i else name)
+    last = max(len(rows) for runs in histories.values() for rows in runs)
+    for axis, label in zip(axes, ("validation loss (BCE)", "validation Dice"), strict=True):
+        axis.set(xlabel="epoch", ylabel=label, xlim=(0.8, last + 0.2))
+        axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+        axis.grid(alpha=0.3)
+    axes[1].legend(fontsize=8, loc="lower right")
     _save(figure, path)
 
 
 # --- Tables ---------------------------------------------------------------------------------------------------------
-def table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
+def table(rows: list[dict[str, str]]) -> str:
+    """Rows of {head: cell}; a head that a row lacks is left empty in it."""
+    if not rows:
+        return ""
+    heads = list(dict.fromkeys(head for row in rows for head in row))
+    lines = [heads, ["---"] * len(heads), *([row.get(head, "") for head in heads] for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def settings_table(experiments: dict) -> str:
-    """The settings of every network beside the original's."""
-    head = ["experiment", "network", "start", "pixels", "batch", "steps", "learning rate", "EMA", "seeds",
-            "training faces", "validation faces", "measured on"]  # fmt: skip
-    rows = [["the original", NETWORKS["deeplabv3"], "COCO", "512", "4", "4000", "0.0001", "", "1", "2000", "2000", ""]]
-    for name, e in experiments.items():
-        for s in e["settings"]:
-            rows.append([
-                name, NETWORKS[s["model"]], "pretrained" if s["pretrained"] else "random", str(s["size"]),
-                str(s["batch_size"]), str(s["steps"]), f"{s['lr']:g}", str(s["ema"] or ""), str(len(s["seeds"])),
-                str(e["train_faces"]), str(e["val_faces"]),
-                f"{e['hardware']}, {e['precision']}, PyTorch {e['torch']}, {e['date']}",
-            ])  # fmt: skip
-    return table(head, rows)
+def dice_and_rate(runs: list[dict], kinds: dict[str, str]) -> dict[str, str]:
+    """Cells of Dice and false-positive rate over seeds, for {kind: its name in the head}; none of what was not
+    measured."""
+    cells = {}
+    for kind, name in kinds.items():
+        if all(kind in run for run in runs):
+            cells[f"{name}: Dice"] = spread(run[kind]["dice"] for run in runs)
+            cells[f"{name}: FP"] = spread((run[kind][RATE] for run in runs), 1, percent=True)
+    return cells
 
 
-def occluders_table(e: dict) -> str:
-    head = ["CoarseDropout in", "of the picture", "of the face", "Dice, clean", "IoU, clean", "Dice, occluded",
-            "IoU, occluded", "occluded pixels called face"]  # fmt: skip
+OCCLUDED = {"drawn": "drawn", **{kind: kind.split()[1] for kind in PHOTOGRAPHED}}
+
+
+def occluders_table(results: dict) -> str:
     rows = []
     for variant, cutout in CUTOUTS.items():
-        runs = seeded(e, variant)
-        clean = [counts(run["clean"]) for run in runs]
-        rows.append([
-            cutout, *(f"{fraction:.1%}" for fraction in e["cutout"][cutout]),
-            spread(c.dice for c in clean), spread(c.iou for c in clean), *occluded_cells(runs),
-        ])  # fmt: skip
-    return table(head, rows)
+        if runs := finished(results, variant):
+            picture, face = results["cutout"][cutout]
+            rows.append({
+                "CoarseDropout in": cutout, "of the picture": f"{picture:.1%}", "of the face": f"{face:.1%}",
+                "seeds": str(len(runs)), "clean: Dice": spread(run["clean"]["dice"] for run in runs),
+                **dice_and_rate(runs, OCCLUDED),
+            })  # fmt: skip
+    return table(rows)
 
 
-def glasses_table(e: dict) -> str:
-    head, rows = ["masks in training"], []
-    for variant, name in (("cutout-on", "skin without the glasses"), ("glasses-left-in", "skin, glasses left in")):
-        runs, row = seeded(e, variant), [name]
-        for kind in ("real glasses", "glasses"):
-            if pictures := runs[0][kind]["pictures"]:
-                row.append(spread((false_positives(run[kind]) for run in runs), 1, percent=True))
-                row.append(spread(counts(run[kind], "box").iou for run in runs))
-                row.append(spread(counts(run[kind]).iou for run in runs))
-                if not rows:
-                    title = f"{'real' if kind == 'real glasses' else 'drawn'} glasses ({pictures})"
-                    head += [f"{title}: called face", "IoU in their box", "IoU of the face"]
-        rows.append([*row, spread(counts(run["clean"]).dice for run in runs)])
-    wearers = table(["", "training faces", "validation faces"],
-                    [["wear glasses", str(e["wearers"]["train"]), str(e["wearers"]["val"])]])  # fmt: skip
-    return table([*head, "Dice, all faces"], rows) + "\n\n" + wearers
+def glasses_table(results: dict) -> str:
+    rows, kinds = [], {"real glasses": "real", "glasses": "drawn"}
+    for variant, name in GLASSES_MASKS.items():
+        if runs := [run for run in finished(results, variant) if "glasses" in run]:
+            faces = {f"{kinds[k]}: faces": str(runs[0][k]["pictures"]) for k in kinds if k in runs[0]}
+            rows.append({
+                "masks in training": name, "seeds": str(len(runs)), **faces, **dice_and_rate(runs, kinds),
+                "all faces: Dice": spread(run["clean"]["dice"] for run in runs),
+            })  # fmt: skip
+    return table(rows)
 
 
-def models_table(e: dict) -> str:
-    head = ["network", "parameters", "s/epoch", "s/image", "peak memory", "Dice", "IoU", "BCE", "Dice, occluded",
-            "IoU, occluded", "occluded pixels called face"]  # fmt: skip
-    rows = []
-    for model, row in e["models"].items():
-        runs = seeded(e, f"models-{model}")
-        clean = [counts(run["clean"]) for run in runs]
-        rows.append([
-            NETWORKS[model], f"{row['parameters'] / 1e6:.1f} M", spread(row["seconds_per_epoch"], 1),
-            f"{row['seconds_per_picture']:.3f}",
-            f"{row['peak_memory'] / 2**30:.2f} GiB" if row["peak_memory"] else "",
-            spread(c.dice for c in clean), spread(c.iou for c in clean), spread(run["clean"]["bce"] for run in runs),
-            *occluded_cells(runs),
-        ])  # fmt: skip
-    return table(head, rows)
-
-
-def data_size(e: dict) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of training faces, and the errors 1 - Dice (sizes, seeds)."""
-    n = np.array(e["counts"])
-    variants = [*(f"faces-{k}" for k in n[:-1]), "cutout-on"]
-    return n, np.array([[1 - counts(run["clean"]).dice for run in seeded(e, variant)] for variant in variants])
-
-
-def data_size_table(e: dict) -> str:
-    n, errors = data_size(e)
-    shown = e["settings"][0]["steps"] * e["settings"][0]["batch_size"]
+def data_size_table(results: dict) -> str:
+    n, errors = data_size(results)
+    shown = results["plan"]["epochs"] * results["plan"]["epoch_size"]
     rows = [
-        [str(k), f"{shown / k:.0f}", spread(1 - row, 4), " ".join(f"{1 - v:.4f}" for v in row)]
+        {"faces": str(k), "times each is shown": f"{shown / k:.0f}", "Dice": spread(1 - row, 4),
+         "each seed": " ".join(f"{1 - v:.4f}" for v in row)}
         for k, row in zip(n, errors, strict=True)
-    ]
-    parts = [table(["training faces", "times each is shown", "Dice", "each seed"], rows)]
-    if len(n) >= 3:
-        at = np.array([n[-1], *(p for p in PREDICTED if p > n[-1])])
-        a, b, c = fit = power_law(np.repeat(n, errors.shape[1]), errors.ravel())
-        guess = power_law(np.repeat(n[:-1], errors.shape[1]), errors[:-1].ravel())
-        intervals = zip(*dice_interval(errors, n, at), strict=True)
-        rows = [[str(k), f"{1 - law(fit, k):.4f}", f"{low:.4f} to {high:.4f}"]
-                for k, (low, high) in zip(at, intervals, strict=True)]  # fmt: skip
-        rows.append([f"{n[-1]}, from the fit to the sizes below", f"{1 - law(guess, n[-1]):.4f}", ""])
-        head = ["training faces", f"Dice = 1 - {a:.4f} - {b:.4f} (n / 50)^-{c:.2f}", "90 % interval, seeds resampled"]
-        parts.append(table(head, rows))
-    return "\n\n".join(parts)
+    ]  # fmt: skip
+    if len(n) < 4:
+        return table(rows)
+    a, b, c = of_all = fit(n, errors)
+    at = [int(n[-1]), *(p for p in PREDICTED if p > n[-1])]
+    fitted = [{"faces": str(k), "fitted Dice": f"{1 - law(of_all, k):.4f}"} for k in at]
+    if min(map(len, errors)) > 1:
+        for row, low, high in zip(fitted, *dice_interval(errors, n, np.array(at)), strict=True):
+            row["90 % interval"] = f"{low:.4f} to {high:.4f}"
+    law_of = f"Fit: Dice = 1 - {a:.4f} - {b:.4f} (n / 50)^-{c:.2f}; the interval is of seeds resampled."
+    return "\n\n".join([table(rows), law_of, table(fitted)])
 
 
-def published_table(e: dict) -> str:
-    logits = ("0.1", "0.5", "0.9")
-    head = ["", "Dice", "IoU", "BCE", "Dice / (2 - Dice)", *(f"batch means, logit {t}: Dice / IoU" for t in logits),
-            "batch means: IoU above Dice / (2 - Dice) by"]  # fmt: skip
+def models_table(results: dict) -> str:
+    """The original's networks, trained and measured; beside them the published figures and the bundled network."""
     rows = [
-        [f"published: {name}", f"{dice:.2f}", f"{iou:.2f}", f"{bce:.3f}", f"{partner(dice):.3f}", "", "", "",
-         f"{iou - partner(dice):.4f}"]
+        {"network": f"published, {name}", "pixels": "512", "start": "COCO" if name == "DeepLabV3" else "ImageNet",
+         "epochs": "8", "Dice": f"{dice:.2f}", "IoU": f"{iou:.2f}", "BCE": f"{bce:.3f}"}
         for name, (dice, iou, bce) in PUBLISHED.items()
     ]  # fmt: skip
-    ours = {NETWORKS[model]: seeded(e, f"models-{model}") for model in ("deeplabv3", "unet")}
-    ours |= {"the runs `cutout-on`": seeded(e, "cutout-on"), "the bundled weights": [e["runs"]["bundled"]]}
-    for label, runs in ours.items():
-        at = [run["clean"]["thresholds"] for run in runs]
-        dice = [t["0.0"]["dice"] for t in at]
-        means = [
-            " / ".join(spread(t[logit][key] for t in at) for key in ("batch_dice", "batch_iou")) for logit in logits
-        ]
-        gaps = [t[logit]["batch_iou"] - partner(t[logit]["batch_dice"]) for t in at for logit in logits]
-        rows.append([
-            f"{label}, {len(runs)} seeds" if len(runs) > 1 else label, spread(dice),
-            spread(t["0.0"]["iou"] for t in at), spread(run["clean"]["bce"] for run in runs),
-            spread(map(partner, dice)), *means, f"{min(gaps):.4f} to {max(gaps):.4f}",
-        ])  # fmt: skip
-    return table(head, rows)
+    for name, e in results["networks"].items():
+        row, clean = {"network": name}, e["kinds"]["clean"]
+        if "history" in e:
+            device = f"CPU, {e['cpu_threads']} threads" if e["device"] == "cpu" else e["device"]
+            start = ("COCO" if e["model"] == "deeplabv3" else "ImageNet") if e["pretrained"] else "random"
+            row |= {
+                "pixels": str(e["size"]), "start": start, "epochs": f"{len(e['history'])} of {e['epochs']}",
+                "hardware": f"{device}, {e['precision_used']}",
+                "s/epoch": f"{np.median([epoch['seconds'] for epoch in e['history']]):.0f}",
+                "memory": f"{e['peak_memory_mb'] / 1000:.1f} GB" if e["peak_memory_mb"] else "",
+            }  # fmt: skip
+        names = {"dice": "Dice", "iou": "IoU", "precision": "precision", "recall": "recall",
+                 "boundary_iou": "boundary IoU"}  # fmt: skip
+        row |= {head: f"{clean[key]:.4f}" for key, head in names.items() if clean[key] is not None}
+        rows.append({**row, "BCE": f"{clean['bce']:.4f}", "s/picture": f"{e['seconds']:.3f}"})
+    heads = ("network", "pixels", "start", "epochs", "Dice", "IoU", "precision", "recall", "boundary IoU", "BCE",
+             "s/epoch", "s/picture", "memory", "hardware")  # fmt: skip
+    kinds = {"glasses": "drawn glasses", "real glasses": "real glasses", **OCCLUDED}
+    occluded = [{"network": name, **dice_and_rate([e["kinds"]], kinds)} for name, e in results["networks"].items()]
+    worst = [
+        {"network": name, "faces of lowest Dice": ", ".join(f"{i} ({d:.2f})" for d, i in e["kinds"]["clean"]["worst"])}
+        for name, e in results["networks"].items()
+    ]
+    return "\n\n".join([table([{head: row.get(head, "") for head in heads} for row in rows]), table(occluded),
+                        table(worst)])  # fmt: skip
 
 
-TABLES = {
-    "occluders": ("Occluded faces", occluders_table),
-    "glasses": ("Eyeglasses", glasses_table),
-    "models": ("U-Net and DeepLabV3", models_table),
-    "data-size": ("Number of training faces", data_size_table),
-    "published": ("The published figures", published_table),
+def published_table(results: dict) -> str:
+    """At every threshold, pooled and as the original averaged; how far a mean's IoU lies above that of its Dice."""
+    rows = [
+        {"network": f"published, {name}", "mean Dice": f"{dice:.2f}", "mean IoU": f"{iou:.2f}",
+         "IoU of that Dice": f"{partner(dice):.3f}", "above it": f"{iou - partner(dice):.4f}"}
+        for name, (dice, iou, _) in PUBLISHED.items()
+    ]  # fmt: skip
+    for name, e in results["networks"].items():
+        for logit, t in e["kinds"]["clean"]["thresholds"].items():
+            rows.append({
+                "network": name, "logit": logit, "Dice": f"{t['dice']:.4f}", "IoU": f"{t['iou']:.4f}",
+                "mean Dice": f"{t['batch_dice']:.4f}", "mean IoU": f"{t['batch_iou']:.4f}",
+                "IoU of that Dice": f"{partner(t['batch_dice']):.4f}",
+                "above it": f"{t['batch_iou'] - partner(t['batch_dice']):.4f}",
+            })  # fmt: skip
+    heads = ("network", "logit", "Dice", "IoU", "mean Dice", "mean IoU", "IoU of that Dice", "above it")
+    return table([{head: row.get(head, "") for head in heads} for row in rows])
+
+
+def settings_table(results: dict) -> str:
+    """How each variant of the claims was trained, and whether its curve is flat: the last third's gain in Dice."""
+    rows, plan = [], results["plan"]
+    for variant in dict.fromkeys(run["variant"] for run in results["runs"].values()):
+        runs = [run for run in results["runs"].values() if run["variant"] == variant]
+        gains = []
+        for run in runs:
+            dice = [epoch["dice"] for epoch in run["history"]]
+            gains.append(max(dice) - max(dice[: max(1, len(dice) * 2 // 3)]))
+        minutes = [sum(epoch["seconds"] for epoch in run["history"]) / 60 for run in runs]
+        rows.append({
+            "variant": variant, "seeds": " ".join(str(run["seed"]) for run in runs), "pixels": str(plan["size"]),
+            "batch": str(plan["batch_size"]), "steps": str(plan["epochs"] * (plan["epoch_size"] // plan["batch_size"])),
+            "rate": f"{plan['lr']:g}", "EMA": f"{plan['ema']:g}", "precision": runs[0]["precision"],
+            "minutes": spread(minutes, 1), "Dice gained in the last third": spread(gains, 4),
+        })  # fmt: skip
+    return table(rows)
+
+
+TABLES = {  # title: (the command's names, table, needs)
+    "Occluded faces": ("occluders", occluders_table, "runs"),
+    "Eyeglasses": ("glasses", glasses_table, "runs"),
+    "Number of training faces": ("data-size", data_size_table, "runs"),
+    "The original's networks": ("models", models_table, "networks"),
+    "The published figures": ("published", published_table, "networks"),
+    "How the claims' networks were trained": ("occluders glasses data-size", settings_table, "runs"),
 }
-PLOTS = {"occluders": plot_occluders, "models": plot_models, "data-size": plot_data_size}
 
 
 def write(out: Path) -> None:
     """tables.md and the plots of `out`/results.json."""
     results = json.loads((out / "results.json").read_text(encoding="utf-8"))
-    experiments = results["experiments"]
-    parts = ["# Tables of the experiments"]
+    for part in ("runs", "networks"):
+        for entry in results[part].values():
+            entry["kinds"] = with_drawn(entry["kinds"])
+    m = results["machine"]
+    measured = f"{m['gpu'] or m['processor']}, {m['cores']} cores, PyTorch {m['torch']}, {m['date']}"
+    faces = f"{results['faces']['train']} training faces, {results['faces']['val']} validation faces"
+    parts = ["# Tables of the experiments", f"Measured on {measured}; {faces}. {LEGEND}"]
     if results["quick"]:
         parts.append("**A quick run, of the machinery alone: these figures mean nothing.**")
-    for name, e in experiments.items():
-        title, tabulate = TABLES[name]
-        parts += [f"## {title}", f"`{e['command']}`", tabulate(e)]
-        if name in PLOTS:
-            PLOTS[name](e, out / f"{name}.png")
-    parts += ["## Settings", settings_table(experiments)]
+    for title, (names, tabulate, needs) in TABLES.items():
+        if results[needs] and (text := tabulate(results)):
+            parts += [f"## {title}", f"`python -m studies.experiments {names}`", text]
     write_text(out / "tables.md", "\n\n".join(parts) + "\n")
+    plot_occluders(results, out / "occluders.png")
+    plot_data_size(results, out / "data-size.png")
+    networks = {name: [e["history"]] for name, e in results["networks"].items() if "history" in e}
+    plot_curves(networks, out / "models.png")
+    variants = dict.fromkeys(run["variant"] for run in results["runs"].values())
+    runs = {v: [run["history"] for run in results["runs"].values() if run["variant"] == v] for v in variants}
+    plot_curves(runs, out / "claims.png")
 
 
 if __name__ == "__main__":

@@ -21,18 +21,10 @@ TRAIN_IDS = range(16000, 16012)
 VAL_IDS = range(24000, 24006)
 
 
-def run(program, *args, **options) -> subprocess.CompletedProcess:
+def run(program, *args, cwd=None, env=None, timeout=300) -> subprocess.CompletedProcess:
     """Runs a script of the root (`main.py`) or a module of a room (`studies.benchmark`) as a person would."""
     name = str(program)
-    return _execute([str(ROOT / name)] if name.endswith(".py") else ["-m", name], args, **options)
-
-
-def python(code: str, *args, **options) -> subprocess.CompletedProcess:
-    """Runs a few lines with the project on the import path."""
-    return _execute(["-c", f"import sys\n{code}"], args, **options)
-
-
-def _execute(what: list[str], args, *, cwd=None, env=None, timeout=300) -> subprocess.CompletedProcess:
+    what = [str(ROOT / name)] if name.endswith(".py") else ["-m", name]
     command = [sys.executable, *what, *map(str, args)]
     env = {**os.environ, "PYTHONPATH": str(ROOT), **{key: str(value) for key, value in (env or {}).items()}}
     return subprocess.run(command, cwd=cwd, env=env, timeout=timeout, capture_output=True, text=True, check=False)
@@ -76,6 +68,22 @@ def lite_weights(prepared, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "lite.pth"
     model.save_state(net.state_dict(), path, model.Info("lite", 64, 1, "untrained"))
     return path
+
+
+@pytest.fixture(scope="session")
+def occluder_dir(tmp_path_factory) -> Path:
+    """Five drawn RGBA squares of each kind, in colours that tell them apart: the fifth is held out, and blue."""
+    import numpy as np
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("occluders")
+    for kind in ("hands", "objects", "masks", "textures"):
+        (folder / kind).mkdir()
+        for i in range(5):
+            cut = np.zeros((90, 80, 4), np.uint8)
+            cut[10:, 10:70] = (20, 40, 250, 255) if i == 4 else (250, 40, 20, 255)
+            Image.fromarray(cut[..., :3] if kind == "textures" else cut).save(folder / kind / f"{i}.png")
+    return folder
 
 
 def history(run_dir: Path) -> list[dict]:

@@ -10,19 +10,6 @@ from PIL import Image
 from studies import pasted, robustness
 
 
-@pytest.fixture(scope="module")
-def occluder_dir(tmp_path_factory):
-    """Five drawn RGBA squares of each kind, in colours that tell them apart: the fifth is held out, and blue."""
-    folder = tmp_path_factory.mktemp("occluders")
-    for kind in ("hands", "objects", "masks", "textures"):
-        (folder / kind).mkdir()
-        for i in range(5):
-            cut = np.zeros((90, 80, 4), np.uint8)
-            cut[10:, 10:70] = (20, 40, 250, 255) if i == 4 else (250, 40, 20, 255)
-            Image.fromarray(cut[..., :3] if kind == "textures" else cut).save(folder / kind / f"{i}.png")
-    return folder
-
-
 def test_the_command_writes_every_section(prepared, lite_weights, occluder_dir, tmp_path):
     rng = np.random.default_rng(0)
     (tmp_path / "photos").mkdir()
