@@ -21,10 +21,18 @@ TRAIN_IDS = range(16000, 16012)
 VAL_IDS = range(24000, 24006)
 
 
-def run(program, *args, cwd=None, env=None, timeout=300) -> subprocess.CompletedProcess:
+def run(program, *args, **options) -> subprocess.CompletedProcess:
     """Runs a script of the root (`main.py`) or a module of a room (`studies.benchmark`) as a person would."""
     name = str(program)
-    what = [str(ROOT / name)] if name.endswith(".py") else ["-m", name]
+    return _execute([str(ROOT / name)] if name.endswith(".py") else ["-m", name], args, **options)
+
+
+def python(code: str, *args, **options) -> subprocess.CompletedProcess:
+    """Runs a few lines with the project on the import path."""
+    return _execute(["-c", f"import sys\n{code}"], args, **options)
+
+
+def _execute(what: list[str], args, *, cwd=None, env=None, timeout=300) -> subprocess.CompletedProcess:
     command = [sys.executable, *what, *map(str, args)]
     env = {**os.environ, "PYTHONPATH": str(ROOT), **{key: str(value) for key, value in (env or {}).items()}}
     return subprocess.run(command, cwd=cwd, env=env, timeout=timeout, capture_output=True, text=True, check=False)

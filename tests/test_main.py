@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, leftovers, no_traceback, one_sentence, run
+from conftest import ROOT, leftovers, no_traceback, one_sentence, python, run
 from PIL import Image
 
 import const
@@ -31,14 +31,6 @@ MODULES = [
     "robust.occluders", "robust.scenes", "studies.benchmark", "studies.drawn_faces", "studies.experiments",
     "studies.report", "studies.robustness",
 ]  # fmt: skip
-
-
-def python(code: str, *args, cwd=None, env=None, timeout=200) -> subprocess.CompletedProcess:
-    """Runs a few lines with the project on the import path."""
-    return subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}", *map(str, args)],
-        cwd=cwd, env={**os.environ, **(env or {})}, capture_output=True, text=True, timeout=timeout, check=False,
-    )  # fmt: skip
 
 
 def photo(seed: int = 0, h: int = 60, w: int = 80) -> np.ndarray:

@@ -1,14 +1,11 @@
 """What the README shows is run as it stands."""
 
-import os
 import re
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, no_traceback, run
+from conftest import ROOT, no_traceback, python, run
 from PIL import Image
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -22,16 +19,9 @@ def place(tmp_path):
     return tmp_path
 
 
-def python(code, cwd):
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return no_traceback(
-        subprocess.run([sys.executable, "-c", code], cwd=cwd, env=env, capture_output=True, text=True, check=False)
-    )
-
-
 def test_the_python_example(place):
     code = next(b for b in BLOCKS if "runner.predict_image" in b)
-    done = python(code + "\nprint(mask.shape, mask.dtype, (mask > 0).mean())", place)
+    done = no_traceback(python(code + "\nprint(mask.shape, mask.dtype, (mask > 0).mean())", cwd=place))
     assert done.returncode == 0, done.stderr
     w, h = Image.open(place / "photo.jpg").size
     assert f"({h}, {w}) uint8" in done.stdout
@@ -43,7 +33,7 @@ def test_the_onnx_example(place):
     pytest.importorskip("onnxscript")
     assert run("main.py", "export", "--weights", "bundled", "--out", place / "lite.onnx").returncode == 0
     code = next(b for b in BLOCKS if "onnxruntime" in b)
-    done = python(code, place)
+    done = no_traceback(python(code, cwd=place))
     assert done.returncode == 0, done.stderr
     shown = np.asarray(Image.open(place / "mask.png"))
     assert shown.shape == Image.open(place / "photo.jpg").size[::-1]
