@@ -10,10 +10,6 @@ VERSION = "1.0.0"
 # --- Paths, rooted at this file, so that every command works from any directory -----------------------------------
 DIR_PATH = Path(__file__).resolve().parent
 CELEB_DIR = DIR_PATH / "CelebAMask-HQ"  # the data set, and the prepared folders beside it
-IMG_DIR_TRAIN = CELEB_DIR / "images_train"
-MASK_DIR_TRAIN = CELEB_DIR / "masks_train"
-IMG_DIR_VAL = CELEB_DIR / "images_val"
-MASK_DIR_VAL = CELEB_DIR / "masks_val"
 TEST_DIR = DIR_PATH / "test_path"  # sample photographs in
 PREDICTIONS_DIR = DIR_PATH / "predictions"  # masks and overlays out
 WEIGHTS_DIR = DIR_PATH / "weights"  # the bundled weights

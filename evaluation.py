@@ -24,21 +24,14 @@ WORST = 10  # pictures on the sheet
 
 
 def evaluate(
-    segmenter,
-    data: Path,
-    out: Path,
-    *,
-    weights: str = "",
-    limit: int | None = None,
-    exclude: Path | None = None,
-    log=print,
+    segmenter, data: Path, out: Path, *, weights="", limit: int | None = None, exclude: Path | None = None, log=print
 ) -> dict:
     """Measure on the validation pictures of `data`, each at its mask's own size, from counts pooled over the split.
     Writes `metrics.json` and `worst.jpg` to `out`. The processes of a torchrun job share the pictures.
 
     Args:
         segmenter: an inference.Segmenter, of precision "fp32".
-        weights: their name, for the record.
+        weights: their name, for the record, str.
         limit: only the first so many pictures.
         exclude: a file of ids, such as robust/label_noise.py writes: a further row leaves those faces out.
 

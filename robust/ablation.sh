@@ -36,7 +36,7 @@ python - <<'END' | tee runs/ablation/table.md
 import json
 from pathlib import Path
 
-print("| run | clean faces | drawn hand | hands | objects | masks | hidden pixels called face: hands | objects | masks |")
+print("| run | clean faces | drawn hand | hands | objects | masks | false positives on occluded pixels: hands | objects | masks |")
 print("|---|---|---|---|---|---|---|---|---|")
 for path in sorted(Path("runs/ablation").glob("*/robustness.json")):
     table = json.loads(path.read_text())

@@ -1,7 +1,9 @@
 """What all tests share: the root on the import path, drawn faces, and a way to run the real commands."""
 
+import contextlib
 import csv
 import hashlib
+import io
 import os
 import subprocess
 import sys
@@ -92,6 +94,19 @@ def occluder_dir(tmp_path_factory) -> Path:
             cut[10:, 10:70] = (20, 40, 250, 255) if i == 4 else (250, 40, 20, 255)
             Image.fromarray(cut[..., :3] if kind == "textures" else cut).save(folder / kind / f"{i}.png")
     return folder
+
+
+@pytest.fixture(scope="session")
+def bundled_onnx(tmp_path_factory) -> tuple[Path, str]:
+    """The bundled weights exported, which takes long, and what was printed. To be read, not changed."""
+    import main
+
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    path, said = tmp_path_factory.mktemp("onnx") / "lite.onnx", io.StringIO()
+    with contextlib.redirect_stdout(said):
+        assert main.main(["export", "--weights", "bundled", "--out", str(path)]) == 0
+    return path, said.getvalue()
 
 
 def history(run_dir: Path) -> list[dict]:
