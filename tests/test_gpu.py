@@ -1,11 +1,9 @@
 """What only a GPU shows; skipped without one: `pytest tests/test_gpu.py`."""
 
-import csv
-
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, run
+from conftest import ROOT, history, run
 
 import main
 import model
@@ -18,14 +16,13 @@ TINY = ["--model", "lite", "--no-pretrained", "--size", "64", "--batch-size", "4
 def train(prepared, run_dir, *options) -> list[dict]:
     command = ["train", "--data", prepared, "--run-dir", run_dir, *TINY, *options]
     assert main.main([str(part) for part in command]) == 0
-    with open(run_dir / "history.csv", newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    return history(run_dir)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_a_step_in_every_precision(precision, prepared, tmp_path):
     rows = train(prepared, tmp_path / "run", "--epochs", 2, "--precision", precision, "--device", "cuda")
-    assert np.isfinite([float(row["loss"]) for row in rows]).all()
+    assert np.isfinite([row["loss"] for row in rows]).all()
 
 
 @pytest.mark.parametrize(("first", "second"), [("cpu", "cuda"), ("cuda", "cpu")])
