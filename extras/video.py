@@ -31,15 +31,22 @@ class Timing:
     """Which frames of a video are segmented.
 
     Args:
-        frame_stride: every Nth frame is segmented, and its mask kept until the next.
+        frame_stride: every Nth frame is segmented, and its mask kept until the next, or until the face changes.
         start, end: seconds; for a camera, `end` stops it.
-        smooth: fraction of the past in each frame's mask, from 0 to below 1.
+        smooth: fraction of the past in a mask where the frame is as it was, from 0 to below 1.
     """
 
     frame_stride: int = 1
     start: float = 0.0
     end: float | None = None
     smooth: float = 0.0
+
+    def masks(self, output: Output) -> dict:
+        """The options of `masked_frames`. Where faces are to be hidden, all of every frame is searched for them."""
+        follow = not {"blurred", "pixelated"} & set(output.results)
+        return {
+            "threshold": output.threshold, "frame_stride": self.frame_stride, "smooth": self.smooth, "follow": follow
+        }  # fmt: skip
 
 
 def is_video(path: Path) -> bool:
@@ -124,9 +131,7 @@ def predict_video(
     with ExitStack() as stack:
         cut = {"start": timing.start, "end": timing.end, "log": log}
         writers = [stack.enter_context(writing(result, clip, identity(clip.path), **cut)) for result in results]
-        masked = masked_frames(
-            segmenter, iter(reader), threshold=output.threshold, frame_stride=timing.frame_stride, smooth=timing.smooth
-        )
+        masked = masked_frames(segmenter, iter(reader), **timing.masks(output))
         for seconds, frame, mask in tqdm(ahead(masked, 2), total=_expected(clip, timing), unit="frame", disable=None):
             for write, kind in zip(writers, output.results, strict=True):
                 drawn = output.draw(kind, frame, mask)
@@ -177,9 +182,7 @@ def record_camera(
     frames, window, written = iter(Reader(clip, end=timing.end)), True, 0
     with writing(path, clip) as write:
         try:
-            for seconds, frame, mask in masked_frames(
-                segmenter, frames, threshold=output.threshold, smooth=timing.smooth
-            ):
+            for seconds, frame, mask in masked_frames(segmenter, frames, **timing.masks(output)):
                 drawn = output.draw("overlay", frame, mask)
                 write(seconds, drawn)
                 written += 1

@@ -1,4 +1,4 @@
-"""Masks over time: segmented frame by frame, calm, and no more often than the video needs."""
+"""Masks over time: calm where the picture is still, and made with no more work than the video needs."""
 
 from __future__ import annotations
 
@@ -8,40 +8,120 @@ from collections.abc import Iterable, Iterator
 import cv2
 import numpy as np
 
-CUT = 40.0  # mean grey-level change, of 255, between two frames that is taken for a cut: smoothing starts anew
+SIDE = 192  # pixels; two frames are compared at this size
+UNLIKE = 10.0  # grey levels by which a pixel differs whose past counts for little (a factor of e)
+GRAIN = 5.0  # grey levels; where more than half of a frame differs by more than this, it is no grain but movement
+CUT = 0.5  # fraction of the frame that changes at a cut
+CHANGED = 0.02  # fraction of a face, or of the frame outside the faces, whose change makes old masks or boxes unfit
+COARSE_STRIDE = 10  # frames; so often at least, all of a frame is searched for faces
+BORDER = 0.04  # sides of a square; nearer to its border than this, a face may go on beyond it
 
 
-class Smoother:
-    """Logits averaged over time: `keep` of the past, the rest of the present; a cut in the video starts anew."""
+def shrunk(frame: np.ndarray) -> np.ndarray:
+    """A frame uint8 (H, W, 3) small and smooth, its grain averaged away, to be compared with others."""
+    h, w = frame.shape[:2]
+    scale = min(1.0, SIDE / max(h, w))
+    size = max(1, round(w * scale)), max(1, round(h * scale))
+    return cv2.GaussianBlur(cv2.resize(frame, size, interpolation=cv2.INTER_AREA), (0, 0), 1.0)
 
-    def __init__(self, keep: float):
-        self.keep, self.past, self.thumbnail = keep, None, None
 
-    def __call__(self, logits: np.ndarray, frame: np.ndarray) -> np.ndarray:
-        thumbnail = cv2.resize(frame, (32, 32), interpolation=cv2.INTER_AREA).astype(np.float32)
-        cut = self.thumbnail is None or float(np.abs(thumbnail - self.thumbnail).mean()) > CUT
-        self.thumbnail = thumbnail
-        bounded = np.clip(logits, -8, 8)  # else one frame of extreme logits outweighs many
-        if cut or self.past is None or self.past.shape != logits.shape:
-            self.past = bounded
-        else:
-            self.past = cv2.addWeighted(self.past, self.keep, bounded, 1 - self.keep, 0)
-        return self.past
+def likeness(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """How little the surroundings of each pixel differ between two shrunk frames, but for grain: float32 (h, w), 1 to
+    0."""
+    difference = cv2.blur(cv2.absdiff(a, b).max(axis=2).astype(np.float32), (3, 3))
+    grain = min(GRAIN, float(np.median(difference)))
+    difference = np.maximum(0, cv2.dilate(difference, np.ones((5, 5))) - 2 * grain)
+    return np.exp(-((difference / UNLIKE) ** 2))
+
+
+class Tracker:
+    """Segments the frames of a video one after the other. With two passes, known faces are followed by the fine pass
+    alone; the coarse one is made every `COARSE_STRIDE` frames, after a cut, where much changes beside the faces, and
+    where a face is lost, found, or as large as its square."""
+
+    def __init__(self, segmenter, follow: bool):
+        self.segmenter, self.boxes, self.age = segmenter, [], 0
+        self.follow = follow and getattr(segmenter, "passes", 1) == 2
+
+    def __call__(self, frame: np.ndarray, alike: np.ndarray | None) -> np.ndarray:
+        """Logits float32 (H, W) of a frame uint8 (H, W, 3); `alike` is its likeness to the one before."""
+        if not self.follow:
+            return self.segmenter.logits([frame])[0]
+        before, self.age = self.boxes, self.age + 1
+        if before and alike is not None and self.age < COARSE_STRIDE and self._little_beside(alike, frame.shape):
+            logits = self.segmenter.logits([frame], [before])[0]
+            self.boxes, inside = self._found(logits, before)
+            if inside and len(self.boxes) == len(before):
+                return logits
+        logits, self.age = self.segmenter.logits([frame])[0], 0
+        self.boxes, _ = self._found(logits, [])
+        return logits
+
+    def _little_beside(self, alike: np.ndarray, shape: tuple[int, ...]) -> bool:
+        changed, scale = (alike < 0.5).astype(np.uint8), alike.shape[0] / shape[0]
+        if changed.mean() > CUT:
+            return False
+        for x, y, side in self.boxes:
+            x0, y0, x1, y1 = (max(0, round(v * scale)) for v in (x, y, x + side, y + side))
+            changed[y0:y1, x0:x1] = 0
+        return changed.mean() <= CHANGED
+
+    def _found(self, logits: np.ndarray, squares: list[tuple]) -> tuple[list[tuple], bool]:
+        """The squares around the faces, and whether none of those comes near the border of one of `squares`."""
+        h, w = logits.shape
+        scale = min(1.0, 256 / max(h, w))
+        size = max(1, round(w * scale)), max(1, round(h * scale))
+        small = cv2.resize(logits, size, interpolation=cv2.INTER_AREA)
+        face = small > 0
+        for x, y, side in squares:
+            low, high = BORDER * side, (1 - BORDER) * side
+            edges = (x + low, y + low, x + high, y + high)
+            x0, y0, x1, y1 = (round(v * s) for v, s in zip(edges, (size[0] / w, size[1] / h) * 2, strict=True))
+            face[max(0, y0) : max(0, y1), max(0, x0) : max(0, x1)] = False
+        boxes = self.segmenter.face_boxes(small, logits.shape, 0.5)
+        return boxes, not (squares and face.any())
 
 
 def masked_frames(
-    segmenter, frames: Iterable[tuple], *, threshold: float, frame_stride: int = 1, smooth: float = 0.0
+    segmenter,
+    frames: Iterable[tuple],
+    *,
+    threshold: float,
+    frame_stride: int = 1,
+    smooth: float = 0.0,
+    follow: bool = True,
 ) -> Iterator[tuple]:
-    """(time, frame, mask uint8 (H, W) 0/255) for each (time, frame uint8 (H, W, 3) RGB); every `frame_stride`th is
-    segmented, its mask held between."""
+    """(time, frame, mask uint8 (H, W) 0/255) for each (time, frame uint8 (H, W, 3) RGB).
+
+    Args:
+        frame_stride: at least every so many frames are segmented; a mask is kept for those between, until its face
+            changes.
+        smooth: fraction of the past in a mask, from 0 to below 1, where the frame is as it was.
+        follow: two passes need no coarse one where the faces are known; see `Tracker`.
+    """
     from inference import to_mask
 
-    smoother, mask = Smoother(smooth) if smooth > 0 else None, None
-    for i, (time, frame) in enumerate(frames):
-        if i % frame_stride == 0 or mask is None or mask.shape != frame.shape[:2]:
-            logits = segmenter.logits([frame])[0]
-            mask = to_mask(smoother(logits, frame) if smoother else logits, threshold)
+    track, small, logits, mask, age = Tracker(segmenter, follow), None, None, None, 0
+    for time, frame in frames:
+        before, now, age = small, shrunk(frame), age + 1
+        alike = None
+        if logits is not None and logits.shape == frame.shape[:2]:
+            alike = likeness(before, now)
+        if alike is None or age >= frame_stride or not _is_still(mask, alike):
+            past, logits, small, age = logits, track(frame, alike), now, 0
+            if smooth > 0:
+                logits = np.clip(logits, -8, 8)  # else one frame of extreme logits outweighs many
+                if alike is not None:
+                    logits += smooth * cv2.resize(alike, logits.shape[::-1]) * (past - logits)
+            mask = to_mask(logits, threshold)
         yield time, frame, mask
+
+
+def _is_still(mask: np.ndarray, alike: np.ndarray) -> bool:
+    """Whether the face of a mask, and what is just beside it, has not changed; without a face, all of the frame."""
+    near = cv2.resize(mask, alike.shape[::-1], interpolation=cv2.INTER_AREA)
+    near = cv2.dilate(near, np.ones((5, 5))) > 0 if near.any() else np.ones(alike.shape, bool)
+    return float((alike[near] < 0.5).mean()) <= CHANGED
 
 
 def flicker(masks: list[np.ndarray]) -> float:

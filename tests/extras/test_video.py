@@ -17,6 +17,7 @@ import torch
 from conftest import ROOT, leftovers, no_traceback, one_sentence, run
 from PIL import Image
 
+import const
 import main
 import pictures
 from drawing import Output
@@ -127,8 +128,7 @@ def test_start_end_and_frame_stride(red, clip, tmp_path, backend):
     video.predict_video(red, clip, tmp_path, Output(("mask",)), timing, log=said.append)
     frames, _ = play(tmp_path / "clip_mask.mp4")
     assert len(frames) == 4  # frames 4 to 7 of 20 a second
-    held = [f[24:40, 12 + 16 : 28 + 16].mean() for f in frames]  # where the square was in frame 4
-    assert min(held) > 200
+    assert min(f[24:40, 12 + 4 * i : 28 + 4 * i].mean() for i, f in enumerate(frames, 4)) > 200  # the square moves
     assert "4 frames" in said[-1]
     with pytest.raises(video.VideoError, match="no frames between 5 s"):
         video.predict_video(red, clip, tmp_path / "late", timing=video.Timing(start=5.0))
@@ -189,17 +189,110 @@ def test_a_video_that_is_not_all_on_the_disk_gets_no_name(red, clip, tmp_path, m
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_smoothing_calms_a_still_face(red):
+def test_smoothing_calms_a_still_face_and_a_stride_segments_it_seldom(red):
     """The frame-to-frame change of masks on a still, noisy face falls to less than half."""
     rng = np.random.default_rng(0)
-    still = square(3)
-    noisy = [np.clip(still + rng.normal(0, 45, still.shape), 0, 255).astype(np.uint8) for _ in range(20)]
+    still = cv2.GaussianBlur(square(3), (0, 0), 4)
+    noisy = [np.clip(still + rng.normal(0, 20, still.shape), 0, 255).astype(np.uint8) for _ in range(20)]
     changes = {}
-    for smooth in (0.0, 0.8):
+    for smooth in (0.0, 0.6):
         masked = video_masks.masked_frames(red, enumerate(noisy), threshold=0.5, smooth=smooth)
         changes[smooth] = video_masks.flicker([mask > 0 for *_, mask in masked][5:])
     assert changes[0.0] > 0.02
-    assert changes[0.8] < changes[0.0] / 2
+    assert changes[0.6] < changes[0.0] / 2
+    counting = Counting(RedNet(), Info("lite", 64, 1))
+    grain = (np.clip(still + rng.normal(0, 6, still.shape), 0, 255).astype(np.uint8) for _ in range(20))
+    list(video_masks.masked_frames(counting, enumerate(grain), threshold=0.5, frame_stride=4))
+    assert counting.seen == 5
+
+
+@pytest.fixture(scope="module")
+def covered_face():
+    """Frames of a face over which a bar moves by 9 pixels a frame, their logits one by one, and where the bar is."""
+    import model
+
+    face = cv2.resize(pictures.read_picture(const.TEST_DIR / "chris.jpg"), (384, 508), interpolation=cv2.INTER_AREA)
+    frames, bars, rng = [], [], np.random.default_rng(0)
+    for i in range(14):
+        frame, bar = face + rng.normal(0, 4, face.shape), np.zeros(face.shape[:2], bool)
+        bar[:, 120 + 9 * i : 190 + 9 * i] = True
+        frame[bar] = (70, 95, 60)
+        frames.append(frame.clip(0, 255).astype(np.uint8))
+        bars.append(bar)
+    segmenter = Segmenter(*model.load(model.bundled_weights()), passes=1, log=lambda *_: None)
+    return frames, [segmenter.logits([frame])[0] for frame in frames], bars
+
+
+@pytest.mark.parametrize(("smooth", "stride"), [(0.8, 1), (0.0, 4), (0.9, 3)])
+def test_what_moves_over_a_face_does_not_smear(covered_face, smooth, stride):
+    frames, logits, bars = covered_face
+
+    class Known:
+        def logits(self, pictures):
+            return [logits[next(i for i, frame in enumerate(frames) if frame is picture)] for picture in pictures]
+
+    masked = video_masks.masked_frames(Known(), enumerate(frames), threshold=0.5, smooth=smooth, frame_stride=stride)
+    masks = [mask > 0 for *_, mask in masked]
+    assert sum(m.sum() for m in masks) > 0.95 * sum((one > 0).sum() for one in logits)
+    assert sum((m & bar).sum() for m, bar in zip(masks, bars, strict=True)) < 0.01 * sum(bar.sum() for bar in bars)
+
+
+# --- Faces followed by the fine pass alone --------------------------------------------------------------------------
+class Passes(Segmenter):
+    """Counts the coarse passes."""
+
+    coarse = 0
+
+    def _coarse_pass(self, pictures):
+        self.coarse += len(pictures)
+        return super()._coarse_pass(pictures)
+
+
+def faces(*centres, size=(240, 320)) -> np.ndarray:
+    frame = np.full((*size, 3), 110, np.uint8)
+    for x, y in centres:
+        cv2.circle(frame, (x, y), 25, (220, 30, 30), -1)
+    return frame
+
+
+def followed(frames) -> tuple[int, list[float]]:
+    """The coarse passes made, and the fraction of each frame's pixels that another mask has with all of them."""
+    masks, made = {}, {}
+    for follow in (True, False):
+        segmenter = Passes(RedNet(), Info("lite", 128, 2))
+        masked = video_masks.masked_frames(segmenter, enumerate(frames), threshold=0.5, follow=follow)
+        masks[follow] = [mask for *_, mask in masked]
+        made[follow] = segmenter.coarse
+    assert made[False] == len(frames)
+    return made[True], [float(np.mean(a != b)) for a, b in zip(masks[True], masks[False], strict=True)]
+
+
+def test_a_face_that_moves_is_followed_without_the_coarse_pass():
+    made, changed = followed([faces((60 + 4 * i, 100 + i)) for i in range(40)])
+    assert made == 4
+    assert max(changed) < 0.005
+
+
+@pytest.mark.parametrize(
+    "then",
+    [
+        [faces((80, 100), (240, 150))] * 3,  # a second face
+        [faces((240, 150))] * 3,  # a cut
+        [faces()] * 3,  # none any more
+        [faces((80 + 20 * i, 100)) for i in range(1, 6)],  # one that leaves its square
+    ],
+)
+def test_the_coarse_pass_is_made_again_where_the_faces_are_not_known(then):
+    made, changed = followed([faces((80, 100))] * 4 + then)
+    assert made >= 2
+    assert max(changed) < 0.005
+
+
+def test_who_hides_faces_searches_every_frame(clip, tmp_path):
+    for kind, made in (("overlay", 2), ("blurred", FRAMES)):
+        segmenter = Passes(RedNet(), Info("lite", 64, 2))
+        video.predict_video(segmenter, clip, tmp_path, Output((kind,)), log=lambda *_: None)
+        assert segmenter.coarse == made
 
 
 def test_smoothing_starts_anew_at_a_cut(red):
