@@ -254,6 +254,13 @@ def test_metadata_of_wrong_values_is_refused(field, value, lite_weights, tmp_pat
     assert "\n" not in str(caught.value)
 
 
+def test_old_names_of_metadata_are_read(lite_weights, tmp_path):
+    state = torch.load(lite_weights, weights_only=True)
+    state._metadata["face_segmentation"] = {"model": "lite", "size": 96, "looks": 2, "sure": 0.8, "gone": 1}
+    torch.save(state, tmp_path / "w.pth")
+    assert model.load(tmp_path / "w.pth")[1] == model.Info("lite", 96, passes=2, confidence=0.8)
+
+
 def test_metadata_of_pytorch_itself_is_not_trusted(lite_weights, tmp_path):
     state = torch.load(lite_weights, weights_only=True)
     state._metadata[""] = 5
