@@ -1,8 +1,9 @@
 """`torchrun main.py ...`: two processes on the CPU do what one does."""
 
 import json
+import multiprocessing
 import os
-import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, history, leftovers
+from conftest import ROOT, history, leftovers, one_sentence
 
 import dataset
 import main
@@ -21,30 +22,55 @@ from metrics import Counts
 TINY = ["--model", "lite", "--size", "64", "--batch-size", "2", "--device", "cpu", "--precision", "fp32"]
 TINY += ["--workers", "0"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(ROOT / "main.py")]
+FORKS = multiprocessing.get_context("forkserver")  # which imports PyTorch once for all processes of this file
+FORKS.set_forkserver_preload(["main", "training", "evaluation", "pictures", "torchvision"])
 
 
-def start(*args, **options) -> subprocess.Popen:
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([*TORCHRUN, *map(str, args)], env=env, start_new_session=True, **pipes, **options)
+class Job:
+    """A command in two processes with torchrun's variables, without the time that torchrun takes."""
+
+    def __init__(self, folder: Path, *argv):
+        folder.mkdir(exist_ok=True)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.said = [folder / f"said-{rank}" for rank in (0, 1)]
+        argv = [str(part) for part in argv]
+        given = [(rank, port, argv, str(path)) for rank, path in enumerate(self.said)]
+        self.ranks = [FORKS.Process(target=work, args=args, daemon=True) for args in given]
+        for process in self.ranks:
+            process.start()
+
+    def finish(self, seconds: float = 100) -> list[tuple[int, str]]:
+        """(exit code, what it printed) of both."""
+        for process in self.ranks:
+            process.join(seconds)
+        codes = [process.exitcode for process in self.ranks]
+        for process in self.ranks:
+            process.kill()
+        return list(zip(codes, [path.read_text() for path in self.said], strict=True))
 
 
-def finished(process: subprocess.Popen, seconds: float = 200) -> tuple[int, str, str]:
-    try:
-        out, err = process.communicate(timeout=seconds)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    return process.returncode, out, err
+def work(rank: int, port: int, argv: list[str], said: str) -> None:
+    os.environ.update({"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
+                       "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})  # fmt: skip
+    torch.set_num_threads(1)
+    with open(said, "w", buffering=1) as file:
+        sys.stdout = sys.stderr = file
+        code = main.main(argv)
+        file.flush()
+        os._exit(code)
 
 
 @pytest.fixture(scope="module")
 def trained(prepared, tmp_path_factory) -> tuple[Path, str]:
     """(run folder, what was printed) of two epochs by two processes."""
     run_dir = tmp_path_factory.mktemp("world_size") / "run"
-    code, out, err = finished(start("train", "--data", prepared, "--run-dir", run_dir, *TINY, "--epochs", 2))
-    assert code == 0, err
-    return run_dir, out
+    command = [*TORCHRUN, "train", "--data", prepared, "--run-dir", run_dir, *TINY, "--epochs", 2]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run([*map(str, command)], env=env, capture_output=True, text=True, timeout=200, check=False)
+    assert result.returncode == 0, result.stderr
+    return run_dir, result.stdout
 
 
 def test_the_first_process_writes_and_speaks(trained):
@@ -76,9 +102,9 @@ def test_validation_is_that_of_one_process(trained, prepared):
 def test_evaluate_is_that_of_one_process(trained, prepared, tmp_path):
     command = ["evaluate", "--weights", trained[0] / "model.best.pth", "--data", prepared, "--device", "cpu"]
     command += ["--limit", 5]  # of which the two have three and two
-    code, out, err = finished(start(*command, "--out", tmp_path / "two"))
-    assert code == 0, err
-    assert out.count("probability 0.5") == 1
+    (code, out), (other, nothing) = Job(tmp_path, *command, "--out", tmp_path / "two").finish()
+    assert (code, other) == (0, 0), out + nothing
+    assert (out + nothing).count("probability 0.5") == 1
     assert main.main([*map(str, command), "--out", str(tmp_path / "one")]) == 0
     one, two = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two"))
     assert (one["world_size"], two["world_size"]) == (1, 2)
@@ -87,29 +113,37 @@ def test_evaluate_is_that_of_one_process(trained, prepared, tmp_path):
     assert (tmp_path / "one" / "worst.jpg").read_bytes() == (tmp_path / "two" / "worst.jpg").read_bytes()
 
 
-def test_one_process_resumes_what_two_began_and_a_dead_one_ends_the_job(trained, prepared, tmp_path):
+def test_one_process_resumes_what_two_began(trained, prepared, tmp_path):
     run_dir = tmp_path / "run"
     run_dir.mkdir()
     for name in ("last.pth", "config.json", "model.best.pth"):
         (run_dir / name).write_bytes((trained[0] / name).read_bytes())
-    assert main.main(["train", "--data", str(prepared), "--run-dir", str(run_dir), "--resume", "--epochs", "3"]) == 0
+    command = ["train", "--data", prepared, "--run-dir", run_dir, "--resume", "--epochs", 3, "--workers", 0]
+    assert main.main([*map(str, command), "--device", "cpu"]) == 0
     assert [row["epoch"] for row in history(run_dir)] == [1, 2, 3]
     assert all(np.isfinite(list(row.values())).all() for row in history(run_dir))
 
-    job = start("train", "--data", prepared, "--run-dir", run_dir, "--resume", "--epochs", 1000, "--workers", 0)
+
+def test_a_dead_process_ends_the_job(prepared, tmp_path):
+    """Of the robust recipe, whose batches add up to a step."""
+    run_dir = tmp_path / "run"
+    options = [*TINY, "--recipe", "robust", "--accumulate", 2, "--no-pretrained", "--epochs", 1000, "--val-limit", 2]
+    job = Job(tmp_path, "train", "--data", prepared, "--run-dir", run_dir, *options)
     deadline = time.monotonic() + 100
-    while len(history(run_dir)) < 5 and time.monotonic() < deadline:
-        assert job.poll() is None, job.communicate()[1]
-        time.sleep(0.2)
-    ranks = [int(p) for p in Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()]
-    assert len(ranks) == 2
-    os.kill(ranks[1], signal.SIGKILL)
+    while not (run_dir / "history.csv").exists() and time.monotonic() < deadline:
+        assert all(process.is_alive() for process in job.ranks), job.finish(1)
+        time.sleep(0.1)
+    job.ranks[1].kill()
     killed = time.monotonic()
-    code, _, err = finished(job, 60)
-    assert code != 0
+    (code, said), _ = job.finish(60)
     assert time.monotonic() - killed < 60
-    assert err
-    assert torch.load(run_dir / "last.pth", weights_only=True)["epoch"] >= 5
+    assert code == 1, said
+    one_sentence(said, "Another process of the job died")
+    config = json.loads((run_dir / "config.json").read_text())
+    assert (config["world_size"], config["effective_batch"], config["recipe"]) == (2, 8, "robust")
+    state = torch.load(run_dir / "last.pth", weights_only=True)
+    assert state["steps"] == 1  # of the 12 faces 8 are seen, 4 by each process
+    assert state["epoch"] >= 1
     assert not leftovers(run_dir)
 
 
@@ -122,12 +156,12 @@ def test_an_unreadable_picture_stops_no_other_process(tmp_path):
         size = (1500, 1500) if i % 2 else (64, 64)
         Image.fromarray(np.full((*size, 3), 20 * i, np.uint8)).save(pictures / f"{i:02d}.png")
     (pictures / "00.png").write_bytes(b"no picture")
-    job = start("predict", pictures, "--weights", "bundled", "--out", tmp_path / "out", "--save", "mask", "--gif",
-                tmp_path / "all.gif")  # fmt: skip
-    code, out, err = finished(job)
-    assert code != 0
-    assert "of part 1/2" in out
-    assert err.count("00.png is not a picture") + err.count("00.png cannot be read") == 1
+    options = ["--weights", "bundled", "--out", tmp_path / "out", "--save", "mask", "--gif", tmp_path / "all.gif"]
+    job = Job(tmp_path, "predict", pictures, *options)
+    (code, said), (other, also) = job.finish()
+    assert (code, other) == (1, 1)
+    assert "of part 1/2" in said
+    one_sentence(said + also, "00.png")
     assert len(list((tmp_path / "out").glob("*_mask.png"))) == 11
 
 
