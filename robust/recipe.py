@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 import const
 import devices
 import model as networks
-from common import write_bytes, write_text
+from common import sweep, write_bytes, write_text
 from dataset import read_ids
 from robust import scenes
 from robust.photographed import OccluderStore
@@ -212,10 +212,11 @@ def pseudo_label(config: RobustConfig, masks: Path, device, *, log=print) -> Pat
 
 
 def _keep_only_masks_of(teacher: str, masks: Path) -> None:
-    """Empty the folder if other weights than those of this SHA-256 filled it."""
+    """Empty the folder if other weights than those of this SHA-256 filled it, and of what a killed run left."""
     note = masks / "teacher.sha256"
     if masks.is_dir() and not (note.is_file() and note.read_text() == teacher):
         shutil.rmtree(masks)
+    sweep(masks)
     write_text(note, teacher)
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -25,6 +26,7 @@ import devices
 import main
 import model
 import training
+from common import temporary_name
 from metrics import Counts
 from robust.recipe import Robust, RobustConfig, edge_bce_dice
 from training import Config, Trainer
@@ -643,6 +645,23 @@ def test_an_error_of_a_loader_process_is_one_sentence(prepared, tmp_path, capsys
     error = capsys.readouterr().err
     one_sentence(error, picture.name, "is not a picture")
     assert len(error.strip().splitlines()) == 1
+
+
+def test_what_a_killed_run_left_is_swept(finished, lite_weights, prepared, tmp_path):
+    from robust.recipe import pseudo_label
+
+    run_dir, masks = shutil.copytree(finished[0], tmp_path / "run"), tmp_path / "pseudo"
+    config = RobustConfig(size=64, init=str(lite_weights), unlabelled=str(prepared / "images_val"), limit=1)
+    pseudo_label(config, masks, "cpu", log=lambda line: None)
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    dead, living = (re.sub(r"-[0-9]+-", f"-{pid}-", temporary_name("x_mask.png"), count=1) for pid in (gone.pid, 1))
+    for folder in (run_dir, masks):
+        for name in (dead, living):
+            (folder / name).write_bytes(b"half")
+    assert train(prepared, run_dir, "--resume", "--workers", 0) == 0
+    pseudo_label(config, masks, "cpu", log=lambda line: None)
+    assert sorted(leftovers(tmp_path)) == [str(folder / living) for folder in (masks, run_dir)]
 
 
 def test_the_latest_run_is_resumed(finished, prepared, tmp_path, monkeypatch, capsys):
