@@ -36,7 +36,7 @@ PARTS = "CelebAMask-HQ-mask-anno"
 KAGGLE = (Path("/kaggle/input/celebamaskhq"), Path("/kaggle/input/datasets/ipythonx/celebamaskhq"))
 DRIVE_LINK = drive_link(const.CELEB_DRIVE_ID)
 MADE = {"images": ".jpg", "masks": f"_{const.FACE_PART}.png", "persons": "_person.png"}  # how names of results end
-MIN_PICTURE = 256  # pixels a side; the official pictures have 1024
+MIN_PICTURE, MAX_PICTURE = 256, 8192  # pixels a side; the official pictures have 1024, a damaged header claims more
 MAX_MEMBER = 64 << 20  # bytes of a picture or part; the largest official one has under 1 MB
 SEARCH_DEPTH = 5  # /kaggle/input/datasets/ipythonx/celebamaskhq/CelebAMask-HQ is 4 below /kaggle/input
 SEARCH_FOLDERS = 5000  # looked into at most, so that `--source /` ends
@@ -328,8 +328,9 @@ def _put_picture(source: Folder | Archive, face: _Face, temp: Path) -> bool:
         file.seek(max(0, file.seek(0, os.SEEK_END) - 64))
         if b"\xff\xd9" not in file.read():
             raise _FaceError(f"{name} is truncated")
-        if width != height or width < MIN_PICTURE:
-            raise _FaceError(f"{name} is {width}x{height}, not a square of at least {MIN_PICTURE} pixels")
+        if width != height or not MIN_PICTURE <= width <= MAX_PICTURE:
+            sides = f"{MIN_PICTURE} to {MAX_PICTURE} pixels"
+            raise _FaceError(f"{name} is {width}x{height}, not a square of {sides}")
         if source.link(face.picture, temp):
             return True
         file.seek(0)

@@ -54,10 +54,18 @@ def parse_color(text: str) -> tuple[int, int, int]:
     return tuple(bytes.fromhex(digits))
 
 
+def strips(height: int, width: int) -> Iterator[slice]:
+    """Rows of about four million pixels each, so that what is computed of them takes little memory."""
+    rows = max(1, 4_000_000 // max(1, width))
+    return (slice(top, min(height, top + rows)) for top in range(0, height, rows))
+
+
 def overlay(picture: np.ndarray, mask: np.ndarray, color: tuple[int, int, int], alpha: float) -> np.ndarray:
     """The mask's pixels painted over the picture, uint8 (H, W, 3): color * alpha + picture * (1 - alpha)."""
-    painted = cv2.LUT(picture, _paint_table(color, alpha))
-    return cv2.copyTo(painted, mask, picture.copy())
+    table, out = _paint_table(color, alpha), picture.copy()
+    for rows in strips(*mask.shape):
+        cv2.copyTo(cv2.LUT(picture[rows], table), mask[rows], out[rows])
+    return out
 
 
 def _paint_table(color, alpha: float) -> np.ndarray:
@@ -76,8 +84,8 @@ def contour(picture: np.ndarray, mask: np.ndarray, color: tuple[int, int, int], 
     return out
 
 
-def worst_sheet(rows: list[tuple[str, np.ndarray, np.ndarray, np.ndarray]], path: Path, cell: int = 224) -> None:
-    """A sheet of pictures with the target's outline in green and the prediction's in magenta, titled.
+def worst_sheet(rows: list[tuple[str, np.ndarray, np.ndarray, np.ndarray]], cell: int = 224) -> np.ndarray:
+    """A sheet, uint8 (H, W, 3), of pictures with the target's outline in green and the prediction's in magenta, titled.
 
     Args:
         rows: (title, picture uint8 (H, W, 3), predicted mask, true mask), the masks uint8 (H, W).
@@ -96,8 +104,7 @@ def worst_sheet(rows: list[tuple[str, np.ndarray, np.ndarray, np.ndarray]], path
         cells.append(tile)
     across = min(5, len(cells))
     cells += [np.full_like(cells[0], 255)] * (-len(cells) % across)
-    sheet = np.vstack([np.hstack(cells[i : i + across]) for i in range(0, len(cells), across)])
-    write_bytes(Path(path), encode(sheet, Path(path).suffix))
+    return np.vstack([np.hstack(cells[i : i + across]) for i in range(0, len(cells), across)])
 
 
 def grid(rows: list[list[np.ndarray | None]], heads=(), names=(), title: str = "", side: float = 2.2):
@@ -264,7 +271,10 @@ def faces_json(mask: np.ndarray, logits: np.ndarray, name: str, threshold: float
 
 def probability_map(logits: np.ndarray) -> np.ndarray:
     """Logits float (H, W) as probabilities uint8 (H, W), 0 to 255."""
-    return np.round(255 / (1 + np.exp(-logits.clip(-30, 30)))).astype(np.uint8)
+    chances = np.empty(logits.shape, np.uint8)
+    for rows in strips(*logits.shape):
+        chances[rows] = np.round(255 / (1 + np.exp(-logits[rows].clip(-30, 30))))
+    return chances
 
 
 def hidden_region(mask: np.ndarray) -> np.ndarray:
@@ -353,7 +363,7 @@ class Output:
         if kind == "json":
             return faces_json(mask, logits, name, self.threshold)
         drawn = probability_map(logits) if kind == "probability" else self.draw(kind, picture, mask)
-        return encode(drawn, const.RESULTS[kind])
+        return encode(drawn, const.RESULTS[kind], scratch=True)
 
 
 class Gif:
@@ -444,9 +454,13 @@ def save_gif(frames, path: Path, *, fps: float = 10.0, width: int = 480) -> None
         gif.close()
 
 
-def encode(picture: np.ndarray, suffix: str) -> bytes:
-    """A mask uint8 (H, W), picture (H, W, 3) RGB or (H, W, 4) RGBA as the bytes of a file of this suffix."""
-    if picture.ndim == 3:
+def encode(picture: np.ndarray, suffix: str, *, scratch: bool = False) -> bytes:
+    """A mask uint8 (H, W), picture (H, W, 3) RGB or (H, W, 4) RGBA as the bytes of a file of this suffix; `scratch`
+    says that the array may be changed, which saves a copy."""
+    if scratch and picture.ndim == 3 and picture.shape[2] == 3:
+        for rows in strips(*picture.shape[:2]):
+            picture[rows] = picture[rows, :, ::-1]
+    elif picture.ndim == 3:
         picture = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR if picture.shape[2] == 3 else cv2.COLOR_RGBA2BGRA)
     options = [cv2.IMWRITE_JPEG_QUALITY, 92] if suffix == ".jpg" else [cv2.IMWRITE_PNG_COMPRESSION, 3]
     if picture.ndim == 2:

@@ -14,11 +14,11 @@ import numpy as np
 import const
 import dataset
 import devices
-from common import write_text
+from common import UserError, write_bytes
 from data_preprocessing import ensure
-from drawing import worst_sheet
+from drawing import encode, worst_sheet
 from metrics import Counts, SplitCounts
-from pictures import read_known
+from pictures import forbidden, read_known, tagged
 
 WORST = 10  # pictures on the sheet
 
@@ -39,10 +39,13 @@ def evaluate(
         {threshold name: {"dice", "iou", "precision", "recall", "boundary_iou", ...}}.
 
     Raises:
-        UserError: no data set, or a picture or list that cannot be read.
+        UserError: no data set, a picture or list that cannot be read, or files that would replace others.
     """
     from tqdm.auto import tqdm
 
+    files = [Path(out) / name for name in ("metrics.json", "worst.jpg")]
+    if refusal := forbidden(files):
+        raise UserError(refusal)
     excluded = dataset.read_ids(exclude) if exclude else frozenset()
     with devices.rank_zero_first():
         data = ensure(data, log)
@@ -76,8 +79,8 @@ def evaluate(
         "world_size": world_size,
         "metrics": table,
     }
-    write_text(Path(out) / "metrics.json", json.dumps(record, indent=2) + "\n")
-    _write_worst(segmenter, pairs, per_picture, Path(out) / "worst.jpg")
+    write_bytes(files[0], tagged(json.dumps(record, indent=2).encode() + b"\n", ".json"))
+    _write_worst(segmenter, pairs, per_picture, files[1])
     log(format_table(table, pictures))
     log(f"metrics.json and worst.jpg are in {out}")
     return table
@@ -99,7 +102,7 @@ def _write_worst(segmenter, pairs, per_picture: list[Counts], path: Path) -> Non
         picture, target, logits = _segmented(segmenter, *pairs[i])
         title = f"{pairs[i][0].name}  Dice {_shown(per_picture[i].summary()['dice'], 3)}"
         rows.append((title, picture, np.where(logits > 0, 255, 0).astype(np.uint8), target))
-    worst_sheet(rows, path)
+    write_bytes(path, tagged(encode(worst_sheet(rows), ".jpg"), ".jpg"))
 
 
 def format_table(table: dict[str, dict[str, float | None]], pictures: dict[str, int]) -> str:

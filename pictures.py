@@ -28,7 +28,7 @@ import numpy as np
 
 import const
 from common import UserError, usable_cores, write_bytes
-from drawing import Output, encode, shows_face
+from drawing import Output, encode, shows_face, strips
 
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM")  # and AVIF, HEIF; no others: EPS, say, runs a program
 ANIMATED = ("GIF", "WEBP", "PNG", "AVIF", "TIFF")  # not MPO: a phone's JPEG with a second picture inside
@@ -38,6 +38,31 @@ LONGEST_SIDE = 65_500  # pixels; what a JPEG, and so an overlay, can hold
 BATCH_PIXELS = 24_000_000  # pictures are batched up to this many pixels over all threads
 PIXELS_IN_HAND = 48_000_000  # at most over all threads, at about 17 bytes each, but for one picture that is larger
 AT_ONCE = 4  # batches in hand at most; on machines of more cores, each gets several
+
+
+class _Quiet:
+    """No warnings of large pictures or of damaged tags, of which the pixels know nothing, while any thread reads: the
+    filters are those of the whole process."""
+
+    def __init__(self):
+        self.lock, self.inside, self.filters = threading.Lock(), 0, None
+
+    def __enter__(self):
+        with self.lock:
+            if not self.inside:
+                self.filters = warnings.catch_warnings()
+                self.filters.__enter__()
+                warnings.simplefilter("ignore", Warning)
+            self.inside += 1
+
+    def __exit__(self, *error):
+        with self.lock:
+            self.inside -= 1
+            if not self.inside:
+                self.filters.__exit__(*error)
+
+
+_QUIET = _Quiet()
 
 
 class PictureError(UserError):
@@ -69,18 +94,15 @@ def read_picture(
     if isinstance(path, Path):
         _check_regular(path, shown)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            warnings.simplefilter("ignore", UserWarning)  # damaged tags, of which the pixels know nothing
-            with Image.open(path, formats=_formats(path, shown)) as picture:
-                if max(picture.size) > LONGEST_SIDE:
-                    raise PictureError(f"{shown} is longer than {LONGEST_SIDE} pixels; scale it down.")
-                if animated and picture.format in ANIMATED and getattr(picture, "is_animated", False):
-                    animated(shown)
-                picture.load()
-                with suppress(Exception):  # a damaged tag of the orientation
-                    ImageOps.exif_transpose(picture, in_place=True)
-                return _to_rgb(picture)
+        with _QUIET, Image.open(path, formats=_formats(path, shown)) as picture:
+            if max(picture.size) > LONGEST_SIDE:
+                raise PictureError(f"{shown} is longer than {LONGEST_SIDE} pixels; scale it down.")
+            if animated and picture.format in ANIMATED and getattr(picture, "is_animated", False):
+                animated(shown)
+            picture.load()
+            with suppress(Exception):  # a damaged tag of the orientation
+                ImageOps.exif_transpose(picture, in_place=True)
+            return _to_rgb(picture)
     except PictureError:
         raise
     except UnidentifiedImageError:
@@ -135,7 +157,7 @@ def _to_rgb(picture) -> np.ndarray:
         return _to_8_bits(np.asarray(picture)[..., None], deep=picture.mode.startswith("I;16"))
     w, h = picture.size
     rgb = np.empty((h, w, 3), np.uint8)
-    for rows in _strips(h, w):
+    for rows in strips(h, w):
         strip = picture.crop((0, rows.start, w, rows.stop))
         if strip.has_transparency_data:
             strip = strip.convert("RGBA")
@@ -150,15 +172,9 @@ def _to_8_bits(values: np.ndarray, *, deep: bool) -> np.ndarray:
     peak = np.fmax.reduce(values, axis=None, initial=0)
     white = 65535.0 if deep or peak > 255 else 1.0 if values.dtype.kind == "f" and peak <= 1 else 255.0
     rgb = np.empty((*values.shape[:2], 3), np.uint8)
-    for rows in _strips(*values.shape[:2]):
+    for rows in strips(*values.shape[:2]):
         rgb[rows] = (np.nan_to_num(values[rows].astype(np.float64)) / white * 255).clip(0, 255)
     return rgb
-
-
-def _strips(height: int, width: int) -> Iterator[slice]:
-    """Rows of about four million pixels."""
-    rows = max(1, 4_000_000 // max(1, width))
-    return (slice(top, min(height, top + rows)) for top in range(0, height, rows))
 
 
 def _read_with_opencv(path: Path | io.BytesIO, shown: str) -> np.ndarray:
@@ -196,8 +212,7 @@ def count_pixels(path: Path) -> int:
     """The pixels that a picture will have by its header; 0 for one that cannot be read."""
     from PIL import Image, UnidentifiedImageError
 
-    with suppress(Exception), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with suppress(Exception), _QUIET:
         _check_regular(path, "")
         try:
             with Image.open(path, formats=_formats(path, "")) as picture:
@@ -353,10 +368,11 @@ def identity(path: Path) -> str:
     return hashlib.sha256(os.fsencode(known)).hexdigest()[:16]
 
 
-def tagged(data: bytes, suffix: str, source: str, before: int = 0) -> bytes:
-    """A result's bytes, or those that follow the `before` that are written, with the `identity` of its picture in a
-    comment of the format."""
-    extra = {".png": 20, ".jpg": 4, ".gif": 4, ".mp4": 8, ".json": 11}[suffix]  # bytes around the 47 of the text
+def tagged(data: bytes, suffix: str, source: str = "0" * 16, before: int = 0) -> bytes:
+    """A result's bytes, or those that follow the `before` that are written, with the `identity` of its picture, if it
+    is of one, in a comment of the format."""
+    # bytes around the 47 of the text
+    extra = {".png": 20, ".jpg": 4, ".gif": 4, ".mp4": 8, ".json": 11, ".onnx": 9}[suffix]
     text = f"face-segmentation {source} {before + len(data) + extra + 47:012}".encode()
     if suffix == ".png":  # behind the signature and the header
         chunk = b"tEXtComment\0" + text
@@ -367,6 +383,8 @@ def tagged(data: bytes, suffix: str, source: str, before: int = 0) -> bytes:
         return data[:-1] + struct.pack(">HB", 0x21FE, len(text)) + text + b"\0" + data[-1:]
     if suffix == ".json":  # the first field of an object
         return data[:1] + b'"tag": "' + text + b'", ' + data[1:]
+    if suffix == ".onnx":  # an entry of the model's metadata: field 14 of the message, of two texts
+        return data + b"\x72\x36\x0a\x03tag\x12\x2f" + text
     return data + struct.pack(">I4s", 8 + len(text), b"free") + text
 
 
@@ -385,7 +403,7 @@ def read_tag(path: Path) -> str | None:
     return found[1].decode() if found and int(found[2]) == size else None
 
 
-def forbidden(results: Iterable[Path], inputs: set[Path]) -> str | None:
+def forbidden(results: Iterable[Path], inputs: Iterable[Path] = ()) -> str | None:
     """A sentence on the first result that would take the name of one of `inputs` (resolved), or of a file that this
     program did not write. One that holds nothing is no loss: a full disk or a crash leaves such."""
     for path in results:
@@ -434,8 +452,8 @@ def predict_files(
     Args:
         segmenter: an inference.Segmenter.
         batch_size: pictures segmented together, where there are many.
-        on_result: called in one of the threads with (job, picture uint8 (H, W, 3), logits float32 (H, W)), which it
-            may change; a PictureError of its is the sentence of the job.
+        on_result: called in one of the threads with (job, picture uint8 (H, W, 3), logits float32 (H, W)); those of a
+            picture of more than `PIXELS_IN_HAND` are smaller. A PictureError of its is the sentence of the job.
         workers: the threads; one a core without it, at most `AT_ONCE`, on a GPU at least two.
         animated: called with the name of each animation, of which the first frame is taken.
 
@@ -484,7 +502,7 @@ def _predict_batch(
     held: list[int] = []  # pixels taken of the room
 
     def finish() -> None:
-        found = segmenter.logits([picture for _, picture in batch]) if batch else []
+        found = segmenter.logits([_shrunk(picture) for _, picture in batch]) if batch else []
         for (job, picture), logits in zip(batch, found, strict=True):
             try:
                 on_result(job, picture, logits)
@@ -511,6 +529,12 @@ def _predict_batch(
         for more in held:
             room.give(more)
     return done
+
+
+def _shrunk(picture: np.ndarray) -> np.ndarray:
+    """The picture with at most `PIXELS_IN_HAND`; logits of more would take twice its own memory."""
+    scale = (PIXELS_IN_HAND / (picture.size // 3)) ** 0.5
+    return picture if scale >= 1 else cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
 
 
 # --- A folder predicted and written ---------------------------------------------------------------------------------
@@ -600,7 +624,14 @@ class _Results:
     def write(self, job: Job, picture: np.ndarray, logits: np.ndarray) -> None:
         from inference import to_mask
 
-        mask = to_mask(logits, self.output.threshold)
+        size = picture.shape[1::-1]
+        if logits.shape == picture.shape[:2]:
+            mask = to_mask(logits, self.output.threshold)
+        else:  # of a very large picture
+            mask = cv2.resize(to_mask(logits, self.output.threshold), size, interpolation=cv2.INTER_LINEAR)
+            cv2.threshold(mask, 127, 255, cv2.THRESH_BINARY, dst=mask)
+            if {"json", "probability"} & set(self.output.results):
+                logits = cv2.resize(logits, size, interpolation=cv2.INTER_LINEAR)
         if not shows_face(mask):
             self.faceless.add(job.path)
         for kind, path in self.paths(job).items():

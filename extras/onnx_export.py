@@ -18,6 +18,7 @@ import torch
 import const
 from common import UserError, replacing
 from model import Info
+from pictures import forbidden, tagged
 
 OPSET = 18
 TOLERANCE = 1e-3  # largest difference in probability that passes
@@ -50,7 +51,8 @@ def export(net: torch.nn.Module, info: Info, out: Path, pictures: list[np.ndarra
         pictures: uint8 (H, W, 3) RGB, at least one.
 
     Raises:
-        ExportError: an optional package is missing, a value is not finite, or the difference is above `TOLERANCE`.
+        ExportError: an optional package is missing, a value is not finite, the difference is above `TOLERANCE`, or
+            `out` would replace a file of another program.
         OSError: the file cannot be written.
     """
     try:
@@ -60,6 +62,8 @@ def export(net: torch.nn.Module, info: Info, out: Path, pictures: list[np.ndarra
     except ImportError as error:
         raise ExportError(f"Export needs the package {error.name}: pip install onnx onnxscript onnxruntime.") from None
     out = Path(out)
+    if refusal := forbidden([out]):
+        raise ExportError(refusal)
     side = info.size
     batch = np.stack([cv2.resize(p, (side, side), interpolation=cv2.INTER_AREA) for p in pictures])
     images = torch.from_numpy(batch).permute(0, 3, 1, 2).float().contiguous()
@@ -78,6 +82,8 @@ def export(net: torch.nn.Module, info: Info, out: Path, pictures: list[np.ndarra
             raise ExportError(
                 f"The exported network differs from PyTorch by {worst:.1e} in probability; it is not kept."
             )
+        with temporary.open("ab") as file:
+            file.write(tagged(b"", ".onnx", before=temporary.stat().st_size))
     log(
         f"{out}: {info.model}, opset {OPSET}, largest difference from PyTorch {worst:.1e} in probability on "
         f"{len(pictures)} pictures.\n"

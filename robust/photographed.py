@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from common import UserError
-from pictures import read_known
+from pictures import MOST_PIXELS, count_pixels, read_known
 from robust.occluders import FACE_CENTRE, FACE_WIDTH, SIZE, blend, flat
 
 KINDS = ("hands", "objects", "masks")
@@ -77,7 +77,7 @@ def read_cut_out(path: Path) -> np.ndarray:
         UserError: it cannot be read, or has no alpha.
     """
     try:
-        picture = cv2.imread(str(path), cv2.IMREAD_UNCHANGED) if path.is_file() else None
+        picture = cv2.imread(str(path), cv2.IMREAD_UNCHANGED) if 0 < count_pixels(path) <= MOST_PIXELS else None
     except cv2.error:
         picture = None
     if picture is None or picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 4:

@@ -73,6 +73,18 @@ def test_with_and_without_listed_faces(prepared, lite_weights, tmp_path, capsys)
     one_sentence(capsys.readouterr().err, "none.txt")
 
 
+@pytest.mark.parametrize("name", ["metrics.json", "worst.jpg"])
+def test_replaces_no_file_but_its_own(name, prepared, lite_weights, tmp_path, capsys):
+    argv = ["evaluate", "--weights", lite_weights, "--data", prepared, "--limit", "2", "--out", tmp_path]
+    for _ in range(2):
+        assert main.main([*map(str, argv)]) == 0
+    (tmp_path / name).write_text("precious")
+    capsys.readouterr()
+    assert main.main([*map(str, argv)]) == 1
+    one_sentence(capsys.readouterr().err, name)
+    assert (tmp_path / name).read_text() == "precious"
+
+
 def test_names_what_is_broken(prepared, lite_weights, tmp_path, capsys):
     data = Path(shutil.copytree(prepared, tmp_path / "data"))
 
@@ -104,7 +116,7 @@ def test_what_is_undefined_is_a_dash():
 def test_the_worst_come_first(prepared, lite_weights, tmp_path, monkeypatch):
     seen = {}
     monkeypatch.setattr(evaluation, "WORST", 2)
-    monkeypatch.setattr(evaluation, "worst_sheet", lambda rows, path: seen.update(rows=rows))
+    monkeypatch.setattr(evaluation, "worst_sheet", lambda rows: seen.update(rows=rows) or np.zeros((9, 9, 3), np.uint8))
     segmenter = inference.Segmenter(*model.load(lite_weights), precision="fp32")
     evaluation.evaluate(segmenter, prepared, tmp_path, limit=4, log=lambda line: None)
     dice = {}

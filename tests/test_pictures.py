@@ -299,6 +299,41 @@ def test_damaged_bytes_raise_nothing_else(tmp_path):
     assert min(ends.values()) > 10
 
 
+def test_warnings_are_kept_off_and_come_back():
+    """Filters are of the process: threads that read at once, and end in any order, leave them as they were."""
+    before = list(warnings.filters)
+    first, second = threading.Event(), threading.Event()
+
+    def one():
+        with pictures._QUIET:
+            first.set()
+            second.wait(5)
+
+    thread = threading.Thread(target=one)
+    thread.start()
+    first.wait(5)
+    with pictures._QUIET:
+        second.set()
+        thread.join()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.warn("Truncated File Read", UserWarning, stacklevel=1)
+        assert not caught
+    assert list(warnings.filters) == before
+
+
+def test_pictures_of_data_sets_are_read_as_others_are(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    for name in ("a.jpg", "a.png", "a.webp", "a.bmp"):
+        Image.fromarray(noise).save(tmp_path / name, **({"lossless": True} if name == "a.webp" else {}))
+        np.testing.assert_allclose(pictures.read_known(tmp_path / name), read_picture(tmp_path / name), atol=3)
+    Image.fromarray(noise[..., 0]).save(tmp_path / "mask.png")
+    np.testing.assert_array_equal(pictures.read_known(tmp_path / "mask.png", grey=True), noise[..., 0])
+    for name in ("a.jpg", "a.png", "mask.png"):
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-400])  # OpenCV alone fills the rest with grey
+        with pytest.raises(PictureError, match=name):
+            pictures.read_known(tmp_path / name, grey=name == "mask.png")
+
+
 # --- Files ----------------------------------------------------------------------------------------------------------
 def test_every_result_has_a_name_of_its_own(tmp_path):
     names = ["cat.jpg", "cat.png", "Cat.webp", "cat_png.jpg", "sub/cat.jpg", "sub/deep/cat.jpg", "dog.JPG", "a.b.jpg"]
