@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import time
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -93,6 +94,43 @@ def peak_memory_mb(device: torch.device) -> int | None:
     status = Path("/proc/self/status")  # ru_maxrss would count the process that this one was forked from
     lines = status.read_text(encoding="ascii", errors="replace").splitlines() if status.exists() else []
     return next((int(line.split()[1]) * 1024 // 10**6 for line in lines if line.startswith("VmHWM:")), None)
+
+
+# --- Load -----------------------------------------------------------------------------------------------------------
+class Threads:
+    """PyTorch's threads for one piece of work after the other on a CPU: all of them, or one while the machine is busy.
+
+    The threads of a layer wait for the slowest of them, spinning, and where another process computes on every core,
+    each of them is the slowest in turn: on two such cores a picture took 90 to 600 ms, and 40 with one thread. Such
+    waiting for a core shows in the processor time of the calling thread, which on an idle machine is 0.8 of the time
+    taken or more, and was half of it there. While one thread works, all are tried again now and then.
+    """
+
+    LEAST = 0.6  # of the time taken; below it the machine is busy
+    LONGEST = 30.0  # seconds between two trials
+
+    def __init__(self):
+        self._alone_until, self._pause = 0.0, 1.0  # seconds of time.monotonic, seconds
+
+    @contextmanager
+    def by_load(self):
+        """Set the calling thread's number of threads for the block."""
+        threads, began, own = torch.get_num_threads(), time.monotonic(), time.thread_time()
+        if threads == 1:
+            yield
+        elif began < self._alone_until:
+            torch.set_num_threads(1)
+            try:
+                yield
+            finally:
+                torch.set_num_threads(threads)
+        else:
+            yield
+            now = time.monotonic()
+            if time.thread_time() - own < self.LEAST * (now - began):
+                self._alone_until, self._pause = now + self._pause, min(2 * self._pause, self.LONGEST)
+            else:
+                self._pause = 1.0
 
 
 # --- Processes ------------------------------------------------------------------------------------------------------
