@@ -1,6 +1,7 @@
 """The measuring script: cheap sections as a person would run them, the table, and that both ways do the same."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -11,23 +12,46 @@ from inference import Segmenter
 from studies import benchmark, timing
 
 
+MESH = """#!/bin/sh
+exec {python} -c "import sys
+while data := sys.stdin.buffer.read(128 * 128 * 3):
+    sys.stdout.buffer.write(bytes(x // 128 for x in data[::3]))
+    sys.stdout.buffer.flush()"
+"""
+
+
 def test_a_section_is_measured_printed_and_saved(tmp_path):
     out = tmp_path / "results" / "numbers.json"
     out.parent.mkdir()
     kept = {"machine": {}, "quick": True, "rows": []}
     out.write_text(json.dumps({"sections": {"growth": kept}}))
-    done = run("studies.benchmark", "prepare", "--quick", "--out", out)
+    mesh = tmp_path / "mesh"  # stands for a Python with MediaPipe: bright pixels are face
+    mesh.write_text(MESH.format(python=sys.executable))
+    mesh.chmod(0o755)
+    done = run("studies.benchmark", "predict", "--quick", "--out", out, "--mediapipe", mesh)
     assert done.returncode == 0, done.stderr
-    assert "faces prepared" in done.stdout
     record = json.loads(out.read_text())
     assert record["sections"]["growth"] == kept
-    section = record["sections"]["prepare"]
+    section = record["sections"]["predict"]
     assert {"processor", "cores", "torch", "date"} <= section["machine"].keys()
-    for line in section["rows"]:
-        assert 0 < line["baseline"] < 60
-        assert line["ratio"] == pytest.approx(line["baseline"] / line["ours"])
-    assert "200 faces prepared" in out.with_suffix(".md").read_text()
+    baseline, *rows = section["rows"]
+    assert baseline["what"].endswith("(baseline)")
+    for row in rows:
+        assert row["times as fast"] == pytest.approx(baseline["ms"] / row["ms"])
+    dice = {row["what"]: row["dice"] for row in rows if "dice" in row}
+    assert all(f"bundled, {passes}, PyTorch" in " ".join(dice) for passes in ("1 pass", "2 passes"))
+    assert all(0 < value < 1 for value in dice.values())
+    assert rows[-1]["what"].startswith("MediaPipe")
+    assert rows[-1]["what"] in out.with_suffix(".md").read_text()
     assert not leftovers(tmp_path)
+
+
+def test_commands_are_timed_alone_and_on_a_busy_machine(tmp_path):
+    context = benchmark.Context(tmp_path, quick=True)
+    first, *rows = benchmark.busy(context)
+    assert first["what"].endswith("(baseline)")
+    assert {"torch, 2 passes", "torch, 1 pass"} <= {row["what"] for row in rows}
+    assert all(row["idle frames/s"] > 0 and row["busy frames/s"] > 0 for row in rows)
 
 
 def test_ways_are_interleaved(monkeypatch):
@@ -51,11 +75,6 @@ def test_ways_are_interleaved(monkeypatch):
     assert took == {"a": 3, "b": 4}
 
 
-def test_ratios_say_how_many_times_as_fast():
-    assert benchmark.row("x", 2.0, 0.5)["ratio"] == 4
-    assert benchmark.row("x", 2.0, 8.0, "images/s")["ratio"] == 4
-
-
 def test_the_baselines_do_the_same(prepared, lite_weights):
     picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
     net, info = model.load(lite_weights)
@@ -66,32 +85,28 @@ def test_the_baselines_do_the_same(prepared, lite_weights):
 
 def test_the_baseline_loop_and_the_trainer_lose_alike(prepared, tmp_path):
     context = benchmark.Context(tmp_path, quick=True, data=prepared)
-    line = benchmark._train_side_by_side(context, "lite", 64, 6)
-    assert line["loss_ours"] == pytest.approx(line["loss_baseline"], abs=0.02)
-    assert line["baseline"] > 0
+    line = benchmark.train_side_by_side(context, "lite", 64, 6)
+    assert line["our loss"] == pytest.approx(line["baseline loss"], abs=0.02)
+    assert line["times as fast"] == pytest.approx(line["ours steps/s"] / line["baseline steps/s"])
 
 
 MACHINE = {"processor": "A Processor", "cores": 2, "bf16": True, "gpu": None, "torch": "2.0", "date": "2026-01-02"}
-ROWS = [
-    {"what": "one", "baseline": 2.0, "ours": 0.5, "unit": "s", "ratio": 4.0, "mask_iou": 0.99912},
-    {"what": "two", "ours": 1234.5, "unit": "s", "peak_mb": 612.3},
-]
+ROWS = [{"what": "one", "ms": 2.0, "dice": 0.99912}, {"what": "two", "ms": 1234.5, "peak MB": 612.3}]
 
 
-def test_sections_of_one_machine_share_a_table():
+def test_sections_of_one_machine_share_its_line():
     predict = {"machine": MACHINE, "quick": False, "rows": ROWS}
     text = benchmark.to_markdown({"sections": {"load": predict, "predict": predict}})
-    assert text.count("| baseline |") == 1
-    assert "processor A Processor, cores 2, bf16 True, torch 2.0, date 2026-01-02" in text
-    assert "| predict | one | 2 | 0.5 | s | 4 | mask iou 0.9991 |" in text
-    assert "| predict | two |  | 1234 | s |  | peak mb 612 |" in text
+    assert text.count("processor A Processor, cores 2, bf16 True, torch 2.0, date 2026-01-02") == 1
+    assert "## predict\n\n|  | ms | dice | peak MB |\n|---|---|---|---|\n| one | 2 | 0.9991 |  |\n" in text
+    assert "| two | 1234 |  | 612 |" in text
     other = {**predict, "machine": {**MACHINE, "cores": 8}}
-    assert benchmark.to_markdown({"sections": {"predict": predict, "load": other}}).count("| baseline |") == 2
+    assert benchmark.to_markdown({"sections": {"predict": predict, "load": other}}).count("A Processor") == 2
 
 
 def test_the_table_in_the_repository_is_made_from_its_file():
     record = benchmark.read_record(benchmark.RESULTS)
-    assert set(record["sections"]) == set(benchmark.SECTIONS)
+    assert record["sections"].keys() <= set(benchmark.SECTIONS)
     assert not any(section["quick"] for section in record["sections"].values())
     assert benchmark.RESULTS.with_suffix(".md").read_text(encoding="utf-8") == benchmark.to_markdown(record)
 
@@ -102,6 +117,7 @@ def test_the_table_in_the_repository_is_made_from_its_file():
         (["nonsense"], 2, ["nonsense", "predict"]),
         (["load", "--data", "nowhere"], 1, ["nowhere", "data_preprocessing.py"]),
         (["load", "--out", "damaged.json"], 1, ["damaged.json", "remove it"]),
+        (["predict", "--quick", "--mediapipe", "nowhere", "--out", "x.json"], 1, ["nowhere", "cannot be run"]),
     ],
 )
 def test_what_is_wrong_is_one_sentence(arguments, code, words, tmp_path):
