@@ -19,6 +19,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -220,10 +221,7 @@ def face_mesh(python: str, side: int) -> Iterator[Callable]:
     import numpy as np
 
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "bufsize": 0}
-    try:
-        process = subprocess.Popen([python, "-c", MESH, str(side)], **pipes)
-    except OSError as error:
-        raise UserError(f"{python} cannot be run ({error.strerror}).") from None
+    process = subprocess.Popen([python, "-c", MESH, str(side)], **pipes)
 
     def mask(picture):
         with suppress(BrokenPipeError):
@@ -311,7 +309,7 @@ def busy(context: Context) -> list[dict]:
     writer.release()
     command = ["predict", str(video), "--weights", "bundled", "--out", str(context.temp / "video")]
     ways = {"torch, all threads always (baseline)": ["-c", SPINNING, *command, "--backend", "torch"]}
-    for name, passes in itertools.product(backends(), ("2", "1")):
+    for name, passes in itertools.product(*(["torch"], "1") if context.quick else (backends(), "21")):
         title = f"{name}, {plural(int(passes), 'pass', 'passes')}"
         ways[title] = [PROGRAM, *command, "--backend", name, "--passes", passes]
 
@@ -514,6 +512,8 @@ def main(argv: list[str] | None = None) -> int:
 
             if not is_prepared(args.data):
                 raise UserError(f"{args.data} holds no prepared data; run `python data_preprocessing.py`.")
+        if args.mediapipe and not shutil.which(args.mediapipe):
+            raise UserError(f"{args.mediapipe} is no program; give --mediapipe the Python that has it.")
         if out.is_dir():
             raise UserError(f"{out} is a folder; --out is the file to write.")
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,6 @@ import model
 from inference import Segmenter
 from studies import benchmark, timing
 
-
 MESH = """#!/bin/sh
 exec {python} -c "import sys
 while data := sys.stdin.buffer.read(128 * 128 * 3):
@@ -48,9 +47,8 @@ def test_a_section_is_measured_printed_and_saved(tmp_path):
 
 def test_commands_are_timed_alone_and_on_a_busy_machine(tmp_path):
     context = benchmark.Context(tmp_path, quick=True)
-    first, *rows = benchmark.busy(context)
-    assert first["what"].endswith("(baseline)")
-    assert {"torch, 2 passes", "torch, 1 pass"} <= {row["what"] for row in rows}
+    rows = benchmark.busy(context)
+    assert [row["what"] for row in rows] == ["torch, all threads always (baseline)", "torch, 1 pass"]
     assert all(row["idle frames/s"] > 0 and row["busy frames/s"] > 0 for row in rows)
 
 
@@ -117,7 +115,7 @@ def test_the_table_in_the_repository_is_made_from_its_file():
         (["nonsense"], 2, ["nonsense", "predict"]),
         (["load", "--data", "nowhere"], 1, ["nowhere", "data_preprocessing.py"]),
         (["load", "--out", "damaged.json"], 1, ["damaged.json", "remove it"]),
-        (["predict", "--quick", "--mediapipe", "nowhere", "--out", "x.json"], 1, ["nowhere", "cannot be run"]),
+        (["predict", "--quick", "--mediapipe", "nowhere", "--out", "x.json"], 1, ["nowhere", "--mediapipe"]),
     ],
 )
 def test_what_is_wrong_is_one_sentence(arguments, code, words, tmp_path):
