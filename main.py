@@ -534,7 +534,7 @@ def _train(args) -> int:
 
     run_dir = args.run_dir or (args.resume and args.model is None and training.latest_run(const.RUNS_DIR))
     run_dir = run_dir or const.RUNS_DIR / (args.model or const.MODEL)
-    settings = training.settings_of(run_dir) if args.resume else {}
+    settings = training.read_run(run_dir)["config"] if args.resume else {}
     _, config_class = recipe_of(args.recipe or settings.get("recipe", "original"))
     names = {field.name for field in fields(config_class)}
     given = {name: value for name, value in vars(args).items() if value is not None}

@@ -353,7 +353,7 @@ class Trainer:
         if dist.is_initialized():  # each process has its own running statistics; the first one's are kept
             for buffer in net.buffers():
                 dist.broadcast(buffer, 0)
-        sums = torch.zeros(4, dtype=torch.int64, device=self.device)  # TP, FP, FN, pixels; read once, at the end
+        sums, pixels = torch.zeros(3, dtype=torch.int64, device=self.device), 0  # TP, FP, FN; read once, at the end
         bce_sum = torch.zeros((), dtype=torch.float32 if self.device.type == "mps" else torch.float64).to(self.device)
         for image, target in self._batches(self.val_loader):
             image = image.to(self.device, non_blocking=True, memory_format=torch.channels_last)
@@ -362,10 +362,10 @@ class Trainer:
                 logits = net(image)
             logits, face = logits.float(), target > 0.5
             found = logits > 0
-            sums += torch.stack([(found & face).sum(), (found & ~face).sum(), (~found & face).sum(), face.sum() * 0])
-            sums[3] += face.numel()
+            sums += torch.stack([(found & face).sum(), (found & ~face).sum(), (~found & face).sum()])
+            pixels += face.numel()
             bce_sum += F.binary_cross_entropy_with_logits(logits, target, reduction="none").to(bce_sum.dtype).sum()
-        tp, fp, fn, pixels = sums.tolist()
+        tp, fp, fn = sums.tolist()
         counts = Counts(tp=tp, fp=fp, fn=fn, tn=pixels - tp - fp - fn, bce_sum=bce_sum.item(), bce_pixels=pixels)
         return counts.all_reduce(self.device)
 
@@ -422,7 +422,11 @@ class Trainer:
     def _write_history(self) -> None:
         from drawing import save_curves
 
-        write_history(self.run_dir / "history.csv", self.history)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.history)
+        write_text(self.run_dir / "history.csv", text.getvalue())
         save_curves(self.history, self.run_dir / "curves.png")
 
     def state(self) -> dict:
@@ -471,14 +475,6 @@ class Trainer:
             self.scaler.load_state_dict(state["scaler"])
         self.epoch, self.best, self.history = state["epoch"], state["best"], state["history"]
         self.train_loader = self.recipe.loader(self.recipe.size_at(self.epoch))
-
-
-def write_history(path: Path, rows: list[dict]) -> None:
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, buffer.getvalue())
 
 
 def run(
@@ -656,15 +652,6 @@ def configured(config_class: type, settings: dict) -> Config:
         if not isinstance(value, (*kinds, int) if float in kinds else kinds):
             raise TrainingError(f"The run's settings are damaged ({name}: {value!r}); start anew in another --run-dir.")
     return config
-
-
-def settings_of(run_dir: Path) -> dict:
-    """The settings of an earlier run, from its `last.pth`.
-
-    Raises:
-        TrainingError: there is none, or it is damaged.
-    """
-    return read_run(run_dir)["config"]
 
 
 _PARTS = {"config": dict, "device": str, "precision": str, "steps": int, "epoch": int, "best": float, "history": list,
