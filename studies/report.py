@@ -32,9 +32,11 @@ RATE = "occluded_false_positive_rate"
 LEGEND = (
     "±: standard deviation over seeds. FP: of the face's pixels behind the occluder, those that are called face. Dice, "
     "IoU and boundary IoU: of counts pooled over the faces, at probability 0.5; on drawn occluders the mean over their "
-    f"kinds ({', '.join(occluders.KINDS)})."
+    f"kinds ({', '.join(occluders.KINDS)}). Hands, objects and masks are photographed, unless called drawn."
 )
-COLORS = ("#1b6ca8", "#d1495b", "#8a8a8a", "#2e8b57", "#c98a1b", "#6a4c93")
+COLORS = (
+    "#1b6ca8", "#d1495b", "#8a8a8a", "#2e8b57", "#c98a1b", "#6a4c93", "#17a2b8", "#7f5539", "#d67ab1", "#2b2d42"
+)  # fmt: skip
 DPI, CELL = 110, 1.3  # pixels an inch; inches of a face in the sheets
 PREDICTED = (24000,)  # training faces: all of CelebAMask-HQ but its usual test faces
 
