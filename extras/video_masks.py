@@ -14,6 +14,7 @@ GRAIN = 5.0  # grey levels; where more than half of a frame differs by more than
 CUT = 0.5  # fraction of the frame that changes at a cut
 CHANGED = 0.02  # fraction of a face, or of the frame outside the faces, whose change makes old masks or boxes unfit
 COARSE_STRIDE = 10  # frames; so often at least, all of a frame is searched for faces
+STEADY = 0.05  # sides of a square; a face that moved by less keeps it
 BORDER = 0.04  # sides of a square; nearer to its border than this, a face may go on beyond it
 
 
@@ -64,7 +65,7 @@ class Tracker:
         for x, y, side in self.boxes:
             x0, y0, x1, y1 = (max(0, round(v * scale)) for v in (x, y, x + side, y + side))
             changed[y0:y1, x0:x1] = 0
-        return changed.mean() <= CHANGED
+        return cv2.erode(changed, np.ones((7, 7))).mean() <= CHANGED  # without the thin outlines of what moves slowly
 
     def _found(self, logits: np.ndarray, squares: list[tuple]) -> tuple[list[tuple], bool]:
         """The squares around the faces, and whether none of those comes near the border of one of `squares`."""
@@ -78,8 +79,14 @@ class Tracker:
             edges = (x + low, y + low, x + high, y + high)
             x0, y0, x1, y1 = (round(v * s) for v, s in zip(edges, (size[0] / w, size[1] / h) * 2, strict=True))
             face[max(0, y0) : max(0, y1), max(0, x0) : max(0, x1)] = False
-        boxes = self.segmenter.face_boxes(small, logits.shape, 0.5)
+        boxes = [_steady(box, squares) for box in self.segmenter.face_boxes(small, logits.shape, 0.5)]
         return boxes, not (squares and face.any())
+
+
+def _steady(box: tuple, before: list[tuple]) -> tuple:
+    """The square of the frame before, if it is nearly the same: a mask made from another one is not quite the same."""
+    same = (old for old in before if max(abs(a - b) for a, b in zip(box, old, strict=True)) <= STEADY * box[2])
+    return next(same, box)
 
 
 def masked_frames(
