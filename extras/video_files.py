@@ -352,7 +352,10 @@ class _PyavFile:
     def _open(self, frame) -> None:
         codec = self.video = self.file.add_stream("libx264", rate=self.clip.fps)
         codec.width, codec.height, codec.pix_fmt = frame.width, frame.height, "yuv420p"
-        codec.options = {"preset": "veryfast", "crf": "18"}  # hardly told from the input
+        codec.options = {
+            "preset": "superfast",
+            "crf": "20",
+        }  # hardly told from the input; veryfast takes 2.5 times as long
         codec.time_base = codec.codec_context.time_base = self.clip.tick
         context = codec.codec_context
         context.colorspace, context.color_primaries, context.color_trc = self.clip.colors
