@@ -81,8 +81,7 @@ def evaluate(
     }
     write_bytes(files[0], tagged(json.dumps(record, indent=2).encode() + b"\n", ".json"))
     _write_worst(segmenter, pairs, per_picture, files[1])
-    log(format_table(table, pictures))
-    log(f"metrics.json and worst.jpg are in {out}")
+    log(f"{format_table(table, pictures)}\nmetrics.json and worst.jpg are in {out}")
     return table
 
 

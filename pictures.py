@@ -106,7 +106,8 @@ def read_picture(
     except PictureError:
         raise
     except UnidentifiedImageError:
-        return _read_with_opencv(path, shown)
+        with _QUIET:
+            return _read_with_opencv(path, shown)
     except Image.DecompressionBombError:
         raise PictureError(f"{shown} has more pixels than can be read safely; scale it down.") from None
     except Exception as error:  # noqa: BLE001  decoders raise whatever they like at damaged bytes

@@ -8,18 +8,28 @@ import os
 import random
 import shutil
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 from conftest import ROOT, fingerprints, leftovers
-from PIL import Image
+from PIL import Image, features
 
 import data_preprocessing
+import drawing
+import inference
 import main
+import model
 
 TIMES = int(os.environ.get("FACE_SEG_FUZZ", "1"))
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+FORMATS = ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF"] + ["AVIF"] * bool(features.check("avif"))
+with suppress(ImportError):
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+    FORMATS.append("HEIF")
 
 
 def damaged(rng: random.Random, data: bytes) -> bytes:
@@ -90,6 +100,27 @@ def test_pictures(lite_weights, tmp_path, capsys):
         codes.append(check(main.main, predict(lite_weights, folder, out), folder, out, capsys))
         assert (out / "whole_overlay.jpg").exists(), seed  # the others cost themselves only
     assert 1 in codes
+
+
+class Noise(torch.nn.Module):
+    def forward(self, x):
+        rng = torch.Generator().manual_seed(int(x.abs().sum() * 1000) % 2**31)
+        coarse = torch.randn(len(x), 1, x.shape[2] // 8, x.shape[3] // 8, generator=rng) * 4
+        return torch.nn.functional.interpolate(coarse, size=x.shape[2:], mode="bilinear")
+
+
+def test_tiny_and_thin_pictures_with_faces_anywhere():
+    segmenter = inference.Segmenter(Noise(), model.Info("lite", 64, 2), precision="fp32")
+    rng = random.Random(0)
+    for _ in range(300 * TIMES):
+        size = rng.choice(
+            [(rng.randint(1, 40), rng.randint(1, 40)), (rng.randint(1, 3), 900), (900, rng.randint(1, 3))]
+        )
+        picture = np.frombuffer(rng.randbytes(size[0] * size[1] * 3), np.uint8).reshape(*size, 3)
+        logits = segmenter.logits([picture])[0]
+        assert logits.shape == size
+        mask = inference.to_mask(logits, 0.5)
+        assert bool(drawing.find_faces(mask, logits)) == drawing.shows_face(mask) == drawing.hidden_region(mask).any()
 
 
 def test_checkpoints(lite_weights, tmp_path, capsys):
