@@ -282,14 +282,16 @@ def _add_prediction(p: argparse.ArgumentParser, weights_help: str, device: dict)
     g.add_argument("--shard", type=_shard, metavar="I/N", help="the I-th of N parts; torchrun's ranks by themselves")
     g = p.add_argument_group("videos and cameras")
     g.add_argument("--masks", action="store_true", help="also NAME_mask.mp4")
-    g.add_argument("--frame-stride", type=_count, default=1, metavar="N", help="segment every Nth frame only")
+    g.add_argument(
+        "--frame-stride", type=_count, default=1, metavar="N", help="keep masks for N frames where the face is still"
+    )
     g.add_argument("--start", type=_seconds, default=0.0, metavar="S", help="seconds")
     g.add_argument("--end", type=_seconds, metavar="S", help="seconds; for a camera, when to stop")
     g.add_argument(
         "--smooth",
         type=_number(float, 0, 0.99, "a number from 0 to 0.99"),
         default=0.0,
-        help="fraction of the past in each mask: 0 to 0.99",
+        help="fraction of the past in a mask where the frame is as it was: 0 to 0.99; 0.6 halves the flicker",
     )
     g.add_argument("--webcam", type=_workers_type, metavar="N", help="a camera by number; q ends, --out records")
 
