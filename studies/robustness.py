@@ -297,6 +297,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, help="these tables alone")
     parser.add_argument("--passes", type=int, choices=(1, 2))
     parser.add_argument("--flip", action="store_true")
+    parser.add_argument("--precision", choices=("fp32", "bf16", "int8"), default="fp32")
     parser.add_argument("--device", default="auto")
     return parser
 
@@ -311,7 +312,7 @@ def main(argv: list[str] | None = None) -> int:
         for folder in (args.backgrounds, args.occluders):
             if folder is not None and not folder.is_dir():
                 raise UserError(f"There is no folder {folder}.")
-        runner = Runner(args.device).load(args.weights, flip=args.flip, passes=args.passes, precision="fp32")
+        runner = Runner(args.device).load(args.weights, flip=args.flip, passes=args.passes, precision=args.precision)
         table = run(
             runner.segmenter, args.data, args.backgrounds, args.occluders,
             limit=args.limit, scenes_count=args.scenes, sections=args.only,
