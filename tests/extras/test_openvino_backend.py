@@ -51,10 +51,12 @@ def test_masks_are_those_of_pytorch():
         ours = Runner("cpu").load("bundled", precision=precision, backend="openvino")
         assert isinstance(ours.segmenter.backend, openvino_backend.Backend)
         counts[precision] = Counts()
-        for path in SAMPLES:
-            counts[precision].add(ours.predict_image(path) > 0, exact.predict_image(path) > 0, boundary=False)
+        for picture in map(read_picture, SAMPLES):
+            found, target = (runner.segmenter.logits([picture])[0] for runner in (ours, exact))
+            clear = (precision == "fp32") | (np.abs(target) > 1.5)  # bf16 rounds what lies about 0, as PyTorch's does
+            counts[precision].add((found > 0) & clear, (target > 0) & clear, boundary=False)
     assert counts["fp32"].iou >= 0.9999
-    assert counts["bf16"].iou >= 0.997  # as PyTorch's
+    assert counts["bf16"].iou >= 0.998
 
 
 @needs_openvino
