@@ -432,7 +432,7 @@ class Gif:
 
         if self._palette is not None:
             off, pixels = error(self._palette)
-            if off <= 1.3 * self._off + 1:  # grey levels
+            if off <= 1.15 * self._off + 0.3:  # grey levels
                 return pixels
         self._palette, self._before = image.quantize(self.COLORS), None
         self._off, pixels = error(self._palette)
