@@ -272,6 +272,8 @@ def launch(segmenter, *, host: str = "127.0.0.1", port: int | None = None, share
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="face-segmentation-"))
         os.environ["GRADIO_TEMP_DIR"] = folder  # before the import, which makes a folder there
+        for name in ("no_proxy", "NO_PROXY"):  # for what Gradio asks its own server
+            os.environ[name] = ",".join(filter(None, [os.environ.get(name), "localhost,127.0.0.1", host]))
         page, gr = build(segmenter, Path(folder)), _gradio()
         fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # not of the internet
         try:
@@ -284,6 +286,10 @@ def launch(segmenter, *, host: str = "127.0.0.1", port: int | None = None, share
         except OSError:
             where = f"Port {port} of {host}" if port else host
             raise DemoError(f"{where} cannot be listened on; choose another with --port or --host.") from None
+        except Exception as error:  # Gradio asks its server whether it answers; ValueError, httpx's errors, Exception
+            page.close(verbose=False)
+            reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+            raise DemoError(f"The page does not answer at {host} ({reason}).") from error
         page.files = stack.pop_all()
     log(f"The page is at {local}" + (f" and {public}" if public else ""))
     return page
