@@ -11,6 +11,7 @@ came of it stays in .cache/openvino/, in a folder that a hash of weights, code a
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import importlib.util
 import io
@@ -60,11 +61,34 @@ def _import(name: str):
         raise OpenVINOError(f"The package {error.name or name} is missing: pip install {error.name or name}.") from None
 
 
+class _Stack(ctypes.Structure):
+    """stack_t of signal.h."""
+
+    _fields_ = (("pointer", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+@contextlib.contextmanager
+def _same_signal_stack():
+    """Compiling a network gives the thread a stack of OpenVINO's for signals, which is freed with the network: the next
+    signal, such as Ctrl-C or that of a loader process that ends, would be a segmentation fault. The thread gets back
+    the stack that it had."""
+    if not sys.platform.startswith("linux"):
+        yield
+        return
+    libc, before = ctypes.CDLL(None), _Stack()
+    libc.sigaltstack(None, ctypes.byref(before))
+    try:
+        yield
+    finally:
+        libc.sigaltstack(ctypes.byref(before), None)
+
+
 @contextlib.contextmanager
 def _one_sentence(what: str):
     """Whatever OpenVINO and its converter raise, as an OpenVINOError."""
     try:
-        yield
+        with _same_signal_stack():
+            yield
     except UserError:
         raise
     except Exception as error:  # noqa: BLE001  of many kinds, most often a RuntimeError of many lines
@@ -106,7 +130,8 @@ class Backend:
             with self._lock:
                 if threads not in self._compiled:
                     config = self._config | shares
-                    self._compiled[threads] = self._core.compile_model(str(self._network), "CPU", config)
+                    with _same_signal_stack():
+                        self._compiled[threads] = self._core.compile_model(str(self._network), "CPU", config)
             requests[threads] = self._compiled[threads].create_infer_request()
         return requests[threads]
 

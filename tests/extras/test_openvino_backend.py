@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+import textwrap
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import leftovers, one_sentence
+from conftest import leftovers, one_sentence, python
 
 import const
 import main
@@ -41,6 +42,21 @@ def weights(lite_weights, tmp_path):
 def predict(weights, out, *options) -> int:
     command = ["predict", str(SAMPLES[0]), "--weights", str(weights), "--out", str(out), "--device", "cpu"]
     return main.main([*command, "--save", "mask", *options])
+
+
+@needs_openvino
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="sigaltstack by its Linux layout")
+def test_signals_keep_their_stack():
+    code = """
+    import ctypes
+    from main import Runner
+    runner = Runner("cpu").load("bundled", backend="openvino")
+    stack = (ctypes.c_void_p * 3)()  # pointer, flags, size
+    ctypes.CDLL(None).sigaltstack(None, stack)
+    print("stack", stack[0])
+    """
+    done = python(textwrap.dedent(code))
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "stack None"), done.stderr
 
 
 @needs_openvino
