@@ -150,6 +150,8 @@ def test_runs(prepared, tmp_path, capsys):
     assert main.main([*map(str, [*train, tmp_path / "whole", *tiny])]) == 0
     with zipfile.ZipFile(tmp_path / "whole" / "last.pth") as archive:
         members = [(info.filename, archive.read(info)) for info in archive.infolist()]
+    shutil.copytree(tmp_path / "whole", tmp_path / "again")
+    assert check(main.main, [*train, tmp_path / "again", "--resume"], prepared, tmp_path / "again", capsys) == 0
     codes = []
     for seed in range(8 * TIMES):
         rng = random.Random(seed)
@@ -166,7 +168,7 @@ def test_runs(prepared, tmp_path, capsys):
         codes.append(check(main.main, [*train, run_dir, "--resume"], prepared, run_dir, capsys))
         if codes[-1]:
             assert fingerprints(run_dir) == before, seed  # refused, and nothing changed
-    assert set(codes) == {0, 1}
+    assert 1 in codes
 
 
 def test_sources(celeb_source, tmp_path, capsys, monkeypatch):

@@ -1,5 +1,6 @@
 """`main.py train` on drawn faces: what it writes, what survives a kill, and what it refuses."""
 
+import contextlib
 import json
 import math
 import os
@@ -466,11 +467,19 @@ def test_a_folder_that_cannot_be_one(prepared, tmp_path, capsys):
 
 @pytest.fixture
 def small_files():
-    """Files may not grow beyond 6 kB while it is called: the writing itself fails half way, as on a full disk."""
+    """Within it, files may not grow beyond 6 kB: the writing itself fails half way, as on a full disk."""
     resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (6000, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    @contextlib.contextmanager
+    def limited():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (6000, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limited
 
 
 def test_a_full_disk(prepared, tmp_path, small_files, monkeypatch, capsys):
@@ -478,9 +487,8 @@ def test_a_full_disk(prepared, tmp_path, small_files, monkeypatch, capsys):
     save = model.save_atomically
 
     def fill(payload, path):
-        if path.name == "last.pth":
-            small_files()
-        save(payload, path)
+        with small_files() if path.name == "last.pth" else contextlib.nullcontext():
+            save(payload, path)
 
     monkeypatch.setattr(model, "save_atomically", fill)
     assert train(prepared, tmp_path, "--epochs", 1, "--limit", 4, "--workers", 0) == 1
