@@ -29,14 +29,14 @@ FORKS.set_forkserver_preload(["main", "training", "evaluation", "pictures", "tor
 class Job:
     """A command in two processes with torchrun's variables, without the time that torchrun takes."""
 
-    def __init__(self, folder: Path, *argv):
+    def __init__(self, folder: Path, *argv, largest_file: int | None = None):
         folder.mkdir(exist_ok=True)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self.said = [folder / f"said-{rank}" for rank in (0, 1)]
         argv = [str(part) for part in argv]
-        given = [(rank, port, argv, str(path)) for rank, path in enumerate(self.said)]
+        given = [(rank, port, argv, str(path), largest_file) for rank, path in enumerate(self.said)]
         self.ranks = [FORKS.Process(target=work, args=args, daemon=True) for args in given]
         for process in self.ranks:
             process.start()
@@ -51,10 +51,14 @@ class Job:
         return list(zip(codes, [path.read_text() for path in self.said], strict=True))
 
 
-def work(rank: int, port: int, argv: list[str], said: str) -> None:
+def work(rank: int, port: int, argv: list[str], said: str, largest_file: int | None) -> None:
     os.environ.update({"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
                        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})  # fmt: skip
     torch.set_num_threads(1)
+    if largest_file:  # beyond which the writing itself fails, as on a full disk
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     with open(said, "w", buffering=1) as file:
         sys.stdout = sys.stderr = file
         code = main.main(argv)
@@ -145,6 +149,17 @@ def test_a_dead_process_ends_the_job(prepared, tmp_path):
     assert state["steps"] == 1  # of the 12 faces 8 are seen, 4 by each process
     assert state["epoch"] >= 1
     assert not leftovers(run_dir)
+
+
+def test_a_full_disk_ends_the_job(prepared, tmp_path):
+    pytest.importorskip("resource")
+    run_dir = tmp_path / "run"
+    command = ["train", "--data", prepared, "--run-dir", run_dir, *TINY, "--no-pretrained", "--epochs", 2]
+    (code, said), (other, also) = Job(tmp_path, *command, largest_file=6000).finish()
+    assert (code, other) == (1, 1), said + also
+    one_sentence(said, run_dir, "File too large")
+    assert "Traceback" not in also
+    assert {path.name for path in run_dir.iterdir()} <= {"config.json", ".lock"}
 
 
 def test_an_unreadable_picture_stops_no_other_process(tmp_path):
