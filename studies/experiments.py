@@ -183,7 +183,7 @@ def draw_figures(context: Context, weights: dict[str, Path]) -> None:
         if not networks:
             continue
         shown = examples if title != "glasses-faces" else [(name, "glasses", 0) for name in squares]
-        faces = [occluded(*squares[name], kind, seed, None) for name, kind, seed in shown]
+        faces = [occluded(*squares[name], kind, seed) for name, kind, seed in shown]
         masks = {"target": [left for _, left in faces]}
         for row, path in networks.items():
             network = segmenter(context, path)

@@ -1,7 +1,9 @@
-"""Eight occluded faces and their masks: the figure that opens the README.
+"""Eight faces behind photographed occluders, the target and the prediction: the figure that opens the README.
 
-python -m studies.readme_figure                          docs/occluded.jpg, with drawn occluders
-python -m studies.readme_figure --occluders DIR --out F  photographed ones, of those held out of training
+    python -m studies.readme_figure        docs/occluded.jpg
+
+Photographs and occluders are freely licensed (test_path/, docs/occluders/). No mask of them was drawn by hand: the
+target is the prediction for the photograph without the occluder, minus the occluder.
 """
 
 from __future__ import annotations
@@ -12,13 +14,15 @@ from pathlib import Path
 import const
 from common import exit_code
 
-SHOWN = [  # (photograph, occluder, seed), chosen by the look of the occluders
-    ("chris", "hand", 0), ("bryan", "sheet", 0), ("luciano", "mask", 0), ("astronaut", "microphone", 0),
-    ("obama", "hand", 1), ("chris", "mug", 0), ("astronaut", "hair", 0), ("luciano", "glasses", 0),
+OCCLUDERS = const.DIR_PATH / "docs" / "occluders"
+HANDS = ("fingers", "fist")
+SHOWN = [  # (photograph, occluder, seed); the seeds were chosen by the look of the input, before any prediction
+    ("chris", "fingers", 7), ("bryan", "page", 6), ("luciano", "fist", 4), ("astronaut", "cup", 5),
+    ("obama", "fingers", 6), ("chris", "saucer", 5), ("astronaut", "fist", 2), ("luciano", "cup", 6),
 ]  # fmt: skip
-PHOTOGRAPHED = {"hand": "hands", "mask": "masks"}  # everything else becomes an object
-TILE = 240  # pixels
-HIDDEN = (0.1, 0.55)  # of the face: less, or more, shows little
+TILE = 180  # pixels
+HIDDEN = (0.15, 0.5)  # of the face: less, or more, shows little
+CROP = slice(70, 490), slice(46, 466)  # of the square, around the face
 
 
 def face_square(runner, photo):
@@ -35,27 +39,32 @@ def face_square(runner, photo):
     return photo, (slice(top, top + SIZE), slice(left, left + SIZE))
 
 
-def occluded(face, mask, kind: str, seed: int, store):
-    """The face uint8 (512, 512, 3) behind the first occluder of this seed that hides enough of it, and not too much;
-    and what is left of its mask."""
+def occluded(face, mask, kind: str, seed: int):
+    """The face uint8 (512, 512, 3) behind an occluder, and what is left of its mask.
+
+    Args:
+        kind: a file of docs/occluders/, or one that `robust.occluders` draws.
+    """
     import numpy as np
+    from PIL import Image
 
-    from common import UserError
-    from robust import occluders, photographed
+    from robust import occluders
+    from studies import pasted
 
+    if kind in occluders.KINDS:
+        return occluders.draw_occluder(np.random.default_rng(seed), face, mask, kind=kind)[:2]
+    with Image.open(OCCLUDERS / f"{kind}.webp") as file:
+        cut = np.asarray(file.convert("RGBA"))
     for attempt in range(200):
         rng = np.random.default_rng((seed, attempt))
-        if store is None:
-            image, left, _ = occluders.draw_occluder(rng, face, mask, kind=kind)
-        else:
-            image, left, _ = photographed.lay(rng, face, mask, store, kind=PHOTOGRAPHED.get(kind, "objects"))
-        if HIDDEN[0] < 1 - (left > 0).sum() / (mask > 0).sum() < HIDDEN[1] or kind in ("glasses", "hair"):
-            return image, left
-    raise UserError(f"No {kind} of seed {seed} hides between {HIDDEN[0]:.0%} and {HIDDEN[1]:.0%} of the face.")
+        image, left, behind = pasted.paste(rng, face, mask, cut, "hands" if kind in HANDS else "objects")
+        if HIDDEN[0] < behind.sum() / (mask > 0).sum() < HIDDEN[1]:
+            break
+    return image, left
 
 
-def draw(photos: Path, out: Path, weights: str, occluder_folder: Path | None) -> None:
-    """Write the figure: four photographs above their masks, twice."""
+def draw(out: Path, weights: str) -> None:
+    """Write the figure: three rows of eight."""
     import cv2
     import numpy as np
 
@@ -63,31 +72,26 @@ def draw(photos: Path, out: Path, weights: str, occluder_folder: Path | None) ->
     from drawing import encode, overlay, parse_color
     from main import Runner
     from pictures import find_jobs, read_picture
-    from robust.photographed import OccluderStore
 
     runner, columns = Runner().load(weights), []
-    store = OccluderStore(occluder_folder, held_out=True) if occluder_folder else None
-    paths = {job.name: job.path for job in find_jobs([photos], out)}
+    paths = {job.name: job.path for job in find_jobs([const.TEST_DIR], out)}
     for name, kind, seed in SHOWN:
         photo, square = face_square(runner, read_picture(paths[name]))
-        photo[square] = occluded(photo[square], runner.predict_image(photo)[square], kind, seed, store)[0]
-        mask = runner.predict_image(photo)[square]
-        face = photo[square][70:490, 46:466]  # 420 pixels around the face
-        found = overlay(face, mask[70:490, 46:466], parse_color(const.OVERLAY_COLOR), const.OVERLAY_ALPHA)
-        columns.append(cv2.resize(np.vstack([face, found]), (TILE, 2 * TILE), interpolation=cv2.INTER_AREA))
-    half = len(columns) // 2
-    write_bytes(out, encode(np.vstack([np.hstack(columns[:half]), np.hstack(columns[half:])]), ".jpg"))
+        photo[square], target = occluded(photo[square], runner.predict_image(photo)[square], kind, seed)
+        face, masks = photo[square][CROP], (target, runner.predict_image(photo)[square])
+        color = parse_color(const.OVERLAY_COLOR)
+        rows = [face, *(overlay(face, mask[CROP], color, const.OVERLAY_ALPHA) for mask in masks)]
+        columns.append(cv2.resize(np.vstack(rows), (TILE, 3 * TILE), interpolation=cv2.INTER_AREA))
+    write_bytes(out, encode(np.hstack(columns), ".jpg"))
     print(f"{out}: {out.stat().st_size / 1e3:.0f} kB")
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m studies.readme_figure", description=__doc__.splitlines()[0])
-    parser.add_argument("--photos", type=Path, default=const.TEST_DIR)
     parser.add_argument("--out", type=Path, default=const.DIR_PATH / "docs" / "occluded.jpg")
     parser.add_argument("--weights", default="bundled")
-    parser.add_argument("--occluders", type=Path, help="photographed hands/, objects/, masks/, textures/")
     args = parser.parse_args(argv)
-    return exit_code(lambda: draw(args.photos, args.out, args.weights, args.occluders))
+    return exit_code(lambda: draw(args.out, args.weights))
 
 
 if __name__ == "__main__":
