@@ -1,6 +1,7 @@
 """Eight faces behind photographed occluders, the target and the prediction: the figure that opens the README.
 
-    python -m studies.readme_figure        docs/occluded.jpg
+    python -m studies.readme_figure             docs/occluded.jpg
+    python -m studies.readme_figure --limits    docs/limits.jpg: where the bundled network fails
 
 Photographs and occluders are freely licensed (test_path/, docs/occluders/). No mask of them was drawn by hand: the
 target is the prediction for the photograph without the occluder, minus the occluder.
@@ -86,12 +87,36 @@ def draw(out: Path, weights: str) -> None:
     print(f"{out}: {out.stat().st_size / 1e3:.0f} kB")
 
 
+def draw_limits(out: Path, weights: str) -> None:
+    """Write the figure of the model card: a wide neck, skin on skin, a printed face and a hand."""
+    import cv2
+    import numpy as np
+
+    from common import write_bytes
+    from drawing import encode, overlay, parse_color
+    from main import Runner
+    from pictures import read_picture
+
+    runner, columns = Runner().load(weights), []
+    neck, chris, obama = (read_picture(const.TEST_DIR / name) for name in ("luciano.png", "chris.jpg", "obama.jpg"))
+    square, crop = face_square(runner, chris)
+    fingers = occluded(square[crop], runner.predict_image(square)[crop], "fingers", 7)[0]
+    printed = obama.copy()
+    printed[640:900, 330:560] = cv2.resize(chris[100:620, 100:560], (230, 260), interpolation=cv2.INTER_AREA)
+    for image in (neck, fingers, printed[-obama.shape[1] :]):
+        found = overlay(image, runner.predict_image(image), parse_color(const.OVERLAY_COLOR), const.OVERLAY_ALPHA)
+        columns.append(np.vstack([cv2.resize(i, (260, 260), interpolation=cv2.INTER_AREA) for i in (image, found)]))
+    write_bytes(out, encode(np.hstack(columns), ".jpg"))
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m studies.readme_figure", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=const.DIR_PATH / "docs" / "occluded.jpg")
+    parser.add_argument("--out", type=Path, help="default docs/occluded.jpg or docs/limits.jpg")
     parser.add_argument("--weights", default="bundled")
+    parser.add_argument("--limits", action="store_true", help="where the network fails, for the model card")
     args = parser.parse_args(argv)
-    return exit_code(lambda: draw(args.out, args.weights))
+    name, figure = ("limits.jpg", draw_limits) if args.limits else ("occluded.jpg", draw)
+    return exit_code(lambda: figure(args.out or const.DIR_PATH / "docs" / name, args.weights))
 
 
 if __name__ == "__main__":
