@@ -19,9 +19,9 @@ import const
 from common import UserError, replacing
 from drawing import Gif, Output
 from extras import video_files
-from extras.video_files import Clip, Reader, VideoError, ahead, find_pyav, open_with_opencv, probe, writing
+from extras.video_files import Clip, VideoError, ahead, captured, exact, find_pyav, probe, rate, read, writing
 from extras.video_masks import masked_frames
-from pictures import PictureError, find_jobs, forbidden, identity, iter_jobs, read_picture, tagged
+from pictures import PictureError, find_jobs, forbidden, iter_jobs, read_picture, tagged
 
 GIF_STEP = Fraction(1, 10)  # seconds between a video's frames in a GIF
 
@@ -41,12 +41,11 @@ class Timing:
     end: float | None = None
     smooth: float = 0.0
 
-    def masks(self, output: Output) -> dict:
-        """The options of `masked_frames`. Where faces are to be hidden, all of every frame is searched for them."""
+    def masked(self, segmenter, frames: Iterator, output: Output) -> Iterator[tuple]:
+        """`masked_frames`. Where faces are to be hidden, all of every frame is searched for them."""
         follow = not {"blurred", "pixelated"} & set(output.results)
-        return {
-            "threshold": output.threshold, "frame_stride": self.frame_stride, "smooth": self.smooth, "follow": follow
-        }  # fmt: skip
+        options = {"threshold": output.threshold, "frame_stride": self.frame_stride, "smooth": self.smooth}
+        return masked_frames(segmenter, frames, follow=follow, **options)
 
 
 def is_video(path: Path) -> bool:
@@ -78,24 +77,28 @@ def predict_videos(
     if gif and (refusal := forbidden([gif], {path.resolve() for path in inputs})):
         errors.append(refusal)
         gif = None
+    with _noting(errors, gif), _writing_gif(gif, log) if gif else nullcontext() as shown:
+        for i, job in enumerate(find_jobs(videos, out)):
+            own = i % shard[1] == shard[0] - 1
+            if own or shown:
+                to = output if own else replace(output, results=())
+                options = {"name": job.name, "inputs": inputs, "gif": shown, "log": log}
+                with _noting(errors, job.path):
+                    predict_video(segmenter, job.path, out, to, timing, **options)
+        if shown:
+            errors += _add_pictures(shown, segmenter, [p for p in inputs if p not in videos], out, output)
+    return errors
+
+
+@contextmanager
+def _noting(errors: list[str], path: Path) -> Iterator[None]:
+    """Keep a sentence on what fails in the block, and go on behind it."""
     try:
-        with _writing_gif(gif, log) if gif else nullcontext() as shown:
-            for i, job in enumerate(find_jobs(videos, out)):
-                own = i % shard[1] == shard[0] - 1
-                if own or shown:
-                    to = output if own else replace(output, results=())
-                    options = {"name": job.name, "inputs": inputs, "gif": shown, "log": log}
-                    try:
-                        predict_video(segmenter, job.path, out, to, timing, **options)
-                    except VideoError as error:
-                        errors.append(str(error))
-                    except OSError as error:  # of its name, or of a full disk
-                        errors.append(f"{error.filename or job.path}: {error.strerror or error}.")
-            if shown:
-                errors += _add_pictures(shown, segmenter, [p for p in inputs if p not in videos], out, output)
+        yield
     except VideoError as error:
         errors.append(str(error))
-    return errors
+    except OSError as error:  # of its name, or of a full disk
+        errors.append(f"{error.filename or path}: {error.strerror or error}.")
 
 
 def predict_video(
@@ -123,16 +126,14 @@ def predict_video(
     output, timing = output or Output(results=("overlay",)), timing or Timing()
     if none := [kind for kind in output.results if kind in const.PICTURES_ONLY]:
         raise UserError(f"Of a video there is no {' and no '.join(none)}; save something else of it.")
-    clip, name = probe(path), name or find_jobs([path], out)[0].name
+    clip, name = probe(path, timing.start, timing.end), name or find_jobs([path], out)[0].name
     results = {Path(out) / f"{name}_{kind}.mp4": kind for kind in output.results}
     _allowed(results, [path, *inputs])
-    reader = Reader(clip, timing.start, timing.end)
-    began, written, gif_began, gif_slot = time.perf_counter(), 0, gif and gif.end, -1
+    began, written, gif_began, gif_slot, errors = time.perf_counter(), 0, gif and gif.end, -1, []
     with ExitStack() as stack:
-        cut = {"start": timing.start, "end": timing.end, "log": log}
-        writers = [stack.enter_context(writing(result, clip, identity(clip.path), **cut)) for result in results]
-        masked = masked_frames(segmenter, iter(reader), **timing.masks(output))
-        for seconds, frame, mask in tqdm(ahead(masked, 2), total=_expected(clip, timing), unit="frame", disable=None):
+        writers = [stack.enter_context(writing(result, clip, log=log)) for result in results]
+        masked = ahead(timing.masked(segmenter, read(clip, errors), output), 2)
+        for seconds, frame, mask in tqdm(masked, total=_expected(clip), unit="frame", disable=None):
             for write, kind in zip(writers, output.results, strict=True):
                 drawn = output.draw(kind, frame, mask)
                 write(seconds, cv2.cvtColor(drawn, cv2.COLOR_GRAY2RGB) if drawn.ndim == 2 else drawn)
@@ -142,21 +143,20 @@ def predict_video(
             written += 1
         if not written:
             to = "its end" if timing.end is None else f"{timing.end:g} s"
-            raise VideoError(reader.error or f"{path} has no frames between {timing.start:g} s and {to}.")
+            raise VideoError(*errors or [f"{path} has no frames between {timing.start:g} s and {to}."])
     if results:
         took, names = time.perf_counter() - began, ", ".join(map(str, results))
         log(f"{written} frames of {path} in {took:.1f} s ({written / took:.1f} frames/s): {names}")
         if frame.shape[0] % 2 or frame.shape[1] % 2:
             log(f"{path} is of an odd size, which MP4 does not hold: the last row or column is there twice.")
-    if reader.error:
-        raise VideoError(reader.error)
+    if errors:
+        raise VideoError(*errors)
     return list(results)
 
 
-def _expected(clip: Clip, timing: Timing) -> int | None:
+def _expected(clip: Clip) -> int | None:
     """The frames that will come; None where the file does not say how long it is."""
-    end = clip.seconds if timing.end is None else min(clip.seconds, timing.end)
-    return max(0, round((end - timing.start) * clip.fps)) if clip.seconds else None
+    return max(0, round((min(clip.seconds, clip.end) - clip.start) * clip.fps)) if clip.seconds else None
 
 
 # --- Cameras --------------------------------------------------------------------------------------------------------
@@ -171,18 +171,16 @@ def record_camera(
     """
     output, timing = output or Output(), timing or Timing()
     _allowed([path])
-    probed = open_with_opencv(camera)
-    there, fps = probed.isOpened() and probed.read()[0], probed.get(cv2.CAP_PROP_FPS)
-    probed.release()
+    with captured(camera) as probed:
+        there, fps = probed.isOpened() and probed.read()[0], probed.get(cv2.CAP_PROP_FPS)
     if not there:
         raise VideoError(f"Camera {camera} gives no picture; is it connected, and not in use?")
     if not find_pyav():
         log(video_files.WITHOUT_PYAV)
-    clip = Clip(camera, Fraction(fps).limit_denominator(1001) if 0 < fps <= 1000 else video_files.FPS)
-    frames, window, written = iter(Reader(clip, end=timing.end)), True, 0
+    clip, window, written = Clip(camera, rate(fps), end=exact(timing.end)), True, 0
     with writing(path, clip) as write:
         try:
-            for seconds, frame, mask in masked_frames(segmenter, frames, **timing.masks(output)):
+            for seconds, frame, mask in timing.masked(segmenter, read(clip, []), output):
                 drawn = output.draw("overlay", frame, mask)
                 write(seconds, drawn)
                 written += 1
@@ -206,21 +204,17 @@ def _writing_gif(path: Path, log) -> Iterator[Gif]:
     """A GIF with the tag of this program, which gets its name when it is whole.
 
     Raises:
-        VideoError: no frame came, or it cannot be written.
+        VideoError: no frame came.
+        OSError: it cannot be written.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary, temporary.open("wb") as file:
-            gif = Gif(file)
-            yield gif
-            try:
-                gif.close()
-            except ValueError:
-                raise VideoError("There is no frame for the GIF.") from None
-            end = file.seek(-1, os.SEEK_END)
-            file.write(tagged(b";", ".gif", "0" * 16, end))
-    except OSError as error:
-        raise VideoError(f"{path} could not be written ({error.strerror or error}).") from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        gif = Gif(file)
+        yield gif
+        if not gif.end:
+            raise VideoError("There is no frame for the GIF.")
+        gif.close()
+        file.write(tagged(b";", ".gif", before=file.seek(-1, os.SEEK_END)))
     log(f"GIF: {path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 

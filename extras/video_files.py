@@ -6,14 +6,16 @@ OpenCV writes MPEG-4 without sound at a constant frame rate. Both keep the orien
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
-import queue
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -21,7 +23,7 @@ import cv2
 import numpy as np
 
 from common import UserError, replacing
-from pictures import tagged
+from pictures import identity, tagged
 
 FPS = Fraction(25)  # where a file or a camera does not say
 COPIED = ("aac", "mp3", "mp3float")  # sound that every player of MP4 knows; other is encoded again, as AAC
@@ -46,7 +48,7 @@ def find_pyav():
 # --- Reading --------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Clip:
-    """What a file or a camera says of itself."""
+    """What a file or a camera says of itself, and the part of it that is wanted."""
 
     path: Path | int  # or the camera's number
     fps: Fraction
@@ -56,9 +58,11 @@ class Clip:
     aspect: Fraction = Fraction(1)  # of a pixel, as the picture is stored
     colors: tuple[int, int, int] = (2, 2, 2)  # matrix, primaries and transfer, as H.273 numbers them; 2: unknown
     sound: bool = False
+    start: Fraction = Fraction(0)  # seconds
+    end: Fraction | float = math.inf
 
 
-def probe(path: Path) -> Clip:
+def probe(path: Path, start: float = 0.0, end: float | None = None) -> Clip:
     """Open a video once, and read its first frame.
 
     Raises:
@@ -68,13 +72,20 @@ def probe(path: Path) -> Clip:
     if not os.path.isfile(path):  # a pipe or a device would be read for ever
         raise VideoError(f"{path} is no regular file." if os.path.lexists(path) else f"There is no file {path}.")
     try:
-        return _probe_with_pyav(path) if find_pyav() else _probe_with_opencv(path)
+        clip = _probe_with_pyav(path) if find_pyav() else _probe_with_opencv(path)
+        return replace(clip, start=exact(start), end=exact(end))
     except Exception:  # noqa: BLE001  decoders raise whatever they like at damaged bytes
         raise VideoError(f"{path} holds no frame that can be read; is it a whole video?") from None
 
 
-def _rate(fps: float | Fraction | None) -> Fraction:
+def rate(fps: float | Fraction | None) -> Fraction:
+    """Frames a second as a file or a camera says, if it can be."""
     return Fraction(fps).limit_denominator(1001) if fps and 0 < fps <= 1000 else FPS
+
+
+def exact(seconds: float | None) -> Fraction | float:
+    """A time without the error of its float, 0.2 being just above a fifth; None is never."""
+    return math.inf if seconds is None else Fraction(seconds).limit_denominator(1_000_000)
 
 
 def _open_with_pyav(path: Path):
@@ -91,7 +102,7 @@ def _probe_with_pyav(path: Path) -> Clip:
         codec = stream.codec_context
         next(file.decode(stream))
         colors = codec.colorspace, codec.color_primaries, codec.color_trc
-        fps, sound = _rate(stream.average_rate or stream.guessed_rate), bool(file.streams.audio)
+        fps, sound = rate(stream.average_rate or stream.guessed_rate), bool(file.streams.audio)
         seconds = ((stream.start_time or 0) + (stream.duration or 0)) * stream.time_base - _zero(file)
         if not stream.duration:
             seconds = Fraction(0 if sound else file.duration or 0, 1_000_000)  # that of the sound may be longer
@@ -105,27 +116,28 @@ def _zero(file) -> Fraction:
 
 
 def _probe_with_opencv(path: Path) -> Clip:
-    with _utf8_name(path) as name:
-        capture = open_with_opencv(name)
-        try:
-            if not capture.read()[0]:
-                raise VideoError
-            fps, frames = _rate(capture.get(cv2.CAP_PROP_FPS)), max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
-            return Clip(path, fps, frames, frames / fps, 1 / fps)
-        finally:
-            capture.release()
+    with captured(path) as capture:
+        if not capture.read()[0]:
+            raise VideoError
+        fps, frames = rate(capture.get(cv2.CAP_PROP_FPS)), max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+        return Clip(path, fps, frames, frames / fps, 1 / fps)
 
 
-def open_with_opencv(source: str | int) -> cv2.VideoCapture:
-    """cv2.VideoCapture without its complaints on standard error."""
+@contextmanager
+def captured(source: Path | int) -> Iterator[cv2.VideoCapture]:
+    """A file or a camera, opened without OpenCV's complaints on standard error."""
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     log = cv2.utils.logging
-    level = log.getLogLevel()
-    log.setLogLevel(log.LOG_LEVEL_SILENT)
-    try:
-        return cv2.VideoCapture(source)
-    finally:
-        log.setLogLevel(level)
+    with nullcontext(source) if isinstance(source, int) else _utf8_name(source) as name:
+        level = log.setLogLevel(log.LOG_LEVEL_SILENT)
+        try:
+            capture = cv2.VideoCapture(name)
+        finally:
+            log.setLogLevel(level)
+        try:
+            yield capture
+        finally:
+            capture.release()
 
 
 @contextmanager
@@ -141,37 +153,26 @@ def _utf8_name(path: Path) -> Iterator[str]:
             yield str(link)
 
 
-def _exact(seconds: float) -> Fraction:
-    return Fraction(seconds).limit_denominator(1_000_000)  # the float 0.2 is just above a fifth
+def read(clip: Clip, errors: list[str]) -> Iterator[tuple[Fraction, np.ndarray]]:
+    """The (seconds as Fraction, frame uint8 (H, W, 3) RGB, upright) of a clip from its start to its end, counted from
+    its start. A thread reads a few frames ahead. `errors` gets a sentence if frames are missing."""
+    if isinstance(clip.path, int) or not find_pyav():
+        return ahead(_read_with_opencv(clip, errors), 1 if isinstance(clip.path, int) else 4)
+    return ahead(_read_with_pyav(clip, errors))
 
 
-class Reader:
-    """Iterates over the (seconds as Fraction, frame uint8 (H, W, 3) RGB, upright) of a clip from `start` to `end`
-    seconds, counted from `start`. A thread reads a few frames ahead.
+def _read_with_pyav(clip: Clip, errors: list[str]) -> Iterator[tuple[Fraction, np.ndarray]]:
+    import av
 
-    Attributes:
-        error: afterwards, a sentence if frames were missing.
-    """
-
-    def __init__(self, clip: Clip, start: float = 0.0, end: float | None = None):
-        self.clip, self.error = clip, None
-        self.start, self.end = _exact(start), None if end is None else _exact(end)
-
-    def __iter__(self) -> Iterator[tuple[Fraction, np.ndarray]]:
-        if isinstance(self.clip.path, int):
-            return ahead(self._camera(), 1)
-        return ahead(self._pyav() if find_pyav() else self._opencv())
-
-    def _pyav(self) -> Iterator[tuple[Fraction, np.ndarray]]:
-        step = 1 / self.clip.fps
-        with _open_with_pyav(self.clip.path) as file:
-            stream, zero = file.streams.best("video"), _zero(file)
-            stream.thread_type = "AUTO"
-            seeking = self.start > 1 and {"mp4", "matroska"} & set(file.format.name.split(","))
-            if seeking:
-                file.seek(int((self.start + zero) * 1_000_000))  # to the key frame before it
-            until, seen, bad = Fraction(0), 0, 0
-            for packet in _until_unreadable(file.demux(stream)):
+    step, until, seen, bad = 1 / clip.fps, Fraction(0), 0, 0
+    with _open_with_pyav(clip.path) as file:
+        stream, zero = file.streams.best("video"), _zero(file)
+        stream.thread_type = "AUTO"
+        seeking = clip.start > 1 and {"mp4", "matroska"} & set(file.format.name.split(","))
+        if seeking:
+            file.seek(int((clip.start + zero) * 1_000_000))  # to the key frame before it
+        with suppress(av.error.FFmpegError):  # of a file that was cut short: the count shows how much is missing
+            for packet in file.demux(stream):
                 try:
                     frames = packet.decode()
                 except ValueError:  # PyAV's InvalidDataError among them
@@ -181,57 +182,39 @@ class Reader:
                     now = until if frame.pts is None else frame.pts * frame.time_base - zero
                     until = now + ((getattr(frame, "duration", None) or 0) * stream.time_base or step)  # new in PyAV 15
                     seen += 1
-                    if self.end is not None and now >= self.end:
+                    if now >= clip.end:
                         return
-                    if now >= self.start:
-                        yield now - self.start, _upright(frame)
-        if seen < self.clip.frames or seeking or not self.clip.frames:  # edit lists may leave out frames
-            self._check(until, slack=step)
-        if bad and not self.error:
-            self.error = f"{self.clip.path}: {bad} frame{'s' * (bad > 1)} cannot be read and are left out."
+                    if now >= clip.start:
+                        yield now - clip.start, _upright(frame)
+    # edit lists may leave out frames
+    if (seen < clip.frames or seeking or not clip.frames) and until + step < clip.seconds:
+        errors.append(_broken_off(clip, until))
+    elif bad:
+        errors.append(f"{clip.path}: {bad} frame{'s' * (bad > 1)} cannot be read and are left out.")
 
-    def _check(self, until: Fraction, slack=0) -> None:
-        if until + slack < self.clip.seconds:
-            self.error = f"{self.clip.path} breaks off at {float(until):.2f} s, and so do the results."
 
-    def _opencv(self) -> Iterator[tuple[Fraction, np.ndarray]]:
-        with _utf8_name(self.clip.path) as name:
-            capture = open_with_opencv(name)
-            number = 0
-            try:
-                while self.end is None or number / self.clip.fps < self.end:
-                    wanted = number / self.clip.fps >= self.start
-                    there, frame = capture.read() if wanted else (capture.grab(), None)
-                    if not there:
-                        self._check(number / self.clip.fps)
-                        break
-                    if wanted:
-                        yield number / self.clip.fps - self.start, cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
-                    number += 1
-            finally:
-                capture.release()
+def _broken_off(clip: Clip, until: Fraction) -> str:
+    return f"{clip.path} breaks off at {float(until):.2f} s, and so do the results."
 
-    def _camera(self) -> Iterator[tuple[Fraction, np.ndarray]]:
-        capture, began = open_with_opencv(self.clip.path), None
-        try:
-            while (got := capture.read())[0]:
+
+def _read_with_opencv(clip: Clip, errors: list[str]) -> Iterator[tuple[Fraction, np.ndarray]]:
+    began = None
+    with captured(clip.path) as capture:
+        for number in itertools.count():
+            now = number / clip.fps
+            wanted = now >= clip.start
+            there, frame = capture.read() if wanted else (capture.grab(), None)
+            if isinstance(clip.path, int):
                 began = began or time.monotonic_ns()
                 now = Fraction((time.monotonic_ns() - began) // 1000, 1_000_000)
-                if self.end is not None and now >= self.end:
-                    break
-                yield now, cv2.cvtColor(got[1], cv2.COLOR_BGR2RGB)
-        finally:
-            capture.release()
-
-
-def _until_unreadable(packets: Iterable) -> Iterator:
-    """What there is of a file that was cut short: how much is missing shows by the count."""
-    import av
-
-    try:
-        yield from packets
-    except av.error.FFmpegError:
-        return
+            if now >= clip.end:
+                return
+            if not there:
+                if now < clip.seconds:
+                    errors.append(_broken_off(clip, now))
+                return
+            if wanted:
+                yield now - clip.start, cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
 
 
 def _upright(frame) -> np.ndarray:
@@ -248,77 +231,58 @@ def _upright(frame) -> np.ndarray:
 
 def ahead(items: Iterator, size: int = 4) -> Iterator:
     """The items of a generator, which a thread runs up to `size` ahead; what it raises is raised here."""
-    ready: queue.Queue = queue.Queue(size)
-    stop = threading.Event()
-
-    def put(item) -> None:
-        while not stop.is_set():
-            try:
-                return ready.put(item, timeout=0.1)
-            except queue.Full:
-                continue
-
-    def run() -> None:
+    with ThreadPoolExecutor(1) as pool:
+        waiting = deque(pool.submit(next, items, None) for _ in range(size))
         try:
-            for item in items:
-                put((item, None))
-                if stop.is_set():
-                    break
-        except BaseException as error:  # noqa: BLE001  raised again by the thread that waits for the items
-            put((None, error))
-        else:
-            put(None)
+            while (item := waiting.popleft().result()) is not None:
+                waiting.append(pool.submit(next, items, None))
+                yield item
         finally:
+            pool.shutdown(cancel_futures=True)
             items.close()
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    try:
-        while (got := ready.get()) is not None:
-            if got[1] is not None:
-                raise got[1]
-            yield got[0]
-    finally:
-        stop.set()
-        thread.join()
 
 
 # --- Writing --------------------------------------------------------------------------------------------------------
 @contextmanager
-def writing(
-    path: Path, clip: Clip, source: str = "0" * 16, *, start: float = 0.0, end: float | None = None, log=print
-) -> Iterator[Callable[[Fraction, np.ndarray], None]]:
+def writing(path: Path, clip: Clip, *, log=print) -> Iterator[Callable[[Fraction, np.ndarray], None]]:
     """A function that adds a frame uint8 (H, W, 3) RGB at a time in seconds to an MP4 file, which gets its name when
-    it is whole, and the tag of `source`. With PyAV the sound of `clip` from `start` to `end` goes with it.
+    it is whole, and the tag of the clip. With PyAV the clip's sound goes with it.
 
     The format wants even sizes: a last row or column that is odd is repeated.
 
     Raises:
         VideoError: the format cannot be written here, no frame came, or not all of them are in the file.
     """
-    path = Path(path)
+    path, file = Path(path), None
+    source = {} if isinstance(clip.path, int) else {"source": identity(clip.path)}
     with _written(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        with _written(path):
-            file = _PyavFile(temporary, clip, start, end, log) if find_pyav() else _OpencvFile(temporary, clip)
+    with replacing(path) as temporary, _utf8_name(temporary) as name:
 
         def write(seconds: Fraction, frame: np.ndarray) -> None:
+            nonlocal file
             h, w = frame.shape[:2]
+            frame = cv2.copyMakeBorder(frame, 0, h % 2, 0, w % 2, cv2.BORDER_REPLICATE)
             with _written(path):
-                file.write(seconds, cv2.copyMakeBorder(frame, 0, h % 2, 0, w % 2, cv2.BORDER_REPLICATE))
+                file = file or (_PyavFile if find_pyav() else _OpencvFile)(name, clip, frame.shape[1::-1], log)
+                file.write(seconds, frame)
 
         try:
             yield write
         except BaseException:
-            file.abandon()
+            if file is not None:
+                file.abandon()
             raise
         with _written(path):
-            file.close()
-            if not file.written or _count(temporary) != file.written:  # OpenCV says nothing of a full disk
+            there = 0
+            if file is not None:
+                file.close()
+                with suppress(VideoError):
+                    there = probe(temporary).frames
+            if not there or there != file.written:  # OpenCV says nothing of a full disk
                 raise VideoError("no frame came, or the disk is full")
             with temporary.open("ab") as last:
-                last.write(tagged(b"", ".mp4", source, temporary.stat().st_size))
+                last.write(tagged(b"", ".mp4", **source, before=temporary.stat().st_size))
 
 
 @contextmanager
@@ -330,130 +294,103 @@ def _written(path: Path) -> Iterator[None]:
         raise VideoError(f"{path} could not be written ({reason}).") from error
 
 
-def _count(path: Path) -> int:
-    """The frames that a file holds; 0 where none can be read."""
-    try:
-        return probe(path).frames
-    except VideoError:
-        return 0
-
-
 class _PyavFile:
     """H.264 and the sound of a clip."""
 
-    def __init__(self, path: Path, clip: Clip, start: float, end: float | None, log):
+    def __init__(self, name: str, clip: Clip, size: tuple[int, int], log):
         import av
 
-        self.file = av.open(str(path), "w", format="mp4", options={"movflags": "faststart"})
-        self.clip, self.written, self.log, self.last, self.video = clip, 0, log, None, None
-        self.span = _exact(start), None if end is None else _exact(end)
-        self.sound, self.waiting = iter(()), None
-
-    def _open(self, frame) -> None:
-        codec = self.video = self.file.add_stream("libx264", rate=self.clip.fps)
-        codec.width, codec.height, codec.pix_fmt = frame.width, frame.height, "yuv420p"
-        codec.options = {
-            "preset": "superfast",
-            "crf": "20",
-        }  # hardly told from the input; veryfast takes 2.5 times as long
-        codec.time_base = codec.codec_context.time_base = self.clip.tick
-        context = codec.codec_context
-        context.colorspace, context.color_primaries, context.color_trc = self.clip.colors
-        context.sample_aspect_ratio = self.clip.aspect
-        if self.clip.sound:
-            self.sound = _sound(self.clip.path, self.file, *self.span, self.log)
-            self.waiting = next(self.sound, None)
+        self.clip, self.written, self.last = clip, 0, -math.inf
+        self.file = av.open(name, "w", format="mp4", options={"movflags": "faststart"})
+        # hardly told from the input; veryfast takes 2.5 times as long
+        self.video = self.file.add_stream("libx264", rate=clip.fps, options={"preset": "superfast", "crf": "20"})
+        self.video.width, self.video.height, self.video.pix_fmt = *size, "yuv420p"
+        context = self.video.codec_context
+        self.video.time_base = context.time_base = clip.tick
+        context.colorspace, context.color_primaries, context.color_trc = clip.colors
+        context.sample_aspect_ratio = clip.aspect
+        self.sound = _sound(clip, self.file, log) if clip.sound else iter(())
+        self.waiting = next(self.sound, None)
 
     def write(self, seconds: Fraction, image: np.ndarray) -> None:
         import av
 
-        frame = av.VideoFrame.from_ndarray(image, "rgb24")
-        if self.video is None:
-            self._open(frame)
         matrix = self.clip.colors[0] if self.clip.colors[0] in (1, 9) else 5  # BT.709, BT.2020 or BT.601
+        frame = av.VideoFrame.from_ndarray(image, "rgb24")
         frame = frame.reformat(format="yuv420p", dst_colorspace=matrix, dst_color_range=1)
-        stamp = round(seconds / self.clip.tick)
-        self.last = stamp if self.last is None else max(stamp, self.last + 1)
+        self.last = max(round(seconds / self.clip.tick), self.last + 1)
         frame.pts, frame.time_base = self.last, self.clip.tick
         self.file.mux(self.video.encode(frame))
         self.written += 1
         self._mux_sound(seconds)
 
-    def _mux_sound(self, until: Fraction | None) -> None:
-        while self.waiting is not None and (until is None or self.waiting[0] <= until):
+    def _mux_sound(self, until: Fraction | float) -> None:
+        while self.waiting is not None and self.waiting[0] <= until:
             self.file.mux(self.waiting[1])
             self.waiting = next(self.sound, None)
 
     def close(self) -> None:
-        if self.video is not None:
-            self.file.mux(self.video.encode(None))
-            self._mux_sound(None)
+        self.file.mux(self.video.encode(None))
+        self._mux_sound(math.inf)
         self.file.close()
 
     def abandon(self) -> None:
-        import av
-
-        with suppress(av.error.FFmpegError, OSError, ValueError):
+        with suppress(Exception):
             self.file.close()
 
 
-def _sound(path: Path, out, start: Fraction, end: Fraction | None, log) -> Iterator[tuple[Fraction, object]]:
-    """The (seconds, packet) of a file's sound from `start` to `end`, which count from `start`; its streams are added to
-    the PyAV file `out` at the first."""
+def _sound(clip: Clip, out, log) -> Iterator[tuple[Fraction, object]]:
+    """The (seconds, packets) of a clip's sound, seconds counted from its start; its streams are added to the PyAV file
+    `out` at the first."""
     import av
 
-    with _open_with_pyav(path) as file:
-        zero, to = _zero(file) + start, {}
+    with _open_with_pyav(clip.path) as file:
+        zero, to, encoded = _zero(file) + clip.start, {}, []
         for stream in file.streams.audio:
             codec = stream.codec_context
             if codec is None:
-                log(f"{path}: the sound of track {stream.index} is of an unknown kind and left out.")
+                log(f"{clip.path}: the sound of track {stream.index} is of an unknown kind and left out.")
             elif codec.name in COPIED:
                 to[stream.index] = out.add_stream_from_template(stream)
             else:
                 layout = "mono" if codec.layout.nb_channels == 1 else "stereo"
                 to[stream.index] = out.add_stream("aac", rate=min(codec.sample_rate, 48000), layout=layout)
+                encoded.append(stream.index)
         if not to:
             return
-        copied = {i for i in to if file.streams[i].codec_context.name in COPIED}
         try:
             for packet in file.demux(*(file.streams[i] for i in to)):
                 index = packet.stream.index
-                for part in [packet] if index in copied else packet.decode():
+                for part in packet.decode() if index in encoded else [packet]:
                     if part.pts is None:
                         continue
                     at = part.pts * part.time_base - zero
-                    if (start and at < 0) or (end is not None and at >= end - start):
+                    if (clip.start and at < 0) or at >= clip.end - clip.start:
                         continue
-                    shift = round(zero / part.time_base)
-                    part.pts -= shift
-                    if index in copied:
+                    part.pts -= round(zero / part.time_base)
+                    if index in encoded:
+                        yield at, to[index].encode(part)
+                    else:
                         part.dts, part.stream = part.pts, to[index]
                         yield at, part
-                    else:
-                        yield at, to[index].encode(part)
-            for index in to.keys() - copied:
+            for index in encoded:
                 yield Fraction(0), to[index].encode(None)
         except (av.error.FFmpegError, ValueError):
-            log(f"{path}: the sound cannot be read to its end.")
+            log(f"{clip.path}: the sound cannot be read to its end.")
 
 
 class _OpencvFile:
     """MPEG-4 at a constant frame rate: frames are repeated or left out where the times want it."""
 
-    def __init__(self, path: Path, clip: Clip):
-        self.path, self.stack = path, ExitStack()
-        self.clip, self.written, self.next, self.before = clip, 0, None, None
+    def __init__(self, name: str, clip: Clip, size: tuple[int, int], log):
+        self.fps, self.written, self.next, self.before = clip.fps, 0, None, None
         self.file = cv2.VideoWriter()
+        if not self.file.open(name, cv2.VideoWriter_fourcc(*"mp4v"), float(clip.fps), size):
+            raise VideoError("no permission, or an OpenCV without MP4")
 
     def write(self, seconds: Fraction, image: np.ndarray) -> None:
-        h, w = image.shape[:2]
-        slot = round(seconds * self.clip.fps)
-        if self.next is None:
-            self.next = slot
-            name, code = self.stack.enter_context(_utf8_name(self.path)), cv2.VideoWriter_fourcc(*"mp4v")
-            if not self.file.open(name, code, float(self.clip.fps), (w, h)):
-                raise VideoError("no permission, or an OpenCV without MP4")
+        slot = round(seconds * self.fps)
+        self.next = slot if self.next is None else self.next
         while self.next <= slot:
             self.before = self.before if self.next < slot else cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
             self.file.write(self.before)
@@ -461,6 +398,5 @@ class _OpencvFile:
 
     def close(self) -> None:
         self.file.release()
-        self.stack.close()
 
     abandon = close

@@ -491,7 +491,7 @@ def test_a_late_start_is_sought_and_hits_the_frame(red, tmp_path):
     video.predict_video(red, source, tmp_path, timing=video.Timing(start=11.48, end=11.8), log=lambda *_: None)
     times, frames = seen(tmp_path / "a_overlay.mp4")
     assert len(times) == 8
-    whole = list(video_files.Reader(video_files.probe(source)))
+    whole = list(video_files.read(video_files.probe(source), []))
     first = next(image for at, image in whole if at == Fraction(1148, 100))
     assert np.abs(frames[0].astype(int) - first).mean() < 12  # the overlay covers the square only
 
