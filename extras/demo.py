@@ -57,10 +57,6 @@ footer { display: none !important }
 """
 
 
-class DemoError(UserError):
-    """A page that cannot be opened, or something that it does not take; one sentence for the user."""
-
-
 @dataclass(frozen=True)
 class Seen:
     """A photograph and what the network made of it, so that other settings need no second run."""
@@ -82,7 +78,7 @@ def see(segmenter, path: Path) -> Seen:
     animations: list[str] = []
     picture = read_picture(path, name=path.name, animated=animations.append)
     if picture.shape[0] * picture.shape[1] > PIXELS:
-        raise DemoError(f"{path.name} has more than {PIXELS // 10**6} million pixels; scale it down.")
+        raise UserError(f"{path.name} has more than {PIXELS // 10**6} million pixels; scale it down.")
     began = time.perf_counter()
     logits = segmenter.logits([picture])[0]
     return Seen(path.stem, picture, logits, 1000 * (time.perf_counter() - began), bool(animations))
@@ -133,7 +129,7 @@ def _gradio():
     except ImportError:
         gradio = None
     if gradio is None or int(gradio.__version__.split(".")[0]) < 6:
-        raise DemoError('The page needs Gradio 6 or later: pip install "gradio>=6"')
+        raise UserError('The page needs Gradio 6 or later: pip install "gradio>=6"')
     return gradio
 
 
@@ -141,7 +137,7 @@ def build(segmenter, folder: Path):
     """The page as a gradio.Blocks, not yet open; results go to `folder`, which is Gradio's own for temporary files.
 
     Raises:
-        DemoError: Gradio is missing.
+        UserError: Gradio is missing.
     """
     gr = _gradio()
     with gr.Blocks(title="Face segmentation", analytics_enabled=False, delete_cache=(30, KEPT)) as page:
@@ -267,7 +263,7 @@ def launch(segmenter, *, host: str = "127.0.0.1", port: int | None = None, share
         share: also through a tunnel of Gradio's, at an address on the internet that anybody can open, for a week.
 
     Raises:
-        DemoError: Gradio is missing, or the address cannot be listened on.
+        UserError: Gradio is missing, or the address cannot be listened on.
     """
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="face-segmentation-"))
@@ -285,11 +281,11 @@ def launch(segmenter, *, host: str = "127.0.0.1", port: int | None = None, share
             )  # fmt: skip
         except OSError:
             where = f"Port {port} of {host}" if port else host
-            raise DemoError(f"{where} cannot be listened on; choose another with --port or --host.") from None
+            raise UserError(f"{where} cannot be listened on; choose another with --port or --host.") from None
         except Exception as error:  # Gradio asks its server whether it answers; ValueError, httpx's errors, Exception
             page.close(verbose=False)
             reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-            raise DemoError(f"The page does not answer at {host} ({reason}).") from error
+            raise UserError(f"The page does not answer at {host} ({reason}).") from error
         page.files = stack.pop_all()
     log(f"The page is at {local}" + (f" and {public}" if public else ""))
     return page

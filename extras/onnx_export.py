@@ -15,17 +15,13 @@ import cv2
 import numpy as np
 import torch
 
-import const
 from common import UserError, replacing
+from inference import normalized
 from model import Info
 from pictures import forbidden, tagged
 
 OPSET = 18
 TOLERANCE = 1e-3  # largest difference in probability that passes
-
-
-class ExportError(UserError):
-    """A file that could not be made or does not agree; the message is one sentence for the user."""
 
 
 class Probability(torch.nn.Module):
@@ -34,11 +30,9 @@ class Probability(torch.nn.Module):
     def __init__(self, net: torch.nn.Module):
         super().__init__()
         self.net = net
-        self.register_buffer("mean", torch.tensor(const.IMAGENET_MEAN).view(1, 3, 1, 1) * 255)
-        self.register_buffer("std", torch.tensor(const.IMAGENET_STD).view(1, 3, 1, 1) * 255)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        return self.net((image - self.mean) / self.std).sigmoid()
+        return self.net(normalized(image.permute(0, 2, 3, 1))).sigmoid()
 
 
 def export(net: torch.nn.Module, info: Info, out: Path, pictures: list[np.ndarray], *, log=print) -> float:
@@ -51,7 +45,7 @@ def export(net: torch.nn.Module, info: Info, out: Path, pictures: list[np.ndarra
         pictures: uint8 (H, W, 3) RGB, at least one.
 
     Raises:
-        ExportError: an optional package is missing, a value is not finite, the difference is above `TOLERANCE`, or
+        UserError: an optional package is missing, a value is not finite, the difference is above `TOLERANCE`, or
             `out` would replace a file of another program.
         OSError: the file cannot be written.
     """
@@ -60,10 +54,10 @@ def export(net: torch.nn.Module, info: Info, out: Path, pictures: list[np.ndarra
         import onnxruntime
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise ExportError(f"Export needs the package {error.name}: pip install onnx onnxscript onnxruntime.") from None
+        raise UserError(f"Export needs the package {error.name}: pip install onnx onnxscript onnxruntime.") from None
     out = Path(out)
     if refusal := forbidden([out]):
-        raise ExportError(refusal)
+        raise UserError(refusal)
     side = info.size
     batch = np.stack([cv2.resize(p, (side, side), interpolation=cv2.INTER_AREA) for p in pictures])
     images = torch.from_numpy(batch).permute(0, 3, 1, 2).float().contiguous()
@@ -71,7 +65,7 @@ def export(net: torch.nn.Module, info: Info, out: Path, pictures: list[np.ndarra
     with torch.inference_mode():
         expected = torch.cat([module(some) for some in images.split(4)]).numpy()
     if not np.isfinite(expected).all():
-        raise ExportError("The weights give values that are not finite (NaN); take other weights.")
+        raise UserError("The weights give values that are not finite (NaN); take other weights.")
     out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(out) as temporary:
         _trace(module, images, temporary)
@@ -79,9 +73,7 @@ def export(net: torch.nn.Module, info: Info, out: Path, pictures: list[np.ndarra
         got = np.concatenate([session.run(None, {"image": some.numpy()})[0] for some in images.split(4)])
         worst = float(np.abs(got - expected).max())  # NaN where there is one
         if not worst <= TOLERANCE:
-            raise ExportError(
-                f"The exported network differs from PyTorch by {worst:.1e} in probability; it is not kept."
-            )
+            raise UserError(f"The exported network differs from PyTorch by {worst:.1e} in probability; it is not kept.")
         with temporary.open("ab") as file:
             file.write(tagged(b"", ".onnx", before=temporary.stat().st_size))
     log(

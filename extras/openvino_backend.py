@@ -45,10 +45,6 @@ MAX_BYTES = 1 << 30  # of an int8 network once unpacked
 FILES = ("network.xml", "network.bin")
 
 
-class OpenVINOError(UserError):
-    """OpenVINO is missing or cannot run a network; the message is one sentence for the user."""
-
-
 def is_installed(name: str) -> bool:
     return importlib.util.find_spec(name) is not None
 
@@ -58,42 +54,31 @@ def _import(name: str):
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise OpenVINOError(f"The package {error.name or name} is missing: pip install {error.name or name}.") from None
-
-
-class _Stack(ctypes.Structure):
-    """stack_t of signal.h."""
-
-    _fields_ = (("pointer", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
-
-
-@contextlib.contextmanager
-def _same_signal_stack():
-    """Compiling a network gives the thread a stack of OpenVINO's for signals, which is freed with the network: the next
-    signal, such as Ctrl-C or that of a loader process that ends, would be a segmentation fault. The thread gets back
-    the stack that it had."""
-    if not sys.platform.startswith("linux"):
-        yield
-        return
-    libc, before = ctypes.CDLL(None), _Stack()
-    libc.sigaltstack(None, ctypes.byref(before))
-    try:
-        yield
-    finally:
-        libc.sigaltstack(ctypes.byref(before), None)
+        raise UserError(f"The package {error.name or name} is missing: pip install {error.name or name}.") from None
 
 
 @contextlib.contextmanager
 def _one_sentence(what: str):
-    """Whatever OpenVINO and its converter raise, as an OpenVINOError."""
+    """Whatever OpenVINO and its converter raise, as a UserError.
+
+    Compiling a network gives the thread a stack of OpenVINO's for signals, which is freed with the network: the next
+    signal, such as Ctrl-C or that of a loader process that ends, would be a segmentation fault. The thread gets back
+    the stack that it had.
+    """
+    linux = sys.platform.startswith("linux")
+    libc, stack = ctypes.CDLL(None) if linux else None, (ctypes.c_void_p * 3)()  # stack_t of signal.h
+    if linux:
+        libc.sigaltstack(None, stack)
     try:
-        with _same_signal_stack():
-            yield
+        yield
     except UserError:
         raise
     except Exception as error:  # noqa: BLE001  of many kinds, most often a RuntimeError of many lines
         reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise OpenVINOError(f"{what} ({reason}).") from None
+        raise UserError(f"{what} ({reason}).") from None
+    finally:
+        if linux:
+            libc.sigaltstack(stack, None)
 
 
 # --- Running --------------------------------------------------------------------------------------------------------
@@ -107,7 +92,7 @@ class Backend:
         precision: "fp32", "bf16" or "int8"; int8 needs a network of `quantize`.
 
     Raises:
-        OpenVINOError: it cannot be compiled.
+        UserError: it cannot be compiled.
     """
 
     def __init__(self, network: Path, precision: str):
@@ -115,10 +100,8 @@ class Backend:
         hint = "bf16" if precision == "bf16" or (precision == "int8" and devices.cpu_has_bf16()) else "f32"
         self._config = {"INFERENCE_PRECISION_HINT": hint, "CACHE_DIR": str(network.parent), "ENABLE_CPU_PINNING": False}
         self._compiled: dict[int, object] = {}  # by the number of threads of a call
-        self._lock, self._own = threading.Lock(), threading.local()
-        with _one_sentence("OpenVINO cannot run this network"):
-            self._request()
-        self.precision = precision
+        self._lock, self._own, self.precision = threading.Lock(), threading.local(), precision
+        self._request()
 
     def _request(self):
         """This thread's infer request. Where PyTorch gave a thread a part of the cores, each part is a stream."""
@@ -127,11 +110,10 @@ class Backend:
         if threads not in requests:
             streams = self._cores // threads
             shares = {"NUM_STREAMS": streams, "INFERENCE_NUM_THREADS": streams * threads}
-            with self._lock:
+            with self._lock, _one_sentence("OpenVINO cannot run this network"):
                 if threads not in self._compiled:
                     config = self._config | shares
-                    with _same_signal_stack():
-                        self._compiled[threads] = self._core.compile_model(str(self._network), "CPU", config)
+                    self._compiled[threads] = self._core.compile_model(str(self._network), "CPU", config)
             requests[threads] = self._compiled[threads].create_infer_request()
         return requests[threads]
 
@@ -148,26 +130,26 @@ def choose(choice: str, net: torch.nn.Module, weights: Path, device: torch.devic
         weights: the file that `net` is of.
 
     Raises:
-        OpenVINOError: OpenVINO was asked for, or int8, and cannot be had.
+        UserError: OpenVINO was asked for, or int8, and cannot be had.
     """
     asked = choice == "openvino" or precision == "int8"
     if choice == "torch" and precision == "int8":
-        raise OpenVINOError("PyTorch does not compute in int8 here; leave out --backend.")
+        raise UserError("PyTorch does not compute in int8 here; leave out --backend.")
     fits = device.type == "cpu" and precision in ("auto", "bf16") and isinstance(net, networks.Lite)
     if choice == "torch" or not (asked or (fits and is_installed("openvino"))):
         return None
     try:
         if device.type != "cpu" or precision == "fp16":
-            raise OpenVINOError("OpenVINO computes on the CPU here, in fp32, bf16 or int8.")
+            raise UserError("OpenVINO computes on the CPU here, in fp32, bf16 or int8.")
         if precision == "auto":
             precision = "bf16" if devices.cpu_has_bf16() else "fp32"
         network = converted(net, weights, int8=precision == "int8", log=log)
         try:
             backend = Backend(network, precision)
-        except OpenVINOError:
+        except UserError:
             shutil.rmtree(network.parent, ignore_errors=True)  # it may be damaged; the next run converts it anew
             raise
-    except OpenVINOError as error:
+    except UserError as error:
         if asked:
             raise
         log(f"{error} Going on with PyTorch.")
@@ -181,11 +163,11 @@ def converted(net: torch.nn.Module, weights: Path, *, int8: bool = False, log=pr
     """The network.xml of a network in the cache, put there if it is missing.
 
     Raises:
-        OpenVINOError: it cannot be converted, the cache not be written, or there is no int8 file of these weights.
+        UserError: it cannot be converted, the cache not be written, or there is no int8 file of these weights.
     """
     source = int8_path(weights) if int8 else weights
     if int8 and not source.is_file():
-        raise OpenVINOError(f"There is no {source}: make it by `python main.py export --int8 --weights {weights}`.")
+        raise UserError(f"There is no {source}: make it by `python main.py export --int8 --weights {weights}`.")
     code = [Path(module.__file__) for module in (networks, inference)] + [Path(__file__)]
     key = hashlib.sha256(_import("openvino").__version__.encode())
     for file in (*code, source, weights):
@@ -252,28 +234,17 @@ def _unpack(path: Path, weights: Path, folder: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             if archive.comment != _sha256(weights):
-                raise OpenVINOError(f"{path} was made of other weights than {weights}: export --int8 makes it anew.")
+                raise UserError(f"{path} was made of other weights than {weights}: export --int8 makes it anew.")
             if sum(archive.getinfo(name).file_size for name in FILES) > MAX_BYTES:
-                raise OpenVINOError(f"{path} is too large once unpacked.")
+                raise UserError(f"{path} is too large once unpacked.")
             for name in FILES:
                 (folder / name).write_bytes(archive.read(name))
     except (zipfile.BadZipFile, KeyError, EOFError):
-        raise OpenVINOError(f"{path} is damaged: export --int8 makes it anew.") from None
+        raise UserError(f"{path} is damaged: export --int8 makes it anew.") from None
 
 
 def _sha256(path: Path) -> bytes:
     return hashlib.sha256(path.read_bytes()).hexdigest().encode()
-
-
-class _Recorder:
-    """A backend that keeps what it is given."""
-
-    def __init__(self, backend):
-        self.backend, self.precision, self.seen = backend, backend.precision, []
-
-    def __call__(self, pictures: np.ndarray) -> np.ndarray:
-        self.seen.extend(pictures)
-        return self.backend(pictures)
 
 
 def quantize(
@@ -287,32 +258,36 @@ def quantize(
         faces, samples: pictures uint8 (H, W, 3) RGB; `faces` give the range of each layer, as its passes see them.
 
     Raises:
-        OpenVINOError: a package is missing, or the masks agree by less than `LEAST_IOU`: nothing is written.
+        UserError: a package is missing, or the masks agree by less than `LEAST_IOU`: nothing is written.
         OSError: the file cannot be written.
     """
     ov, nncf = _import("openvino"), _import("nncf")
     logging.getLogger("nncf").setLevel(logging.ERROR)
     network = converted(segmenter.net, weights, log=log)
-    recorder = _Recorder(Backend(network, "fp32"))
+    backend, seen = Backend(network, "fp32"), []
 
     def with_backend(backend) -> Segmenter:
         return Segmenter(segmenter.net, segmenter.info, passes=segmenter.passes, precision="fp32", backend=backend)
 
-    recording = with_backend(recorder)
+    def record(pictures: np.ndarray) -> np.ndarray:
+        seen.extend(picture[None] for picture in pictures)
+        return backend(pictures)
+
+    record.precision = backend.precision
+    recording = with_backend(record)
     for face in faces:
         recording.logits([face])
     with tempfile.TemporaryDirectory() as temporary:
         file = Path(temporary) / FILES[0]
         with _one_sentence("The network cannot be quantized"):
-            seen = nncf.Dataset([picture[None] for picture in recorder.seen])
             mixed = nncf.QuantizationPreset.MIXED  # activations are not symmetric about 0
             model = ov.Core().read_model(str(network))
-            ov.save_model(nncf.quantize(model, seen, preset=mixed, subset_size=len(recorder.seen)), file)
+            ov.save_model(nncf.quantize(model, nncf.Dataset(seen), preset=mixed, subset_size=len(seen)), file)
         quantized, exact, counts = with_backend(Backend(file, "int8")), with_backend(None), Counts()
         for sample in samples:
             counts.add(quantized.mask(sample) > 0, exact.mask(sample) > 0, boundary=False)
         if not counts.iou >= LEAST_IOU:
-            raise OpenVINOError(f"In int8 the masks agree with those in fp32 by an IoU of {counts.iou:.3f}; not kept.")
+            raise UserError(f"In int8 the masks agree with those in fp32 by an IoU of {counts.iou:.3f}; not kept.")
         out.parent.mkdir(parents=True, exist_ok=True)
         with replacing(out) as unfinished, zipfile.ZipFile(unfinished, "w", zipfile.ZIP_DEFLATED) as archive:
             archive.comment = _sha256(weights)

@@ -11,27 +11,22 @@ from pathlib import Path
 from common import UserError
 from training import Config
 
-METRICS = {"loss": "train", "val_loss": "validation", "dice": "validation", "iou": "validation", "lr": "train"}
-
 PROJECT = "face-seg"  # the original's project in ClearML
-
-
-class LogError(UserError):
-    """A log that cannot be kept; the message is one sentence for the user."""
+METRICS = {"loss": "train", "val_loss": "validation", "dice": "validation", "iou": "validation", "lr": "train"}
 
 
 class TensorBoardLog:
     """Scalars for `tensorboard --logdir runs`, in the run's folder.
 
     Raises:
-        LogError: tensorboard is not installed.
+        UserError: tensorboard is not installed.
     """
 
     def __init__(self, config: Config, run_dir: Path):
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            raise LogError("--tensorboard needs the package tensorboard: pip install tensorboard.") from None
+            raise UserError("--tensorboard needs the package tensorboard: pip install tensorboard.") from None
         self.writer = SummaryWriter(str(run_dir))
         self.writer.add_text("config", "\n".join(f"    {key}: {value}" for key, value in asdict(config).items()))
 
@@ -49,14 +44,14 @@ class ClearMLLog:
     whose epochs go on counting. `CLEARML_OFFLINE_MODE=1` keeps everything in a local archive.
 
     Raises:
-        LogError: clearml is not installed, or its server cannot be reached or is not set up.
+        UserError: clearml is not installed, or its server cannot be reached or is not set up.
     """
 
     def __init__(self, config: Config, run_dir: Path):
         try:
             from clearml import Task
         except ImportError:
-            raise LogError("--clearml needs the package clearml: pip install clearml.") from None
+            raise UserError("--clearml needs the package clearml: pip install clearml.") from None
         try:
             self.task = Task.init(
                 project_name=PROJECT,
@@ -68,7 +63,7 @@ class ClearMLLog:
             )
         except Exception as error:  # noqa: BLE001  of many kinds: no settings, no server, a refused key
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise LogError(
+            raise UserError(
                 f"ClearML cannot be used ({reason}); run clearml-init, or set CLEARML_OFFLINE_MODE=1."
             ) from None
         self.task.connect(asdict(config), name="config")

@@ -24,6 +24,7 @@ from PIL import Image
 import const
 import main
 import pictures
+from common import UserError
 from drawing import Output
 from extras import demo
 
@@ -233,15 +234,15 @@ def in_process(monkeypatch, tmp_path):
 def test_an_address_that_is_not_to_be_had():
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        with pytest.raises(demo.DemoError, match=f"^Port {port} of 127.0.0.1 cannot be listened on; .*--port"):
+        with pytest.raises(UserError, match=f"^Port {port} of 127.0.0.1 cannot be listened on; .*--port"):
             demo.launch(None, port=port)
-    with pytest.raises(demo.DemoError, match=r"^nowhere\.invalid cannot be listened on"):
+    with pytest.raises(UserError, match=r"^nowhere\.invalid cannot be listened on"):
         demo.launch(None, host="nowhere.invalid")
 
 
 def test_a_photograph_of_too_many_pixels(monkeypatch):
     monkeypatch.setattr(demo, "PIXELS", 1_000)
-    with pytest.raises(demo.DemoError, match=r"^chris\.jpg has more than"):
+    with pytest.raises(UserError, match=r"^chris\.jpg has more than"):
         demo.see(None, SAMPLE)
 
 
