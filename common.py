@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import errno
 import os
+import platform
 import re
 import shutil
 import sys
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 TEMP = ".tmp-"  # begins the name of every unfinished file
-_NODE = os.uname().nodename if hasattr(os, "uname") else os.environ.get("COMPUTERNAME", "")
-_HOST = f"{zlib.crc32(_NODE.encode()):08x}"  # process ids count on one machine only
+_HOST = f"{zlib.crc32(platform.node().encode()):08x}"  # process ids count on one machine only
 _TOKEN = os.urandom(3).hex()  # tells this process from a dead one whose id it got
 _OLD = 24 * 3600  # seconds after which an unfinished file of another machine is given up
 _TEMP_NAME = re.compile(rf"{re.escape(TEMP)}([0-9a-f]{{8}})-([0-9]+)-([0-9a-f]{{6}})-.*", re.DOTALL)
@@ -29,12 +29,9 @@ class UserError(Exception):
     """Something that the user can mend; the message is one sentence. Every error of this kind in the project is one."""
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the memory does not suffice: Python's error, torch's of a GPU or of the CPU, mmap's or OpenCV's."""
-    words = ("can't allocate memory", "Cannot allocate memory", "Insufficient memory", "bad_alloc", "not enough memory")
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    return getattr(error, "errno", None) == errno.ENOMEM or any(word in str(error) for word in words)
+def reason(error: BaseException) -> str:
+    """The first line of an error's text, or its kind."""
+    return str(error).partition("\n")[0] or type(error).__name__
 
 
 class DownloadError(UserError):
@@ -46,46 +43,35 @@ def temporary_name(name: str) -> str:
     return f"{TEMP}{_HOST}-{os.getpid()}-{_TOKEN}-{threading.get_ident()}-{name}"
 
 
-def sweep(folder: Path) -> list[str]:
-    """Remove what killed processes left unfinished in `folder`, never what a living one is writing; the names removed.
+def sweep(folder: Path) -> None:
+    """Remove what killed processes left unfinished in `folder`, never what a living one is writing.
 
     Raises:
-        OSError: something cannot be removed, or the folder not be read. One that is missing holds nothing.
+        OSError: something cannot be removed.
     """
-    removed = []
-    try:
-        with os.scandir(folder) as entries:
-            found = [entry for entry in entries if entry.name.startswith(TEMP) and _abandoned(entry)]
-    except (FileNotFoundError, NotADirectoryError):
-        return removed
-    for entry in found:
-        if entry.is_dir(follow_symlinks=False):
-            shutil.rmtree(entry.path)
+    for path in list(Path(folder).glob(f"{TEMP}*")):
+        if not _is_abandoned(path):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
         else:
-            Path(entry.path).unlink(missing_ok=True)
-        removed.append(entry.name)
-    return removed
+            path.unlink(missing_ok=True)
 
 
-def _abandoned(entry: os.DirEntry) -> bool:
-    match = _TEMP_NAME.fullmatch(entry.name)
-    if match and match[1] == _HOST and os.name == "posix":
-        pid = int(match[2])
-        return match[3] != _TOKEN if pid == os.getpid() else not _alive(pid)
-    try:  # of another machine on a shared disk, or of Windows, where asking for a process by os.kill would end it
-        return time.time() - entry.stat(follow_symlinks=False).st_mtime > _OLD
-    except FileNotFoundError:  # finished meanwhile
-        return False
-
-
-def _alive(pid: int) -> bool:
+def _is_abandoned(path: Path) -> bool:
+    match = _TEMP_NAME.fullmatch(path.name)
     try:
-        os.kill(pid, 0)
+        if not (match and match[1] == _HOST and os.name == "posix"):
+            # of another machine on a shared disk, or of Windows, where os.kill would end the process
+            return time.time() - path.lstat().st_mtime > _OLD
+        if int(match[2]) == os.getpid():
+            return match[3] != _TOKEN
+        os.kill(int(match[2]), 0)
     except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:  # somebody else's
         return True
-    return True
+    except (FileNotFoundError, PermissionError):  # finished meanwhile; somebody else's process
+        pass
+    return False
 
 
 @contextmanager
@@ -122,26 +108,23 @@ def locked(path: Path, message: str) -> Iterator[None]:
     except ImportError:
         yield
         return
-    while True:
-        with open(path, "a") as file:
-            try:
-                # Loader processes, which outlive a killed parent by seconds, do not inherit this kind of lock.
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError):
-                raise UserError(message) from None
-            except OSError as error:
-                if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
-                    raise
-            try:
-                if not os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
-                    continue
-            except FileNotFoundError:  # the holder before removed it between our opening and our locking it
-                continue
-            try:
-                yield
-            finally:
-                path.unlink(missing_ok=True)
-            return
+    with open(path, "a") as file:
+        try:
+            # Loader processes, which outlive a killed parent by seconds, do not inherit this kind of lock.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = os.path.samestat(os.fstat(file.fileno()), os.stat(path))  # else its holder has just removed it
+        except (BlockingIOError, PermissionError, FileNotFoundError):
+            held = False
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                raise
+            held = True
+        if not held:
+            raise UserError(message)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -161,20 +144,37 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
-def exit_code(work: Callable[[], object], stopped: str = "stopped") -> int:
-    """Do the work of a command: 0, 1 after "error: ..." for a UserError or a file that fails, 130 after Ctrl-C."""
+def exit_code(work: Callable[[], int | None], stopped: str = "stopped", options: Container[str] = ()) -> int:
+    """Do the work of a command, and give its exit code: 1 after "error: ..." for a UserError, a file that fails or too
+    little memory, 130 after Ctrl-C, 141 where standard output was closed. `options` are those that the command has."""
     try:
-        work()
-    except KeyboardInterrupt:
+        return work() or 0
+    except KeyboardInterrupt as error:
         print(stopped, file=sys.stderr)
-        return 130
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        return next(iter(error.args), 130)
+    except BrokenPipeError:
+        return 141
+    except Exception as error:
+        if (sentence := _sentence(error, options)) is None:
+            raise
+        print(f"error: {sentence}", file=sys.stderr)
         return 1
-    except OSError as error:
-        print(f"error: {error.filename or 'writing'}: {error.strerror or error}.", file=sys.stderr)
-        return 1
-    return 0
+
+
+def _sentence(error: Exception, options: Container[str]) -> str | None:
+    """What a person is told of an error; None for one that is none of theirs."""
+    if isinstance(error, UserError):
+        return str(error)
+    of_gpu = type(error).__name__ == "OutOfMemoryError"  # torch's
+    words = ("can't allocate memory", "Cannot allocate memory", "Insufficient memory", "bad_alloc", "not enough memory")
+    if of_gpu or isinstance(error, MemoryError) or any(word in str(error) for word in words):
+        smaller = {"batch_size": "a smaller --batch-size", "size": "a smaller --size"}
+        smaller |= {"device": "--device cpu"} if of_gpu else {}
+        advice = " or ".join(text for name, text in smaller.items() if name in options)
+        return f"The memory does not suffice; give {advice or 'the machine more'}."
+    if isinstance(error, OSError):
+        return f"{error.filename or 'writing'}: {error.strerror or error}."
+    return None
 
 
 def usable_cores() -> int:
@@ -200,15 +200,12 @@ def download(url: str, path: Path, *, resume: bool = False) -> None:
 
     try:
         import gdown
-        from gdown import exceptions
+
+        options = {"timeout": 30} if "timeout" in inspect.signature(gdown.download).parameters else {}  # not in gdown 5
+        fetched = gdown.download(url=url, output=str(path), resume=resume, **options)
     except ImportError as error:
         raise DownloadError("gdown is missing: pip install gdown") from error
-    # gdown 6 raises DownloadError; 5.2 has no such class, and may return None; what requests raises is an OSError
-    failures = (OSError, exceptions.FileURLRetrievalError, getattr(exceptions, "DownloadError", OSError))
-    patience = {"timeout": 30} if "timeout" in inspect.signature(gdown.download).parameters else {}  # not in gdown 5
-    try:
-        fetched = gdown.download(url=url, output=str(path), resume=resume, **patience)
-    except failures as error:
+    except Exception as error:  # of requests, or of gdown, where its versions differ
         raise DownloadError(" ".join(str(error).split())[:200].rstrip(".:") or type(error).__name__) from error
     if fetched is None:
         raise DownloadError("nothing arrived")

@@ -15,13 +15,12 @@ import argparse
 import io
 import os
 import re
-import stat
 import sys
 import zipfile
 from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -41,8 +40,7 @@ MAX_MEMBER = 64 << 20  # bytes of a picture or part; the largest official one ha
 SEARCH_DEPTH = 5  # /kaggle/input/datasets/ipythonx/celebamaskhq/CelebAMask-HQ is 4 below /kaggle/input
 SEARCH_FOLDERS = 5000  # looked into at most, so that `--source /` ends
 
-_PICTURE = re.compile(r"([0-9]{1,9})\.jpg")
-_PART = re.compile(r"([0-9]{1,9})_([a-z_]+)\.png")
+_NAME = re.compile(r"([0-9]{1,9})(?:\.jpg|_([a-z_]+)\.png)")  # id, part
 _MEMBER = re.compile(rf"(?!__MACOSX)(?:.*/)?(?:{IMAGES}|{PARTS}/[0-9]+)/([^/]+)")
 
 
@@ -70,7 +68,7 @@ class Report:
     """What `prepare` found and made; printed, it is what the command says at its end."""
 
     out: Path
-    splits: dict[str, SplitReport]
+    splits: dict[str, SplitReport] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)  # "{id}: {reason}", sorted by id
     linked: int = 0
     copied: int = 0
@@ -119,11 +117,10 @@ class Folder(_Source):
             raise DataError(f"cannot read the source {self.path}: {error.strerror}") from error
 
     def open(self, entry: str) -> io.BufferedIOBase:
-        found = os.stat(entry)
-        if not stat.S_ISREG(found.st_mode):
+        if not os.path.isfile(entry):
             raise OSError("not a regular file")  # a pipe or a device may never end
-        if found.st_size > MAX_MEMBER:
-            raise OSError(f"{found.st_size} bytes are too many")
+        if (size := os.path.getsize(entry)) > MAX_MEMBER:
+            raise OSError(f"{size} bytes are too many")
         return open(entry, "rb")
 
     def link(self, entry: str, target: Path) -> bool:
@@ -157,10 +154,10 @@ def _index(files, ids: set[int]) -> tuple[dict, dict]:
     """({id: entry} of pictures, {id: {part: entry}} of part masks) from (name, entry); stray files are passed over."""
     pictures, parts = {}, defaultdict(dict)
     for name, entry in files:
-        if (match := _PICTURE.fullmatch(name)) and int(match[1]) in ids:
-            pictures[int(match[1])] = entry
-        elif (match := _PART.fullmatch(name)) and int(match[1]) in ids:
-            parts[int(match[1])][match[2]] = entry
+        match = _NAME.fullmatch(name)
+        if match and int(match[1]) in ids:
+            own, key = (parts[int(match[1])], match[2]) if match[2] else (pictures, int(match[1]))
+            own[key] = entry
     return pictures, parts
 
 
@@ -195,21 +192,16 @@ def _search(top: Path, depth: int = SEARCH_DEPTH) -> Folder | Archive | None:
                 return Folder(Path(folder))
             if archive is None and _is_zip(path := os.path.join(folder, ARCHIVE)):
                 archive = Archive(Path(path))
-            try:
-                with os.scandir(folder) as entries:
-                    below += sorted(e.path for e in entries if not e.name.startswith(".") and e.is_dir())
-            except OSError:  # not ours to read, so not where the data set is
-                continue
+            with suppress(OSError), os.scandir(folder) as entries:  # not ours to read, so not where the data set is
+                below += sorted(e.path for e in entries if not e.name.startswith(".") and e.is_dir())
         visited += len(level)
         level = below
     return archive
 
 
 def find_source(path: str | Path | None = None) -> Folder | Archive:
-    """The data set at `path` (the zip, or a folder at or above it), or in the usual places without one.
-
-    Cheap: the source's contents are listed only by `prepare`. Raises DataError when there is none.
-    """
+    """The data set at `path` (the zip, or a folder at or above it), or in the usual places without one; DataError when
+    there is none. Its contents are listed by `prepare` alone."""
     if path is None:
         places = (const.CELEB_DIR, const.CELEB_DIR / "CelebAMask-HQ", const.DIR_PATH)
         found = [source for place in places if (source := _search(place, depth=0))]
@@ -234,10 +226,8 @@ def find_source(path: str | Path | None = None) -> Folder | Archive:
 
 
 def download(path: Path = const.DIR_PATH / ARCHIVE) -> Archive:
-    """Fetches the official archive (about 3 GB) to `path`, unless it is there; raises DataError when it fails.
-
-    A broken transfer is resumed by the next call. Source: https://github.com/switchablenorms/CelebAMask-HQ
-    """
+    """Fetches the official archive (about 3 GB) to `path`, unless it is there; a broken transfer is resumed. Raises
+    DataError when it fails. Source: https://github.com/switchablenorms/CelebAMask-HQ"""
     if _is_zip(path):
         return Archive(path)
     part = path.with_name(path.name + ".part")
@@ -260,7 +250,7 @@ def download(path: Path = const.DIR_PATH / ARCHIVE) -> Archive:
 # --- One face ------------------------------------------------------------------------------------------------------
 @dataclass
 class _Face:
-    """One id, what the source has of it, and what is to be made."""
+    """One id, what the source has of it, what is to be made, and what was."""
 
     id: int
     split: str
@@ -268,6 +258,8 @@ class _Face:
     parts: dict  # {part: the source's entry}
     pair: bool
     person: bool
+    made: set[str] = field(default_factory=set)
+    error: str = ""  # why not all was made
 
     def target(self, out: Path, kind: str) -> Path:
         return out / f"{kind}_{self.split}" / f"{self.id}{MADE[kind]}"
@@ -314,8 +306,8 @@ def _read_part(source: Folder | Archive, face: _Face, part: str):
     return mask
 
 
-def _put_picture(source: Folder | Archive, face: _Face, temp: Path) -> bool:
-    """The picture, byte for byte, at `temp`; whether it is a hard link.
+def _put_picture(source: Folder | Archive, out: Path, face: _Face) -> bool:
+    """The picture, byte for byte; whether it is a hard link.
 
     Its header, size and end are checked. A full decode would take 20 times as long as all the rest, and what happens to
     pictures is a copy cut short: FF is followed by 00 inside a JPEG's data, so FF D9 is its end and no chance hit.
@@ -323,19 +315,20 @@ def _put_picture(source: Folder | Archive, face: _Face, temp: Path) -> bool:
     from PIL import JpegImagePlugin
 
     name = f"{face.id}.jpg"
-    with _reading(name), source.open(face.picture) as file:
-        width, height = JpegImagePlugin.JpegImageFile(file).size
-        file.seek(max(0, file.seek(0, os.SEEK_END) - 64))
-        if b"\xff\xd9" not in file.read():
-            raise _FaceError(f"{name} is truncated")
-        if width != height or not MIN_PICTURE <= width <= MAX_PICTURE:
-            sides = f"{MIN_PICTURE} to {MAX_PICTURE} pixels"
-            raise _FaceError(f"{name} is {width}x{height}, not a square of {sides}")
-        if source.link(face.picture, temp):
-            return True
-        file.seek(0)
-        data = file.read()
-    temp.write_bytes(data)
+    with replacing(face.target(out, "images")) as temp:
+        with _reading(name), source.open(face.picture) as file:
+            width, height = JpegImagePlugin.JpegImageFile(file).size
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 64))
+            if b"\xff\xd9" not in file.read():
+                raise _FaceError(f"{name} is truncated")
+            if width != height or not MIN_PICTURE <= width <= MAX_PICTURE:
+                sides = f"{MIN_PICTURE} to {MAX_PICTURE} pixels"
+                raise _FaceError(f"{name} is {width}x{height}, not a square of {sides}")
+            if source.link(face.picture, temp):
+                return True
+            file.seek(0)
+            data = file.read()
+        temp.write_bytes(data)
     return False
 
 
@@ -348,21 +341,17 @@ def _write_mask(mask, path: Path) -> None:
 
 def _put_pair(source: Folder | Archive, out: Path, face: _Face) -> bool:
     """The picture and its mask; whether the picture is a hard link."""
-    image_path, mask_path = face.target(out, "images"), face.target(out, "masks")
     if face.picture is None:
         raise _FaceError("no picture in the source")
-    if _is_whole(mask_path):  # the user's own, since one made here has its picture; it is kept
-        with replacing(image_path) as image_temp:
-            return _put_picture(source, face, image_temp)
+    if _is_whole(face.target(out, "masks")):  # the user's own, since one made here has its picture; it is kept
+        return _put_picture(source, out, face)
     if const.FACE_PART not in face.parts:
         raise _FaceError(f"no {const.FACE_PART} mask in the source")
     glasses = _read_part(source, face, const.GLASSES_PART) if const.GLASSES_PART in face.parts else None
     mask = build_mask(_read_part(source, face, const.FACE_PART), glasses)
-    # Both are whole before either gets its name, the mask last: a picture without one is done again.
-    with replacing(mask_path) as mask_temp:
-        _write_mask(mask, mask_temp)
-        with replacing(image_path) as image_temp:
-            return _put_picture(source, face, image_temp)
+    with replacing(face.target(out, "masks")) as temp:  # it gets its name last: a picture without one is done again
+        _write_mask(mask, temp)
+        return _put_picture(source, out, face)
 
 
 def _put_person(source: Folder | Archive, out: Path, face: _Face) -> None:
@@ -376,37 +365,31 @@ def _put_person(source: Folder | Archive, out: Path, face: _Face) -> None:
         _write_mask(build_mask(silhouette), temp)
 
 
-def _make(source: Folder | Archive, out: Path, face: _Face) -> tuple[_Face, set[str], str]:
-    """Makes what is wanted of a face: (face, what was made, why not all). OSError is a failure to write."""
-    made = set()
+def _make(source: Folder | Archive, out: Path, face: _Face) -> _Face:
+    """Makes what is wanted of a face. OSError is a failure to write."""
     try:
         if face.pair:
-            made |= {"pair", "link"} if _put_pair(source, out, face) else {"pair"}
+            face.made |= {"pair", "link" if _put_pair(source, out, face) else "copy"}
         if face.person:
             _put_person(source, out, face)
-            made.add("person")
+            face.made.add("person")
     except _FaceError as error:
-        return face, made, f"{face.id}: {error}"
-    return face, made, ""
+        face.error = f"{face.id}: {error}"
+    return face
 
 
 # --- All of them ---------------------------------------------------------------------------------------------------
 def _is_whole(path: str | Path) -> bool:
     """Whether a prepared file is there: not a link to nowhere, nor empty, as a power failure leaves one."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return False
-    return stat.S_ISREG(found.st_mode) and found.st_size > 0
+    return os.path.isfile(path) and os.path.getsize(path) > 0
 
 
 def _finished(out: Path, split: str, *kinds: str) -> set[int]:
     """The ids of which there is a whole file of each of these kinds."""
     found = []
     for kind in kinds:
-        names = [(name.removesuffix(MADE[kind]), path) for name, path in _files(out / f"{kind}_{split}")
-                 if name.endswith(MADE[kind])]  # fmt: skip
-        found.append({int(name) for name, path in names if name.isdecimal() and _is_whole(path)})
+        files = {p.name.removesuffix(MADE[kind]): p for p in (out / f"{kind}_{split}").glob(f"*{MADE[kind]}")}
+        found.append({int(name) for name, path in files.items() if name.isdecimal() and _is_whole(path)})
     return set.intersection(*found)
 
 
@@ -427,64 +410,59 @@ def prepare(
 ) -> Report:
     """Makes the train and validation sets in `out` as far as `source` goes, and leaves what is there alone.
 
-    source: what `find_source` returned, or its argument, or a function that finds it; not looked at when nothing is
-        missing in `out`.
-    out gets images_{split}/{id}.jpg, the source's bytes, and masks_{split}/{id}_skin.png, 512x512 8-bit grey, 0 or 255;
-    with `persons` also persons_{split}/{id}_person.png, the union of all parts, in the same form.
-    A face that cannot be made is named in the report's `skipped`; what stops everything is a DataError, or an OSError
-    where `out` cannot be written.
-    Data: Lee et al., CVPR 2020, https://github.com/switchablenorms/CelebAMask-HQ
+    `source` is what `find_source` returned, or its argument, or a function that finds it, looked at only if something
+    is missing. `out` gets images_{split}/{id}.jpg, the source's bytes, and masks_{split}/{id}_skin.png, 512x512 8-bit
+    grey, 0 or 255; with `persons` also persons_{split}/{id}_person.png, the union of all parts, in the same form. A
+    face that cannot be made is named in the report's `skipped`; what stops everything is a DataError, or an OSError
+    where `out` cannot be written. Data: Lee et al., CVPR 2020, https://github.com/switchablenorms/CelebAMask-HQ
     """
-    out, kinds = Path(out), tuple(MADE) if persons else ("images", "masks")
+    report, todo = Report(Path(out)), {}
     ids = {"train": set(ids_train), "val": set(ids_val)}
-    for folder in (out / f"{kind}_{split}" for kind in MADE for split in ids):
-        sweep(folder)
-    pairs = {split: ids[split] - _finished(out, split, "images", "masks") for split in ids}  # still to be made
-    silhouettes = {split: ids[split] - _finished(out, split, "persons") if persons else set() for split in ids}
-    report = Report(out, {split: SplitReport(len(ids[split]), len(ids[split] - pairs[split])) for split in ids})
-    if not any((*pairs.values(), *silhouettes.values())):
+    for split, wanted in ids.items():
+        for kind in MADE:
+            sweep(report.out / f"{kind}_{split}")
+        pairs = wanted - _finished(report.out, split, "images", "masks")
+        todo[split] = pairs, wanted - _finished(report.out, split, "persons") if persons else set()
+        report.splits[split] = SplitReport(len(wanted), len(wanted - pairs))
+    if not any(pairs or silhouettes for pairs, silhouettes in todo.values()):
         return report
-
     if callable(source):
         source = source()
-    elif not isinstance(source, Folder | Archive):
+    elif not isinstance(source, _Source):
         source = find_source(source)
     pictures, parts = source.index(ids["train"] | ids["val"])
     held = pictures.keys() | parts.keys()
     if not held:
         raise DataError(f"{source} holds none of the faces wanted")
     faces = []
-    for split in ids:
+    for split, (pairs, silhouettes) in todo.items():
         report.splits[split].held = len(ids[split] & held)
-        for i in sorted((pairs[split] | silhouettes[split]) & held):
-            wanted = i in pairs[split], i in silhouettes[split]
-            faces.append(_Face(i, split, pictures.get(i), parts.get(i, {}), *wanted))
+        for i in sorted((pairs | silhouettes) & held):
+            faces.append(_Face(i, split, pictures.get(i), parts.get(i, {}), i in pairs, i in silhouettes))
     if faces:
-        _make_all(faces, source, report, workers or usable_cores(), kinds, progress)
+        _make_all(faces, source, report, workers or usable_cores(), progress)
     return report
 
 
-def _make_all(faces: list[_Face], source, report: Report, workers: int, kinds, progress: bool) -> None:
+def _make_all(faces: list[_Face], source, report: Report, workers: int, progress: bool) -> None:
     """Makes every face and counts it in the report."""
     import cv2  # noqa: F401  imported once here, not by all threads at once
     from PIL import JpegImagePlugin  # noqa: F401
     from tqdm.auto import tqdm
 
-    # Threads, as OpenCV and zlib let go of the interpreter: 880 real faces took 1.3 s with 2 of them and with 2
-    # processes (2.2 s with 1; two Xeon cores), and processes would each read the official zip's directory of 420,000
-    # members, 2.6 s and 500 MB.
-    for split in report.splits:
-        for kind in kinds:
+    for kind in ("images", "masks", "persons")[: 3 if any(face.person for face in faces) else 2]:
+        for split in report.splits:
             (report.out / f"{kind}_{split}").mkdir(parents=True, exist_ok=True)
+    # Threads, as OpenCV and zlib let go of the interpreter; processes would each read the zip's 420,000 names.
     pool = ThreadPoolExecutor(min(workers, len(faces)))
     try:
         results = pool.map(partial(_make, source, report.out), faces)
-        for face, made, error in tqdm(results, total=len(faces), unit="face", disable=None if progress else True):
-            report.splits[face.split].prepared += "pair" in made
-            report.splits[face.split].persons += "person" in made
-            report.linked += "link" in made
-            report.copied += "pair" in made and "link" not in made
-            report.skipped += [error] if error else []
+        for face in tqdm(results, total=len(faces), unit="face", disable=None if progress else True):
+            report.splits[face.split].prepared += "pair" in face.made
+            report.splits[face.split].persons += "person" in face.made
+            report.linked += "link" in face.made
+            report.copied += "copy" in face.made
+            report.skipped += [face.error] if face.error else []
     finally:
         pool.shutdown(cancel_futures=True)  # waits for the faces in hand only
 
@@ -532,8 +510,8 @@ def main(argv: list[str] | None = None) -> int:
 
         report = prepare(source, args.out, workers=args.workers, persons=args.persons)
         print(report)
-        for reason in report.skipped:
-            print(f"skipped: {reason}", file=sys.stderr)
+        for sentence in report.skipped:
+            print(f"skipped: {sentence}", file=sys.stderr)
         if report.skipped:
             raise DataError(f"{len(report.skipped)} faces of the source could not be prepared, see above")
 

@@ -15,19 +15,18 @@ import threading
 import warnings
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import partial
-from itertools import chain, islice
+from itertools import chain, count, islice
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 import const
-from common import UserError, usable_cores, write_bytes
+from common import UserError, reason, usable_cores, write_bytes
 from drawing import Output, encode, shows_face, strips
 
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM")  # and AVIF, HEIF; no others: EPS, say, runs a program
@@ -71,10 +70,7 @@ class PictureError(UserError):
 
 # --- Reading --------------------------------------------------------------------------------------------------------
 def read_picture(
-    path: Path | io.BytesIO,
-    *,
-    name: str | None = None,
-    animated: Callable[[str], None] | None = None,
+    path: Path | io.BytesIO, *, name: str | None = None, animated: Callable[[str], None] | None = None
 ) -> np.ndarray:
     """Any picture as it is seen: uint8 (H, W, 3) RGB, upright, transparency over white.
 
@@ -91,51 +87,50 @@ def read_picture(
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     shown = str(name or path)
-    if isinstance(path, Path):
-        _check_regular(path, shown)
     try:
-        with _QUIET, Image.open(path, formats=_formats(path, shown)) as picture:
-            if max(picture.size) > LONGEST_SIDE:
-                raise PictureError(f"{shown} is longer than {LONGEST_SIDE} pixels; scale it down.")
-            if animated and picture.format in ANIMATED and getattr(picture, "is_animated", False):
-                animated(shown)
-            picture.load()
-            with suppress(Exception):  # a damaged tag of the orientation
-                ImageOps.exif_transpose(picture, in_place=True)
-            return _to_rgb(picture)
+        with _QUIET, _opened(path, shown) as file:
+            try:
+                with Image.open(file, formats=_formats(file, shown)) as picture:
+                    if max(picture.size) > LONGEST_SIDE:
+                        raise PictureError(f"{shown} is longer than {LONGEST_SIDE} pixels; scale it down.")
+                    if animated and picture.format in ANIMATED and getattr(picture, "is_animated", False):
+                        animated(shown)
+                    picture.load()
+                    with suppress(Exception):  # a damaged tag of the orientation
+                        ImageOps.exif_transpose(picture, in_place=True)
+                    return _to_rgb(picture)
+            except UnidentifiedImageError:
+                return _read_tiff(file, shown)
     except PictureError:
         raise
-    except UnidentifiedImageError:
-        with _QUIET:
-            return _read_with_opencv(path, shown)
     except Image.DecompressionBombError:
         raise PictureError(f"{shown} has more pixels than can be read safely; scale it down.") from None
     except Exception as error:  # noqa: BLE001  decoders raise whatever they like at damaged bytes
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise PictureError(f"{shown} cannot be read as a picture ({reason}).") from None
+        raise PictureError(f"{shown} cannot be read as a picture ({reason(error)}).") from None
 
 
-def _check_regular(path: Path, shown: str) -> None:
-    """A pipe or a device would be read for ever."""
+@contextmanager
+def _opened(path: Path | io.BytesIO, shown: str):
+    """The bytes as a file; never those of a pipe or a device, which would be read for ever."""
+    if isinstance(path, io.BytesIO):
+        yield path
+        return
     try:
-        regular = stat.S_ISREG(os.stat(path).st_mode)
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise PictureError(f"{shown} is no regular file.")
+        file = open(path, "rb")  # noqa: SIM115
     except OSError as error:
-        there = os.path.lexists(path) or not isinstance(error, FileNotFoundError)
-        reason = f"{shown} cannot be read ({error.strerror})." if there else f"There is no file {shown}."
-        raise PictureError(reason) from None
-    if not regular:
-        raise PictureError(f"{shown} is no regular file.")
+        raise PictureError(f"{shown} cannot be read ({error.strerror}).") from None
+    with file:
+        yield file
 
 
-def _formats(path: Path | io.BytesIO, shown: str) -> tuple[str, ...]:
+def _formats(file, shown: str) -> tuple[str, ...]:
     """The formats that may be tried on a file."""
     from PIL import Image
 
-    if isinstance(path, io.BytesIO):
-        start = bytes(path.getbuffer()[:64])
-    else:
-        with path.open("rb") as file:
-            start = file.read(64)
+    file.seek(0)
+    start = file.read(64)
     if start[4:8] != b"ftyp":
         return FORMATS
     Image.init()  # loads the plugin of AVIF as well
@@ -178,31 +173,29 @@ def _to_8_bits(values: np.ndarray, *, deep: bool) -> np.ndarray:
     return rgb
 
 
-def _read_with_opencv(path: Path | io.BytesIO, shown: str) -> np.ndarray:
-    """TIFF that Pillow does not know: of 16-bit or floating-point colour."""
-    try:
-        data = path.getvalue() if isinstance(path, io.BytesIO) else path.read_bytes()
-        if data[:4] not in (b"II*\0", b"MM\0*"):
-            raise PictureError(f"{shown} is not a picture.")
-        if _tiff_pixels(io.BytesIO(data)) > MOST_PIXELS:
-            raise PictureError(f"{shown} has more pixels than can be read safely; scale it down.")
-        picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-        if picture is None or max(picture.shape[:2]) > LONGEST_SIDE:
-            raise PictureError(f"{shown} is not a picture.")
-        picture = picture[..., None] if picture.ndim == 2 else picture[..., 2::-1]
-        if picture.dtype == np.uint8:
-            return np.ascontiguousarray(np.broadcast_to(picture, (*picture.shape[:2], 3)))
-        return _to_8_bits(picture, deep=picture.dtype == np.uint16)
-    except PictureError:
-        raise
-    except Exception as error:  # noqa: BLE001
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise PictureError(f"{shown} cannot be read ({reason}).") from None
+def _read_tiff(file, shown: str) -> np.ndarray:
+    """A TIFF that Pillow does not know: of 16-bit or floating-point colour."""
+    from PIL import Image
+
+    file.seek(0)
+    if file.read(4) not in (b"II*\0", b"MM\0*"):
+        raise PictureError(f"{shown} is not a picture.")
+    if _tiff_pixels(file) > MOST_PIXELS:
+        raise Image.DecompressionBombError
+    file.seek(0)
+    picture = cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_UNCHANGED)
+    if picture is None or max(picture.shape[:2]) > LONGEST_SIDE:
+        raise PictureError(f"{shown} is not a picture.")
+    picture = picture[..., None] if picture.ndim == 2 else picture[..., 2::-1]
+    if picture.dtype == np.uint8:
+        return np.ascontiguousarray(np.broadcast_to(picture, (*picture.shape[:2], 3)))
+    return _to_8_bits(picture, deep=picture.dtype == np.uint16)
 
 
 def _tiff_pixels(file) -> int:
     from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, ImageFileDirectory_v2
 
+    file.seek(0)
     tags = ImageFileDirectory_v2(file.read(8))
     file.seek(tags.next)
     tags.load(file)
@@ -213,14 +206,12 @@ def count_pixels(path: Path) -> int:
     """The pixels that a picture will have by its header; 0 for one that cannot be read."""
     from PIL import Image, UnidentifiedImageError
 
-    with suppress(Exception), _QUIET:
-        _check_regular(path, "")
+    with suppress(Exception), _QUIET, _opened(path, "") as file:
         try:
-            with Image.open(path, formats=_formats(path, "")) as picture:
+            with Image.open(file, formats=_formats(file, "")) as picture:
                 return picture.size[0] * picture.size[1]
         except UnidentifiedImageError:
-            with path.open("rb") as file:
-                return _tiff_pixels(file)
+            return _tiff_pixels(file)
     return 0
 
 
@@ -232,16 +223,17 @@ def read_known(path: Path, *, grey: bool = False) -> np.ndarray:
         PictureError: as `read_picture`.
     """
     path = Path(path)
-    _check_regular(path, str(path))
+    with _opened(path, str(path)) as file:
+        data = file.read()
+    flags = cv2.IMREAD_GRAYSCALE if grey else cv2.IMREAD_COLOR
     try:
-        data = path.read_bytes()
         known = data[:8] == b"\x89PNG\r\n\x1a\n" if grey else data[:3] == b"\xff\xd8\xff" and b"\xff\xd9" in data[-64:]
         if known and 0 < count_pixels(path) <= MOST_PIXELS:
-            picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE if grey else cv2.IMREAD_COLOR)
+            picture = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
             if picture is not None:
                 return picture if grey else cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
-    except (OSError, MemoryError, cv2.error) as error:
-        raise PictureError(f"{path} cannot be read as a picture ({str(error).splitlines()[0]}).") from None
+    except (MemoryError, cv2.error) as error:
+        raise PictureError(f"{path} cannot be read as a picture ({reason(error)}).") from None
     picture = read_picture(path)
     return cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY) if grey else picture
 
@@ -273,32 +265,13 @@ class Job:
     source: str | None = None  # the picture's `identity`, taken before it is read
 
 
-class Some:
-    """How many there are of something, and the first few by name; threads may add to it."""
-
-    def __init__(self):
-        self.count, self.first, self._lock = 0, [], threading.Lock()
-
-    def add(self, name: object) -> None:
-        with self._lock:
-            self.count += 1
-            if len(self.first) < 3:
-                self.first.append(str(name))
-
-    def __bool__(self) -> bool:
-        return self.count > 0
-
-    def __str__(self) -> str:
-        return ", ".join(self.first) + (", ..." if self.count > len(self.first) else "")
-
-
 def find_jobs(inputs: Iterable[Path], out: Path) -> list[Job]:
     """`iter_jobs` as a list."""
     return list(iter_jobs(inputs, out))
 
 
 def iter_jobs(
-    inputs: Iterable[Path], out: Path, skipped: list[str] | None = None, passed: Some | None = None
+    inputs: Iterable[Path], out: Path, skipped: list[str] | None = None, passed: list[str] | None = None
 ) -> Iterator[Job]:
     """The pictures of files and folders (searched through, in name order), each with a name of its own; `skipped` gets
     a sentence for each folder that cannot be searched or holds no pictures, `passed` the files of folders that are no
@@ -309,17 +282,16 @@ def iter_jobs(
     into the searched folder itself, known by their tags, are not taken for pictures.
     """
     taken: set[str] = set()
-    skipped, passed = [] if skipped is None else skipped, Some() if passed is None else passed
+    skipped, passed = [] if skipped is None else skipped, [] if passed is None else passed
     for given in map(Path, inputs):
         empty = os.path.isdir(given)  # which, unlike Path's, takes a name of any length
         found = ((p, p.relative_to(given)) for p in _walk(given, Path(out), skipped, passed))
         for path, relative in found if empty else [(given, Path(given.name))]:
             empty = False
             stem, suffix = _stem(relative), relative.suffix.lstrip(".")
-            name, n = stem, 1
-            while name.casefold() in taken:
-                name = f"{stem}_{suffix}" if n == 1 and suffix else f"{stem}_{n + 1}"
-                n += 1
+            others = [f"{stem}_{suffix}"] if suffix else []
+            names = chain([stem], others, (f"{stem}_{n}" for n in count(2 + len(others))))
+            name = next(name for name in names if name.casefold() not in taken)
             taken.add(name.casefold())
             yield Job(path, name)
         if empty:
@@ -334,7 +306,7 @@ def _stem(path: Path) -> str:
     return (path.parent / (stem if stem.strip(".") else "_")).as_posix()
 
 
-def _walk(folder: Path, out: Path, skipped: list[str], passed: Some) -> Iterator[Path]:
+def _walk(folder: Path, out: Path, skipped: list[str], passed: list[str]) -> Iterator[Path]:
     seen = set()  # a link may lead to a folder above it
 
     def unsearched(error: OSError) -> None:
@@ -355,7 +327,7 @@ def _walk(folder: Path, out: Path, skipped: list[str], passed: Some) -> Iterator
             if path.suffix.lower() in const.IMAGE_SUFFIXES:
                 yield path
             else:
-                passed.add(path)
+                passed.append(str(path))
 
 
 # --- Tags: which picture a result is of -----------------------------------------------------------------------------
@@ -424,26 +396,22 @@ class _Room:
         self.size = self.left = pixels
         self.changed = threading.Condition()
 
-    def take(self, pixels: int, *, wait: bool) -> bool:
+    @contextmanager
+    def holding(self, pixels: int):
+        pixels = min(pixels, self.size)
         with self.changed:
-            there = self.changed.wait_for(lambda: self.left >= min(pixels, self.size), None if wait else 0)
-            self.left -= min(pixels, self.size) if there else 0
-            return there
-
-    def give(self, pixels: int) -> None:
-        with self.changed:
-            self.left += min(pixels, self.size)
-            self.changed.notify_all()
+            self.changed.wait_for(lambda: self.left >= pixels)
+            self.left -= pixels
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.left += pixels
+                self.changed.notify_all()
 
 
 def predict_files(
-    segmenter,
-    jobs: Iterable[Job],
-    *,
-    batch_size: int,
-    on_result: Callable,
-    workers: int | None = None,
-    animated: Callable[[str], None] | None = None,
+    segmenter, jobs: Iterable[Job], *, batch_size: int, on_result: Callable, workers: int | None = None, animated=None
 ) -> Iterator[tuple[Job, str | None]]:
     """Read, segment and write at the same time; yields each job when it is done, with a sentence if it failed.
 
@@ -456,7 +424,7 @@ def predict_files(
         on_result: called in one of the threads with (job, picture uint8 (H, W, 3), logits float32 (H, W)); those of a
             picture of more than `PIXELS_IN_HAND` are smaller. A PictureError of its is the sentence of the job.
         workers: the threads; one a core without it, at most `AT_ONCE`, on a GPU at least two.
-        animated: called with the name of each animation, of which the first frame is taken.
+        animated: see `read_picture`.
 
     Raises:
         OSError: a result could not be written (a full disk, no permission): the pictures after it would fail as well.
@@ -474,14 +442,20 @@ def predict_files(
         return
     workers = min(workers, len(first))
     size = min(batch_size, -(-len(first) // workers))  # a few pictures are shared out evenly
-    todo = chain(first, todo)
-    batches = iter(lambda: list(islice(todo, size)), [])
+    todo, room = chain(first, todo), _Room(PIXELS_IN_HAND)
+
+    def predicted(batch: list[Job]) -> list[tuple[Job, str | None]]:
+        done = []
+        for group, pixels in _groups(batch, BATCH_PIXELS // workers):
+            with room.holding(pixels):
+                done += _predict_group(segmenter, group, on_result, animated)
+        return done
+
     threads = torch.get_num_threads()
     each = max(1, threads // workers)
-    task = partial(_predict_batch, segmenter, BATCH_PIXELS // workers, _Room(PIXELS_IN_HAND), on_result, animated)
     with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(each,)) as pool:
         try:
-            work = (pool.submit(task, batch) for batch in batches)
+            work = (pool.submit(predicted, batch) for batch in iter(lambda: list(islice(todo, size)), []))
             going = deque(islice(work, workers + 1))
             while going:
                 done = going.popleft().result()
@@ -494,42 +468,33 @@ def predict_files(
             torch.set_num_threads(threads)
 
 
-def _predict_batch(
-    segmenter, pixels: int, room: _Room, on_result, animated, jobs: list[Job]
-) -> list[tuple[Job, str | None]]:
-    """The jobs with their errors; segmented together are as many as have `pixels` in all, and at least one."""
-    done: list[tuple[Job, str | None]] = []
-    batch: list[tuple[Job, np.ndarray]] = []
-    held: list[int] = []  # pixels taken of the room
+def _groups(jobs: list[Job], most: int) -> Iterator[tuple[list[Job], int]]:
+    """(jobs that are segmented together, their pixels): as many as have `most` pixels in all, and at least one."""
+    group, total = [], 0
+    for job in jobs:
+        pixels = count_pixels(job.path)
+        if group and total + pixels > most:
+            yield group, total
+            group, total = [], 0
+        group.append(job)
+        total += pixels
+    yield group, total
 
-    def finish() -> None:
-        found = segmenter.logits([_shrunk(picture) for _, picture in batch]) if batch else []
-        for (job, picture), logits in zip(batch, found, strict=True):
-            try:
-                on_result(job, picture, logits)
-                done.append((job, None))
-            except PictureError as error:
-                done.append((job, str(error)))
-        batch.clear()
-        while held:
-            room.give(held.pop())
 
-    try:
-        for job in jobs:
-            more = count_pixels(job.path)
-            if sum(held) + more > pixels or not room.take(more, wait=False):
-                finish()  # a thread that waits has nothing in hand, so that no two wait for each other
-                room.take(more, wait=True)
-            held.append(more)
-            try:
-                batch.append((job, read_picture(job.path, animated=animated)))
-            except PictureError as error:
-                done.append((job, str(error)))
-        finish()
-    finally:
-        for more in held:
-            room.give(more)
-    return done
+def _predict_group(segmenter, jobs: list[Job], on_result, animated) -> Iterator[tuple[Job, str | None]]:
+    batch = []
+    for job in jobs:
+        try:
+            batch.append((job, read_picture(job.path, animated=animated)))
+        except PictureError as error:
+            yield job, str(error)
+    found = segmenter.logits([_shrunk(picture) for _, picture in batch]) if batch else []
+    for (job, picture), logits in zip(batch, found, strict=True):
+        try:
+            on_result(job, picture, logits)
+            yield job, None
+        except PictureError as error:
+            yield job, str(error)
 
 
 def _shrunk(picture: np.ndarray) -> np.ndarray:
@@ -570,28 +535,30 @@ def predict(
     """
     from tqdm.auto import tqdm
 
-    inputs, out, errors, passed = [Path(p) for p in inputs], Path(out), [], Some()
+    inputs, out, errors, passed = [Path(p) for p in inputs], Path(out), [], []
     total = sum(1 for _ in iter_jobs(inputs, out, errors, passed))
     if not total:
-        raise UserError(errors[0] + (f" {_passed(passed)}" if passed else ""))
+        raise UserError(" ".join([errors[0], *_said_of_passed(passed)]))
     folder = _Results(out, output or Output(), {path.resolve() for path in inputs}, skip_existing)
     part = len(range(shard[0] - 1, total, shard[1]))
     todo = folder.todo(islice(iter_jobs(inputs, out), shard[0] - 1, None, shard[1]), errors)
+    options = {"batch_size": batch_size, "on_result": folder.write, "animated": folder.animated.append}
     done = 0
     try:
         out.mkdir(parents=True, exist_ok=True)
-        ended = predict_files(
-            segmenter, todo, batch_size=batch_size, on_result=folder.write, animated=folder.animated.add
-        )
+        ended = predict_files(segmenter, todo, **options)
         for _, error in tqdm(ended, total=part, unit="picture", disable=None, delay=2):
             done += not error
             errors += [error] if error else []
     except OSError as error:
         raise UserError(f"The results cannot be written to {out} ({error.strerror or error}).") from error
-    of = f"{_counted(part, 'picture')}" + (f" of part {shard[0]}/{shard[1]}" if shard[1] > 1 else "")
+    of = _counted(part, "picture") + (f" of part {shard[0]}/{shard[1]}" if shard[1] > 1 else "")
     before = f", {folder.skipped} were there already" if folder.skipped else ""
-    log(f"{done} of {of} done{before}: {_listing(folder.output.results)} are in {out}")
-    for sentence in ([folder.said_of_animations()] if folder.animated else []) + ([_passed(passed)] if passed else []):
+    log(f"{done} of {of} done{before}: {', '.join(folder.output.results)} in {out}")
+    if folder.animated:
+        many = _counted(len(folder.animated), "animation")
+        log(f"{many}, of which the first frame was taken: {_listed(folder.animated)}.")
+    for sentence in _said_of_passed(passed):
         log(sentence)
     if folder.faceless:
         (errors.append if fail_empty else log)(folder.said_of_faceless())
@@ -603,7 +570,7 @@ class _Results:
 
     def __init__(self, out: Path, output: Output, inputs: set[Path], skip_existing: bool):
         self.out, self.output, self.inputs, self.skip_existing = out, output, inputs, skip_existing
-        self.skipped, self.faceless, self.animated = 0, Some(), Some()
+        self.skipped, self.faceless, self.animated = 0, [], []
 
     def paths(self, job: Job) -> dict[str, Path]:
         return {kind: self.out / f"{job.name}_{kind}{const.RESULTS[kind]}" for kind in self.output.results}
@@ -634,30 +601,33 @@ class _Results:
             if {"json", "probability"} & set(self.output.results):
                 logits = cv2.resize(logits, size, interpolation=cv2.INTER_LINEAR)
         if not shows_face(mask):
-            self.faceless.add(job.path)
+            self.faceless.append(str(job.path))
         for kind, path in self.paths(job).items():
             if kind == "side-by-side" and 2 * picture.shape[1] > LONGEST_SIDE:
                 raise PictureError(f"{path} would be wider than a JPEG can be, {LONGEST_SIDE} pixels; scale it down.")
             data = self.output.encode(kind, picture, mask, logits, str(job.path))
             write_bytes(path, tagged(data, path.suffix, job.source or "0" * 16))
 
-    def said_of_animations(self) -> str:
-        return f"{_counted(self.animated.count, 'animation')}, of which the first frame was taken: {self.animated}."
-
     def said_of_faceless(self) -> str:
-        said = f"{_counted(self.faceless.count, 'picture')} without a face: {self.faceless}."
+        said = f"{_counted(len(self.faceless), 'picture')} without a face: {_listed(self.faceless)}."
         hidden = {"blurred", "pixelated"} & set(self.output.results)
         return f"Warning: {said} Nothing was hidden there, so they went out as they were." if hidden else said
 
 
-def _passed(passed: Some) -> str:
-    videos = any(Path(name).suffix.lower() in const.VIDEO_SUFFIXES for name in passed.first)
-    is_no = "is not a picture" if passed.count == 1 else "are not pictures"
-    return f"{_counted(passed.count, 'file')} {is_no}: {passed}" + ("; give videos by name." if videos else ".")
+def _said_of_passed(passed: list[str]) -> list[str]:
+    if not passed:
+        return []
+    videos = any(Path(name).suffix.lower() in const.VIDEO_SUFFIXES for name in passed)
+    is_no = "is not a picture" if len(passed) == 1 else "are not pictures"
+    return [f"{_counted(len(passed), 'file')} {is_no}: {_listed(passed)}{'; give videos by name' if videos else ''}."]
 
 
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def predict_stream(segmenter, source, sink, threshold: float = const.THRESHOLD) -> bool:
@@ -671,10 +641,3 @@ def predict_stream(segmenter, source, sink, threshold: float = const.THRESHOLD) 
     sink.write(encode(mask, ".png"))
     sink.flush()
     return shows_face(mask)
-
-
-def _listing(kinds: Sequence[str]) -> str:
-    plural = {"blurred": "blurred pictures", "pixelated": "pixelated pictures", "json": "JSON files"}
-    plural |= {"side-by-side": "side-by-side pictures", "probability": "probability maps"}
-    names = [plural.get(kind, f"{kind}s") for kind in kinds]
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

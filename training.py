@@ -34,7 +34,7 @@ import data_preprocessing
 import dataset
 import devices
 import model as networks
-from common import UserError, locked, sweep, usable_cores, write_text
+from common import UserError, locked, reason, sweep, usable_cores, write_text
 from metrics import Counts
 
 COLUMNS = ("epoch", "loss", "val_loss", "dice", "iou", "lr", "seconds")  # of history.csv
@@ -65,29 +65,18 @@ class Config:
     cutout: str = "image+mask"  # the original's CoarseDropout: image+mask, none, or image-only, see dataset.py
 
 
-# --- Losses ---------------------------------------------------------------------------------------------------------
-def bce(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """The original's loss; both (B, 1, H, W)."""
-    return F.binary_cross_entropy_with_logits(logits, target)
+bce = F.binary_cross_entropy_with_logits  # the original's loss, of logits and target, both (B, 1, H, W)
 
 
 # --- What a recipe is -----------------------------------------------------------------------------------------------
 class Original:
-    """The original's recipe; robust/recipe.py has another with the same members.
-
-    Args:
-        config: the run's settings.
-        data: prepared folders.
-        workers: loader processes.
-        cache: keep decoded pictures in memory.
-        log: where lines for the user go.
-    """
+    """The original's recipe; robust/recipe.py has another with the same members. `data` are the prepared folders."""
 
     passes = 1  # of prediction with the weights that it makes
     fixed = ("model", "recipe", "size", "batch_size", "accumulate", "seed", "limit", "epoch_size", "ema", "cutout")
     loss = staticmethod(bce)
 
-    def __init__(self, config: Config, data: Path, run_dir: Path, *, workers: int, cache: bool = False, log=print, **_):
+    def __init__(self, config: Config, data: Path, run_dir: Path, *, workers: int, cache: bool = False, **_):
         self.config, self.data, self.workers, self.cache = config, data, workers, cache
 
     def network(self) -> nn.Module:
@@ -101,44 +90,39 @@ class Original:
     def loader(self, size: int) -> DataLoader:
         """The training pictures at a size, this process's part of every step."""
         transform = dataset.train_transform(size, seed=self.config.seed, cutout=self.config.cutout)
-        folders = self.data / "images_train", self.data / "masks_train"
-        cached = size if self.cache else None
-        return train_loader(
-            dataset.Celeb(*folders, transform, limit=self.config.limit, cache=cached), self.config, self.workers
-        )
+        options = {"limit": self.config.limit, "cache": size if self.cache else None}
+        faces = dataset.Celeb(self.data / "images_train", self.data / "masks_train", transform, **options)
+        return train_loader(faces, self.config, self.workers)
 
     def optimizer(self, net: nn.Module, steps: int):
-        """Adam, and a rate that falls by ten when the validation loss has not fallen for two epochs.
-
-        Args:
-            steps: of the whole run; a schedule that changes with every step needs them.
-        """
+        """Adam, and a rate that falls by ten when the validation loss has not fallen for two epochs; a schedule that
+        changes with every step needs `steps`, those of the whole run."""
         optimizer = torch.optim.Adam(net.parameters(), lr=self.config.lr, fused=is_on_cuda(net))
         return optimizer, ReduceLROnPlateau(optimizer, patience=const.PATIENCE)
 
 
 def train_loader(pictures, config: Config, workers: int) -> DataLoader:
-    """A loader of training pictures, this process's part of every step.
-
-    Raises:
-        TrainingError: too few pictures for a batch.
-    """
+    """A loader of training pictures, this process's part of every step; TrainingError if they make no batch."""
     shown = config.epoch_size or len(pictures)
     needed = config.batch_size * config.accumulate * devices.world_size()
     if shown < needed:
         kind = "a batch" if needed == config.batch_size else "an effective batch"
         raise TrainingError(f"{shown} pictures are less than {kind} of {needed}; give a smaller --batch-size.")
-    return dataset.make_loader(
-        pictures,
-        config.batch_size,
-        train=True,
-        workers=workers,
-        seed=config.seed,
-        size=config.epoch_size,
-        accumulate=config.accumulate,
-        rank=devices.rank(),
-        world_size=devices.world_size(),
-    )
+    options = {"seed": config.seed, "size": config.epoch_size, "accumulate": config.accumulate}
+    return _loader(pictures, config, workers, train=True, **options)
+
+
+def validation_loader(config: Config, data: Path, workers: int, cache: bool) -> DataLoader:
+    """A loader of the validation pictures, this process's part of them."""
+    options = {"limit": config.val_limit or config.limit, "cache": config.size if cache else None}
+    transform = dataset.val_transform(config.size)
+    faces = dataset.Celeb(data / "images_val", data / "masks_val", transform, **options)
+    return _loader(faces, config, workers, train=False)
+
+
+def _loader(pictures, config: Config, workers: int, **options) -> DataLoader:
+    shard = {"rank": devices.rank(), "world_size": devices.world_size()}
+    return dataset.make_loader(pictures, config.batch_size, workers=workers, **shard, **options)
 
 
 def is_on_cuda(net: nn.Module) -> bool:
@@ -156,13 +140,12 @@ class Ema:
     def update(self, net: nn.Module) -> None:
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         self.steps += 1
-        averaged, current = self.module.state_dict().values(), net.state_dict().values()
-        pairs = list(zip(averaged, current, strict=True))
-        real = [(a, c) for a, c in pairs if a.is_floating_point()]
-        torch._foreach_lerp_([a for a, _ in real], [c for _, c in real], 1 - decay)
-        for a, c in pairs:
-            if not a.is_floating_point():  # counters
-                a.copy_(c)
+        pairs = list(zip(self.module.state_dict().values(), net.state_dict().values(), strict=True))
+        averaged, current = zip(*(pair for pair in pairs if pair[0].is_floating_point()), strict=True)
+        torch._foreach_lerp_(averaged, current, 1 - decay)
+        for counter, value in pairs:
+            if not counter.is_floating_point():
+                counter.copy_(value)
 
     def state_dict(self) -> dict:
         return {"steps": self.steps, "module": self.module.state_dict()}
@@ -173,38 +156,6 @@ class Ema:
 
 
 # --- The run --------------------------------------------------------------------------------------------------------
-class Interrupts:
-    """While entered, Ctrl-C and SIGTERM end a run between two batches, so never while workers start, a file is written,
-    or in a callback that would swallow them; a second one ends it wherever it is."""
-
-    def __init__(self):
-        self.asked, self._handlers = 0, {}
-
-    def __enter__(self):
-        if threading.current_thread() is threading.main_thread():  # others may set no handlers
-            self._handlers = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_):
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number, _) -> None:
-        if self.asked:
-            raise KeyboardInterrupt(128 + number)
-        self.asked = number
-        if number == signal.SIGINT and devices.rank() == 0:
-            os.write(2, b"stopping after this batch; Ctrl-C again stops at once\n")
-
-    def check(self) -> None:
-        """
-        Raises:
-            KeyboardInterrupt: a signal came; with the exit code.
-        """
-        if self.asked:
-            raise KeyboardInterrupt(128 + self.asked)
-
-
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -216,10 +167,7 @@ class Trainer:
 
     Args:
         recipe: what is trained on what, and how; `Original`, or another with its members.
-        run_dir: where the files go.
-        net: the network; moved to `device`.
         val_loader: the validation pictures, without augmentation; of several processes, this one's part.
-        device: where to compute.
         compiled: let torch.compile fuse the network's layers; the first steps then take a minute longer.
         trackers: called with (row of the history) after every epoch, in the first process.
     """
@@ -233,11 +181,12 @@ class Trainer:
         self.val_loader, self.trackers = val_loader, list(trackers)
         if self.device.type == "cpu":
             devices.reuse_memory()
-        self.train_loader = recipe.loader(recipe.size_at(0))
+        self.size = recipe.size_at(0)
+        self.train_loader = recipe.loader(self.size)
         self.optimizer, self.scheduler = recipe.optimizer(self.net, self.steps * self.config.epochs)
         self.by_validation = isinstance(self.scheduler, ReduceLROnPlateau)  # others change with every step
         self.ema = Ema(self.net, self.config.ema) if self.config.ema else None
-        self._use_precision()
+        self._use_precision(self.config.precision)
         self.parallel = self.net  # what a step calls; the two share their weights
         if compiled:
             self.net.compile()
@@ -246,19 +195,16 @@ class Trainer:
             ids = [self.device.index] if self.device.type == "cuda" else None
             self.parallel = DistributedDataParallel(self.net, device_ids=ids, process_group=devices.step_group())
         self.epoch, self.best, self.history = 0, float("inf"), []
-        self.interrupts = Interrupts()
+        self.asked = 0  # the number of a signal that came
 
-    # -- precision
-    def _use_precision(self, name: str | None = None) -> None:
-        """Compute in the precision of that name; without it in the config's, "auto" being the device's fastest."""
-        if name is None and (name := self.config.precision) == "auto":
+    def _use_precision(self, name: str) -> None:
+        """Compute in the precision of that name, "auto" being the device's fastest."""
+        if name == "auto":
             dtype = devices.autocast_dtype(self.device)
             name = next(key for key, value in DTYPES.items() if value == dtype)
-        self.precision, self.dtype = name, DTYPES[name]
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
-
-    def _autocast(self):
-        return torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None)
+        self.precision, dtype = name, DTYPES[name]
+        self.autocast = torch.autocast(self.device.type, dtype or torch.bfloat16, enabled=dtype is not None)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16)
 
     @property
     def steps(self) -> int:
@@ -266,11 +212,25 @@ class Trainer:
         return len(self.train_loader) // self.config.accumulate
 
     # -- one run
-    def fit(self, on_epoch=None, *, stop_after: int | None = None) -> list[dict]:
-        """Train from `self.epoch` to the last epoch, or to `stop_after`; the history, one row an epoch.
+    def ask(self, number: int, _=None) -> None:
+        """A signal: end the run between two batches, so never while workers start, a file is written, or in a callback
+        that would swallow it; a second one ends it wherever it is."""
+        self.check()
+        self.asked = number
+        if number == signal.SIGINT and devices.rank() == 0:
+            os.write(2, b"stopping after this batch; Ctrl-C again stops at once\n")
 
-        `on_epoch` is called with it after every epoch, the files being written.
-        """
+    def check(self) -> None:
+        """Raises KeyboardInterrupt, with the exit code, if a signal came."""
+        if self.asked:
+            raise KeyboardInterrupt(128 + self.asked)
+
+    def again(self) -> str:
+        return "resume with" if self.epoch else "start again with"
+
+    def fit(self, on_epoch=None, *, stop_after: int | None = None) -> list[dict]:
+        """Train from `self.epoch` to the last epoch, or to `stop_after`; the history, one row an epoch, with which
+        `on_epoch` is called after every epoch, the files being written."""
         if devices.rank() == 0:
             self.run_dir.mkdir(parents=True, exist_ok=True)
             self._write_config()
@@ -280,10 +240,8 @@ class Trainer:
             started = time.perf_counter()
             loss = self.train_epoch()
             counts = self.validate()
-            if not (math.isfinite(loss) and math.isfinite(counts.bce)):
-                bad = next(x for x in (loss, counts.bce) if not math.isfinite(x))
-                how = "resume with" if self.epoch else "start again with"
-                raise TrainingError(f"The loss became {bad} in epoch {self.epoch + 1}; {how} a smaller --lr.")
+            if not math.isfinite(both := loss + counts.bce):
+                raise TrainingError(f"The loss became {both} in epoch {self.epoch + 1}; {self.again()} a smaller --lr.")
             if self.by_validation:
                 self.scheduler.step(counts.bce)
             self._record(loss, counts, time.perf_counter() - started)
@@ -296,7 +254,7 @@ class Trainer:
         into its message."""
         try:
             for batch in loader:
-                self.interrupts.check()
+                self.check()
                 yield batch
         except UserError as error:
             message = str(error).strip().splitlines()
@@ -304,9 +262,8 @@ class Trainer:
 
     def train_epoch(self) -> float:
         """One pass over the training loader; the mean loss."""
-        size = self.recipe.size_at(self.epoch)
-        if size != self.recipe.size_at(max(0, self.epoch - 1)):
-            self.train_loader = self.recipe.loader(size)
+        if (size := self.recipe.size_at(self.epoch)) != self.size:
+            self.size, self.train_loader = size, self.recipe.loader(size)
         devices.barrier()  # from here on, none is to wait long for another
         self.train_loader.sampler.epoch = self.epoch
         torch.manual_seed(self.config.seed + self.epoch + 1_000_003 * devices.rank())  # dropout
@@ -327,7 +284,7 @@ class Trainer:
         target = target.to(self.device, non_blocking=True)
         waits = not update and self.parallel is not self.net
         with self.parallel.no_sync() if waits else nullcontext():
-            with self._autocast():
+            with self.autocast:
                 logits = self.parallel(image)
             loss = self.recipe.loss(logits.float(), target)
             self.scaler.scale(loss / self.config.accumulate).backward()
@@ -358,7 +315,7 @@ class Trainer:
         for image, target in self._batches(self.val_loader):
             image = image.to(self.device, non_blocking=True, memory_format=torch.channels_last)
             target = target.to(self.device, non_blocking=True)
-            with self._autocast():
+            with self.autocast:
                 logits = net(image)
             logits, face = logits.float(), target > 0.5
             found = logits > 0
@@ -391,19 +348,12 @@ class Trainer:
         return self.config.batch_size * self.config.accumulate * devices.world_size()
 
     def _record(self, loss: float, counts: Counts, seconds: float) -> None:
-        row = {
-            "epoch": self.epoch + 1,
-            "loss": loss,
-            "val_loss": counts.bce,
-            "dice": counts.dice,
-            "iou": counts.iou,
-            "lr": self.optimizer.param_groups[0]["lr"],
-            "seconds": seconds,
-        }
+        rate = self.optimizer.param_groups[0]["lr"]
+        values = self.epoch + 1, loss, counts.bce, counts.dice, counts.iou, rate, seconds
+        row = dict(zip(COLUMNS, values, strict=True))
         self.history.append(row)
         self.epoch += 1
         if devices.rank() != 0:
-            self.best = min(self.best, counts.bce)
             return
         if counts.bce < self.best:
             self.best = counts.bce
@@ -414,7 +364,7 @@ class Trainer:
         self._write_history()
         tqdm.write(
             f"epoch {row['epoch']:3d}/{self.config.epochs}  loss {loss:.4f}  val loss {counts.bce:.4f}  "
-            f"Dice {counts.dice:.4f}  IoU {counts.iou:.4f}  lr {row['lr']:.1e}  {seconds:.0f} s"
+            f"Dice {counts.dice:.4f}  IoU {counts.iou:.4f}  lr {rate:.1e}  {seconds:.0f} s"
         )
         for track in self.trackers:
             track(row)
@@ -441,18 +391,12 @@ class Trainer:
             "history": self.history,
             "model": self.net.state_dict(),
             "ema": None if self.ema is None else self.ema.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
-            "scaler": self.scaler.state_dict(),
+            **{name: getattr(self, name).state_dict() for name in ("optimizer", "scheduler", "scaler")},
         }
 
     def resume(self, state: dict) -> None:
-        """Take up the state of `last.pth`. Random numbers need no keeping: order, augmentation and dropout are seeded
-        by (seed, epoch).
-
-        Raises:
-            TrainingError: the state is of another network.
-        """
+        """Take up the state of `last.pth`; TrainingError if it is of another network. Random numbers need no keeping:
+        order, augmentation and dropout are seeded by (seed, epoch)."""
         if self.config.precision == "auto" and state["device"] == self.device.type:
             self._use_precision(state["precision"])  # of another processor, perhaps
         try:
@@ -474,7 +418,6 @@ class Trainer:
         if self.scaler.is_enabled() and state["scaler"]:  # a run in fp32 or bf16 leaves none
             self.scaler.load_state_dict(state["scaler"])
         self.epoch, self.best, self.history = state["epoch"], state["best"], state["history"]
-        self.train_loader = self.recipe.loader(self.recipe.size_at(self.epoch))
 
 
 def run(
@@ -494,7 +437,7 @@ def run(
     log=print,
 ) -> list[dict]:
     """One run as `config` says, from the prepared folders of `data`, which are made first where they are missing and a
-    source is found. Under torchrun the processes share the work.
+    source is found; the history, one row an epoch. Under torchrun the processes share the work.
 
     Args:
         recipe_class: `Original`, or another class with its members.
@@ -504,12 +447,6 @@ def run(
         on_epoch: called with the history after every epoch.
         cache: keep decoded pictures in memory.
         trackers: functions of (config, run_dir), each giving what is called with every row of the history.
-
-    Returns:
-        The history, one row an epoch.
-
-    Raises:
-        TrainingError, ModelError, DataError: one sentence each.
     """
     if config.batch_size == 1 and (config.model == "deeplabv3" or config.size <= 32):
         raise TrainingError("Batch normalisation needs more than one value a channel; give --batch-size 2 or more.")
@@ -517,7 +454,8 @@ def run(
         state = state_to_resume(run_dir, config, recipe_class) if resume else None
         with devices.rank_zero_first():
             data_preprocessing.ensure(data, log)
-        workers = usable_workers(workers)
+        if workers is None:  # one core is left to each training process of this machine
+            workers = max(0, min(4, usable_cores() // devices.local_world_size() - 1))
         recipe = recipe_class(config, data, run_dir, workers=workers, cache=cache, device=device, log=log)
         torch.manual_seed(config.seed)
         with devices.rank_zero_first():  # pretrained weights are fetched once
@@ -541,36 +479,27 @@ def run(
 
 @contextmanager
 def at_work(trainer: Trainer):
-    """Signals end the trainer between two batches, its trackers are closed, and a killed loader process is a sentence.
-
-    Raises:
-        TrainingError: a loader process died. KeyboardInterrupt: a signal came, which may have ended others as well.
-    """
+    """Signals end the trainer between two batches, and its trackers are closed. A TrainingError says that a loader
+    process died or torch.compile fails, a KeyboardInterrupt that a signal came, which may have ended others as well."""
+    handlers = {}
+    if threading.current_thread() is threading.main_thread():  # others may set none
+        handlers = {number: signal.signal(number, trainer.ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with trainer.interrupts:
-            yield
+        yield
     except Exception as error:
-        trainer.interrupts.check()
-        how = "resume with" if trainer.epoch else "start again with"
-        reason = str(error).splitlines()[0] if str(error) else ""
-        if "DataLoader worker" in reason:
-            raise TrainingError(f"A loader process died ({reason}); {how} fewer --workers, or more memory.") from None
+        trainer.check()
+        if "DataLoader worker" in reason(error):
+            how = f"{trainer.again()} fewer --workers, or more memory"
+            raise TrainingError(f"A loader process died ({reason(error)}); {how}.") from None
+        if type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
+            sentence = f"torch.compile does not work here ({reason(error)}); train without --compile."
+            raise TrainingError(sentence) from None
         raise
     finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         for track in trainer.trackers:
             track.close()
-
-
-def validation_loader(config: Config, data: Path, workers: int, cache: bool) -> DataLoader:
-    pictures = dataset.Celeb(
-        data / "images_val",
-        data / "masks_val",
-        dataset.val_transform(config.size),
-        limit=config.val_limit or config.limit,
-        cache=config.size if cache else None,
-    )
-    mine = {"rank": devices.rank(), "world_size": devices.world_size()}
-    return dataset.make_loader(pictures, config.batch_size, train=False, workers=workers, **mine)
 
 
 def announce(trainer: Trainer, log) -> None:
@@ -578,24 +507,11 @@ def announce(trainer: Trainer, log) -> None:
     shared = f", {devices.world_size()} processes" if devices.world_size() > 1 else ""
     log(
         f"Training {config.model} ({config.recipe}) on {trainer.train_loader.sampler.size} pictures an epoch, "
-        f"validating on {len(trainer.val_loader.dataset)}, on {trainer.device}{shared} in {trainer.precision}; "
-        f"files in {trainer.run_dir}"
+        f"{trainer.effective_batch} pictures a step, validating on {len(trainer.val_loader.dataset)}, on "
+        f"{trainer.device}{shared} in {trainer.precision}; files in {trainer.run_dir}"
     )
-    if trainer.effective_batch != config.batch_size:
-        log(
-            f"A step sees {trainer.effective_batch} pictures: {config.batch_size} at a time x {config.accumulate} "
-            f"accumulated x {devices.world_size()} processes; the learning rate is {config.lr}, as given."
-        )
     if trainer.epoch >= config.epochs:
         log(f"All {config.epochs} epochs are done; --epochs N trains for longer.")
-
-
-def usable_workers(given: int | None) -> int:
-    """Loader processes: as asked, else up to four, one core being left to each training process of this machine."""
-    if given is not None:
-        return given
-    local = devices.local_world_size()
-    return max(0, min(4, usable_cores() // local - 1))
 
 
 # --- The run directory ----------------------------------------------------------------------------------------------
@@ -604,23 +520,16 @@ RUN_FILES = ("last.pth", "model.best.pth", "history.csv", "config.json")
 
 @contextmanager
 def held(run_dir: Path, *, resume: bool):
-    """The run directory for this run alone, in the first process of a job; swept of what killed runs left unfinished.
-
-    Raises:
-        TrainingError: it holds a run or another's files already, or a run is at work in it.
-    """
+    """The run directory for this run alone, in the first process of a job, swept of what killed runs left unfinished;
+    an error if it holds a run or another's files already, or a run is at work in it."""
     run_dir = Path(run_dir)
     if devices.rank() != 0:
         yield
         return
     present = [name for name in RUN_FILES if (run_dir / name).exists()]
     if present and not resume:
-        how = "continue it with --resume, or give" if "last.pth" in present else "they are kept; give"
-        what = "a run" if "last.pth" in present else " and ".join(present)
-        raise TrainingError(f"{run_dir} holds {what} already; {how} another --run-dir.")
-    if resume and not run_dir.is_dir():  # there is nothing to resume, which is said elsewhere
-        yield
-        return
+        what = f"{run_dir} holds {', '.join(present)} already"
+        raise TrainingError(f"{what}; continue a run with --resume, or give another --run-dir.")
     made = not run_dir.exists()
     run_dir.mkdir(parents=True, exist_ok=True)
     try:
@@ -634,16 +543,13 @@ def held(run_dir: Path, *, resume: bool):
 
 def latest_run(runs: Path) -> Path | None:
     """The run directory in `runs` whose `last.pth` is the newest; None without any."""
-    states = sorted(Path(runs).glob("*/last.pth"), key=lambda path: path.stat().st_mtime)
-    return states[-1].parent if states else None
+    newest = max(Path(runs).glob("*/last.pth"), key=lambda path: path.stat().st_mtime, default=None)
+    return newest and newest.parent
 
 
 def configured(config_class: type, settings: dict) -> Config:
-    """The settings as an instance of `config_class`; names that it does not have are left out.
-
-    Raises:
-        TrainingError: a value of another type.
-    """
+    """The settings as an instance of `config_class`, without names that it does not have; TrainingError for a value of
+    another type."""
     names = {f.name for f in fields(config_class)}
     config = config_class(**{name: value for name, value in settings.items() if name in names})
     for name, hint in get_type_hints(config_class).items():
@@ -659,39 +565,32 @@ _PARTS = {"config": dict, "device": str, "precision": str, "steps": int, "epoch"
 
 
 def read_run(run_dir: Path) -> dict:
-    """What `last.pth` holds, its parts and their kinds checked.
-
-    Raises:
-        TrainingError: there is none, it is damaged, or it is no state of a run.
-    """
+    """What `last.pth` holds; TrainingError if there is none, it is damaged, or it is no state of a run."""
     path = Path(run_dir) / "last.pth"
     if not path.is_file():
         raise TrainingError(f"There is nothing to resume: {path} does not exist.")
-    refusal = f"{path} is not the state of a run, or is damaged; start anew in another --run-dir."
     try:
         state = networks.read_checkpoint(path)
-    except networks.ModelError as error:
-        raise TrainingError(refusal) from error
-    if not isinstance(state, dict) or not all(k in state and isinstance(state[k], v) for k, v in _PARTS.items()):
-        raise TrainingError(refusal)
-    if not {"model", "recipe", "size", "batch_size", "epochs", "lr", "seed"} <= set(state["config"]):
-        raise TrainingError(refusal)
-    rows = state["history"]
-    if len(rows) != state["epoch"] or not all(isinstance(row, dict) and set(row) == set(COLUMNS) for row in rows):
-        raise TrainingError(refusal)
+    except networks.ModelError:
+        state = None
+    if not _is_state(state):
+        raise TrainingError(f"{path} is not the state of a run, or is damaged; start anew in another --run-dir.")
     return state
 
 
-def state_to_resume(run_dir: Path, config: Config, recipe_class=Original) -> dict:
-    """The state that `last.pth` holds, once it is known to be of a run with these settings.
+def _is_state(state) -> bool:
+    if not isinstance(state, dict) or not all(k in state and isinstance(state[k], v) for k, v in _PARTS.items()):
+        return False
+    needed, rows = {"model", "recipe", "size", "batch_size", "epochs", "lr", "seed"}, state["history"]
+    whole = all(isinstance(row, dict) and set(row) == set(COLUMNS) for row in rows)
+    return needed <= set(state["config"]) and len(rows) == state["epoch"] and whole
 
-    Raises:
-        TrainingError: see `read_run`; or some setting that a run cannot change is another.
-    """
+
+def state_to_resume(run_dir: Path, config: Config, recipe_class=Original) -> dict:
+    """`read_run`, once it is known to be of a run with these settings; else a TrainingError."""
     state = read_run(run_dir)
     for name in recipe_class.fixed:
-        if state["config"].get(name, getattr(config, name)) != getattr(config, name):
-            raise TrainingError(
-                f"The run in {run_dir} has {name} {state['config'].get(name)}; resume it with the same."
-            )
+        value = state["config"].get(name, getattr(config, name))
+        if value != getattr(config, name):
+            raise TrainingError(f"The run in {run_dir} has {name} {value}; resume it with the same.")
     return state
