@@ -80,9 +80,7 @@ class Report:
     def __str__(self) -> str:
         counts = {name: f"{name}: {s.there + s.prepared} of {s.wanted}" for name, s in self.splits.items()}
         if self.idle:
-            partial_source = any(s.there < s.wanted for s in self.splits.values())
-            more = ", and the source holds no more" if partial_source else ""
-            return f"Nothing to do: {', '.join(counts.values())} faces are prepared in {self.out}{more}."
+            return f"Nothing to do: {', '.join(counts.values())} faces are prepared in {self.out}."
         lines = []
         for name, split in self.splits.items():
             persons = f", {split.persons} new silhouettes" if split.persons else ""

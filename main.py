@@ -17,6 +17,7 @@ import os
 import re
 import sys
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 
 import const
@@ -34,14 +35,12 @@ class Runner:
     def __init__(self, device: str = "auto", *, log=print):
         self.device_name, self.log, self.segmenter = device, log, None
 
-    @property
+    @cached_property
     def device(self):
         """The torch.device, tried out."""
         import devices
 
-        found = devices.find_device(self.device_name, log=self.log)
-        self.device_name = str(found)
-        return found
+        return devices.find_device(self.device_name, log=self.log)
 
     def load(self, weights: str | Path | None = None, *, online=False, precision="auto", backend="auto", **options):
         """Get ready to predict, and give the runner itself.
@@ -502,9 +501,14 @@ def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a name that the terminal cannot print is no error
             stream.reconfigure(errors="backslashreplace")
+    given = sys.argv[1:] if argv is None else argv
+    old = next((name for name in (option.partition("=")[0] for option in given) if name in RENAMED), None)
+    if old:
+        return _report([f"{old} is called {RENAMED[old]} now."])
     try:
         try:
-            return _run(sys.argv[1:] if argv is None else argv)
+            args = build_parser().parse_args(given)
+            return exit_code(lambda: args.run(args), options=vars(args))
         finally:
             if sys.stdout is not None:
                 sys.stdout.flush()
@@ -513,14 +517,6 @@ def main(argv: list[str] | None = None) -> int:
         if isinstance(error, BrokenPipeError):
             return 141
         return _report([f"standard output: {error.strerror}."])
-
-
-def _run(argv: list[str]) -> int:
-    for option in argv:
-        if (name := option.partition("=")[0]) in RENAMED:
-            return _report([f"{name} is called {RENAMED[name]} now."])
-    args = build_parser().parse_args(argv)
-    return exit_code(lambda: args.run(args), options=vars(args))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ import io
 import os
 import re
 import stat
-import struct
 import threading
 import warnings
 import zlib
@@ -72,14 +71,8 @@ class PictureError(UserError):
 def read_picture(
     path: Path | io.BytesIO, *, name: str | None = None, animated: Callable[[str], None] | None = None
 ) -> np.ndarray:
-    """Any picture as it is seen: uint8 (H, W, 3) RGB, upright, transparency over white.
-
-    Greyscale, 16-bit, palette, CMYK, alpha and floating-point pictures are converted; of an animation the first frame
-    is taken. HEIC needs the package pillow-heif.
-
-    Args:
-        name: for messages, in place of the path.
-        animated: told the name of an animation.
+    """Any picture as it is seen, of any depth and colour space: uint8 (H, W, 3) RGB, upright, transparency over white;
+    of an animation the first frame, and `animated` is told. Messages have `name`, or the path.
 
     Raises:
         PictureError: the file is missing, is no picture, or is cut short.
@@ -217,11 +210,7 @@ def count_pixels(path: Path) -> int:
 
 def read_known(path: Path, *, grey: bool = False) -> np.ndarray:
     """A picture of a data set, uint8 (H, W, 3) RGB, or (H, W) with `grey`: as `read_picture`, but whole JPEGs, and with
-    `grey` PNGs, by OpenCV, in half of the time.
-
-    Raises:
-        PictureError: as `read_picture`.
-    """
+    `grey` PNGs, by OpenCV, in half of the time."""
     path = Path(path)
     with _opened(path, str(path)) as file:
         data = file.read()
@@ -273,9 +262,8 @@ def find_jobs(inputs: Iterable[Path], out: Path) -> list[Job]:
 def iter_jobs(
     inputs: Iterable[Path], out: Path, skipped: list[str] | None = None, passed: list[str] | None = None
 ) -> Iterator[Job]:
-    """The pictures of files and folders (searched through, in name order), each with a name of its own; `skipped` gets
-    a sentence for each folder that cannot be searched or holds no pictures, `passed` the files of folders that are no
-    pictures.
+    """The pictures of files and folders (searched through, in name order); `skipped` gets a sentence for each folder
+    that cannot be searched or holds no pictures, `passed` the files of folders that are no pictures.
 
     Results are named after the picture, below the same subfolders. Where two pictures would share a name, whatever the
     case of its letters, the later one gets its suffix appended (`cat_png`), then a number. Results of an earlier run
@@ -299,25 +287,23 @@ def iter_jobs(
 
 
 def _stem(path: Path) -> str:
-    """The path without its suffix, its last part cut so that a result's ending fits behind it: file systems take 255
-    bytes. Bytes that are no text go."""
-    room = 255 - len("_side-by-side.jpg") - 12  # and a suffix or number, where names would be the same
+    """The path without its suffix and bytes that are no text, cut so that a result's ending fits behind it."""
+    room = 255 - len("_side-by-side.jpg") - 12  # bytes that file systems take; a number, where names would be the same
     stem = os.fsencode(path.name.removesuffix(path.suffix))[:room].decode("utf-8", "ignore")
     return (path.parent / (stem if stem.strip(".") else "_")).as_posix()
 
 
 def _walk(folder: Path, out: Path, skipped: list[str], passed: list[str]) -> Iterator[Path]:
-    seen = set()  # a link may lead to a folder above it
-
     def unsearched(error: OSError) -> None:
         skipped.append(f"{error.filename} cannot be searched ({error.strerror}).")
 
+    seen = set()  # a link may lead to a folder above it
     for root, folders, files in os.walk(folder, onerror=unsearched, followlinks=True):
-        identity = os.stat(root)
-        if (identity.st_dev, identity.st_ino) in seen:
+        status = os.stat(root)
+        if (status.st_dev, status.st_ino) in seen:
             folders.clear()
             continue
-        seen.add((identity.st_dev, identity.st_ino))
+        seen.add((status.st_dev, status.st_ino))
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         own = Path(root).resolve().is_relative_to(out.resolve())
         for name in sorted(files):
@@ -332,6 +318,14 @@ def _walk(folder: Path, out: Path, skipped: list[str], passed: list[str]) -> Ite
 
 # --- Tags: which picture a result is of -----------------------------------------------------------------------------
 _TAG = re.compile(rb"face-segmentation ([0-9a-f]{16}) ([0-9]{12})")  # identity of the source, the result's size
+_COMMENTS = {  # suffix: where in the file a comment goes, what comes before and behind the 47 bytes of its text
+    ".png": (33, b"\0\0\0\x37tEXtComment\0", b"\0\0\0\0"),  # behind the signature and the header; a checksum
+    ".jpg": (20, b"\xff\xfe\0\x31", b""),  # behind the marker and JFIF's header
+    ".gif": (-1, b"\x21\xfe\x2f", b"\0"),  # before the trailer
+    ".json": (1, b'"tag": "', b'", '),  # the first field of an object
+    ".onnx": (None, b"\x72\x36\x0a\x03tag\x12\x2f", b""),  # of the metadata, the message's field 14, of two texts
+    ".mp4": (None, b"\0\0\0\x37free", b""),
+}
 
 
 def identity(path: Path) -> str:
@@ -344,34 +338,24 @@ def identity(path: Path) -> str:
 def tagged(data: bytes, suffix: str, source: str = "0" * 16, before: int = 0) -> bytes:
     """A result's bytes, or those that follow the `before` that are written, with the `identity` of its picture, if it
     is of one, in a comment of the format."""
-    # bytes around the 47 of the text
-    extra = {".png": 20, ".jpg": 4, ".gif": 4, ".mp4": 8, ".json": 11, ".onnx": 9}[suffix]
-    text = f"face-segmentation {source} {before + len(data) + extra + 47:012}".encode()
-    if suffix == ".png":  # behind the signature and the header
-        chunk = b"tEXtComment\0" + text
-        return data[:33] + struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) + data[33:]
-    if suffix == ".jpg":  # behind the marker and JFIF's header
-        return data[:20] + struct.pack(">HH", 0xFFFE, 2 + len(text)) + text + data[20:]
-    if suffix == ".gif":  # before the trailer
-        return data[:-1] + struct.pack(">HB", 0x21FE, len(text)) + text + b"\0" + data[-1:]
-    if suffix == ".json":  # the first field of an object
-        return data[:1] + b'"tag": "' + text + b'", ' + data[1:]
-    if suffix == ".onnx":  # an entry of the model's metadata: field 14 of the message, of two texts
-        return data + b"\x72\x36\x0a\x03tag\x12\x2f" + text
-    return data + struct.pack(">I4s", 8 + len(text), b"free") + text
+    place, head, tail = _COMMENTS[suffix]
+    size = before + len(data) + len(head) + 47 + len(tail)
+    text = b"face-segmentation %s %012d" % (source.encode(), size)
+    if suffix == ".png":
+        tail = zlib.crc32(head[4:] + text).to_bytes(4, "big")
+    place = len(data) if place is None else place
+    return data[:place] + head + text + tail + data[place:]
 
 
 def read_tag(path: Path) -> str | None:
     """The `identity` of the picture that a result is of; None for any other file, and for a result changed since."""
-    if not os.path.isfile(path):  # opening a pipe would wait for ever
-        return None
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
+        with _opened(path, "") as file:
             start = file.read(512)
+            size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - 64))
             found = _TAG.search(start) or _TAG.search(file.read())
-    except OSError:
+    except (OSError, PictureError):
         return None
     return found[1].decode() if found and int(found[2]) == size else None
 
@@ -415,19 +399,14 @@ def predict_files(
 ) -> Iterator[tuple[Job, str | None]]:
     """Read, segment and write at the same time; yields each job when it is done, with a sentence if it failed.
 
-    A few threads take a batch each through all three, and share the cores: a core that computes need not wait for one
-    that reads, and none for the slowest part of a layer that both would work on.
+    A few threads take a batch each through all three, and share the cores: none waits for the slowest of the others.
 
     Args:
-        segmenter: an inference.Segmenter.
         batch_size: pictures segmented together, where there are many.
         on_result: called in one of the threads with (job, picture uint8 (H, W, 3), logits float32 (H, W)); those of a
-            picture of more than `PIXELS_IN_HAND` are smaller. A PictureError of its is the sentence of the job.
+            picture of more than `PIXELS_IN_HAND` are smaller. A PictureError of its is the sentence of the job, an
+            OSError (a full disk, no permission) ends the work.
         workers: the threads; one a core without it, at most `AT_ONCE`, on a GPU at least two.
-        animated: see `read_picture`.
-
-    Raises:
-        OSError: a result could not be written (a full disk, no permission): the pictures after it would fail as well.
     """
     import torch
 
@@ -518,17 +497,13 @@ def predict(
 ) -> list[str]:
     """Write results, by default NAME_mask.png and NAME_overlay.jpg, for every picture of files and folders.
 
-    Folders are searched twice, once to count their pictures and once for the work, so that a million are never listed.
+    Gives a sentence for each picture that could not be read or whose results would replace another file, and for each
+    folder without pictures. Folders are searched twice, once to count, so that a million are never listed.
 
     Args:
-        segmenter: an inference.Segmenter.
         skip_existing: leave out pictures whose results are all there, of the same file.
         fail_empty: pictures without a face are an error; else they are only named.
         shard: (i, n): the i-th of n parts of the pictures, for as many processes or machines.
-
-    Returns:
-        A sentence for each picture that could not be read or whose results would replace another file, and for each
-        folder without pictures.
 
     Raises:
         UserError: no pictures, or results that cannot be written.
@@ -592,11 +567,10 @@ class _Results:
     def write(self, job: Job, picture: np.ndarray, logits: np.ndarray) -> None:
         from inference import to_mask
 
-        size = picture.shape[1::-1]
-        if logits.shape == picture.shape[:2]:
-            mask = to_mask(logits, self.output.threshold)
-        else:  # of a very large picture
-            mask = cv2.resize(to_mask(logits, self.output.threshold), size, interpolation=cv2.INTER_LINEAR)
+        mask = to_mask(logits, self.output.threshold)
+        if mask.shape != picture.shape[:2]:  # of a very large picture
+            size = picture.shape[1::-1]
+            mask = cv2.resize(mask, size, interpolation=cv2.INTER_LINEAR)
             cv2.threshold(mask, 127, 255, cv2.THRESH_BINARY, dst=mask)
             if {"json", "probability"} & set(self.output.results):
                 logits = cv2.resize(logits, size, interpolation=cv2.INTER_LINEAR)
@@ -631,11 +605,7 @@ def _listed(names: list[str]) -> str:
 
 
 def predict_stream(segmenter, source, sink, threshold: float = const.THRESHOLD) -> bool:
-    """Read one picture from a binary stream, write its mask as PNG to another; whether it shows a face.
-
-    Raises:
-        PictureError: the stream holds no picture.
-    """
+    """Read one picture from a binary stream, write its mask as PNG to another; whether it shows a face."""
     picture = read_picture(io.BytesIO(source.read()), name="standard input")
     mask = segmenter.mask(picture, threshold)
     sink.write(encode(mask, ".png"))
