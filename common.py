@@ -5,6 +5,7 @@ Imports nothing of the project, and nothing large.
 
 from __future__ import annotations
 
+import argparse
 import errno
 import os
 import platform
@@ -15,7 +16,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Container, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 TEMP = ".tmp-"  # begins the name of every unfinished file
@@ -175,6 +176,21 @@ def _sentence(error: Exception, options: Container[str]) -> str | None:
     if isinstance(error, OSError):
         return f"{error.filename or 'writing'}: {error.strerror or error}."
     return None
+
+
+def number(kind: type, low, high, what: str) -> Callable[[str], int | float]:
+    """An argparse type: a number of `kind` within [low, high], which are `what`."""
+
+    def parse(text: str):
+        with suppress(ValueError):
+            if low <= kind(text) <= high:
+                return kind(text)
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+
+    return parse
+
+
+positive = number(int, 1, 10**9, "a whole number from 1 up")
 
 
 def usable_cores() -> int:

@@ -5,10 +5,9 @@
     python data_preprocessing.py --source PATH          # the official zip, or a folder at or above CelebAMask-HQ
     python data_preprocessing.py --persons              # also each person's silhouette, for cutting people out
 
-Makes `images_train masks_train images_val masks_val` (and `persons_train persons_val`) under --out. A mask is the
-part `skin` minus the eyeglasses, 512x512, 0 or 255. The source is only read: pictures become hard links where the file
-system has them, copies elsewhere, so replace a prepared picture, never edit it in place. A second run does nothing,
-and a killed one is finished by the next.
+Makes `images_train masks_train images_val masks_val` (and `persons_train persons_val`) under --out. The source is only
+read: pictures become hard links where the file system has them, so replace a prepared picture, never edit it in place.
+A second run does nothing, and a killed one is finished by the next.
 """
 
 import argparse
@@ -26,7 +25,7 @@ from functools import partial
 from pathlib import Path
 
 import const
-from common import DownloadError, UserError, drive_link, exit_code, locked, replacing, sweep, usable_cores
+from common import DownloadError, UserError, drive_link, exit_code, locked, positive, replacing, sweep, usable_cores
 from common import download as fetch
 
 ARCHIVE = "CelebAMask-HQ.zip"
@@ -176,20 +175,22 @@ def _is_zip(path: str | Path) -> bool:
         return False
 
 
-def _is_celeb(folder: str | Path) -> bool:
-    return os.path.isdir(os.path.join(folder, IMAGES)) and os.path.isdir(os.path.join(folder, PARTS))
+def _source_in(folder: str | Path) -> Folder | Archive | None:
+    if all(os.path.isdir(os.path.join(folder, name)) for name in (IMAGES, PARTS)):
+        return Folder(Path(folder))
+    path = Path(folder, ARCHIVE)
+    return Archive(path) if _is_zip(path) else None
 
 
-def _search(top: Path, depth: int = SEARCH_DEPTH) -> Folder | Archive | None:
+def _search(top: Path) -> Folder | Archive | None:
     """The data set nearest below `top`, breadth first; a folder is preferred to the zip."""
     level, archive, visited = [str(top)], None, 0
-    for _ in range(depth + 1):
+    for _ in range(SEARCH_DEPTH + 1):
         below = []
         for folder in level[: max(0, SEARCH_FOLDERS - visited)]:
-            if _is_celeb(folder):
-                return Folder(Path(folder))
-            if archive is None and _is_zip(path := os.path.join(folder, ARCHIVE)):
-                archive = Archive(Path(path))
+            if isinstance(source := _source_in(folder), Folder):
+                return source
+            archive = archive or source
             with suppress(OSError), os.scandir(folder) as entries:  # not ours to read, so not where the data set is
                 below += sorted(e.path for e in entries if not e.name.startswith(".") and e.is_dir())
         visited += len(level)
@@ -202,7 +203,7 @@ def find_source(path: str | Path | None = None) -> Folder | Archive:
     there is none. Its contents are listed by `prepare` alone."""
     if path is None:
         places = (const.CELEB_DIR, const.CELEB_DIR / "CelebAMask-HQ", const.DIR_PATH)
-        found = [source for place in places if (source := _search(place, depth=0))]
+        found = [source for place in places if (source := _source_in(place))]
         found.sort(key=lambda source: isinstance(source, Archive))  # a folder is preferred to the zip
         found = found or [source for place in KAGGLE if (source := _search(place))]
         if not found:
@@ -276,11 +277,9 @@ def _reading(name: str):
     """An error of the source's file, told from a failure to write, which ends the run."""
     try:
         yield
-    except _FaceError:
-        raise
     except Exception as error:  # zipfile and the decoders raise a dozen kinds
-        reason = getattr(error, "strerror", None) or error  # without the path, which the name says already
-        raise _FaceError(f"{name} cannot be read ({reason})") from error
+        # without the path, which the name says already
+        raise _FaceError(f"{name} cannot be read ({getattr(error, 'strerror', None) or error})") from error
 
 
 def _read_part(source: Folder | Archive, face: _Face, part: str):
@@ -296,11 +295,11 @@ def _read_part(source: Folder | Archive, face: _Face, part: str):
         image = PngImagePlugin.PngImageFile(io.BytesIO(data))
         size = image.size
         image.verify()  # every chunk's CRC: decoders differ in what they make of a broken one
+        mask = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
+        if mask is None:
+            raise ValueError("no decoder for it")
     if size != (const.MASK_SIZE, const.MASK_SIZE):
         raise _FaceError(f"{name} is {size[0]}x{size[1]}, not {const.MASK_SIZE}x{const.MASK_SIZE}")
-    mask = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
-    if mask is None:
-        raise _FaceError(f"{name} cannot be decoded")
     return mask
 
 
@@ -317,17 +316,16 @@ def _put_picture(source: Folder | Archive, out: Path, face: _Face) -> bool:
         with _reading(name), source.open(face.picture) as file:
             width, height = JpegImagePlugin.JpegImageFile(file).size
             file.seek(max(0, file.seek(0, os.SEEK_END) - 64))
-            if b"\xff\xd9" not in file.read():
-                raise _FaceError(f"{name} is truncated")
-            if width != height or not MIN_PICTURE <= width <= MAX_PICTURE:
-                sides = f"{MIN_PICTURE} to {MAX_PICTURE} pixels"
-                raise _FaceError(f"{name} is {width}x{height}, not a square of {sides}")
-            if source.link(face.picture, temp):
-                return True
+            whole, linked = b"\xff\xd9" in file.read(), source.link(face.picture, temp)
             file.seek(0)
-            data = file.read()
-        temp.write_bytes(data)
-    return False
+            data = b"" if linked else file.read()
+        if not whole:
+            raise _FaceError(f"{name} is truncated")
+        if width != height or not MIN_PICTURE <= width <= MAX_PICTURE:
+            raise _FaceError(f"{name} is {width}x{height}, not a square of {MIN_PICTURE} to {MAX_PICTURE} pixels")
+        if not linked:
+            temp.write_bytes(data)
+    return linked
 
 
 def _write_mask(mask, path: Path) -> None:
@@ -448,7 +446,7 @@ def _make_all(faces: list[_Face], source, report: Report, workers: int, progress
     from PIL import JpegImagePlugin  # noqa: F401
     from tqdm.auto import tqdm
 
-    for kind in ("images", "masks", "persons")[: 3 if any(face.person for face in faces) else 2]:
+    for kind in MADE if any(face.person for face in faces) else ("images", "masks"):
         for split in report.splits:
             (report.out / f"{kind}_{split}").mkdir(parents=True, exist_ok=True)
     # Threads, as OpenCV and zlib let go of the interpreter; processes would each read the zip's 420,000 names.
@@ -478,13 +476,6 @@ def ensure(out: str | Path, log=print) -> Path:
         for reason in prepare(source, out).skipped:
             log(f"skipped: {reason}")
     return out
-
-
-def positive(text: str) -> int:
-    """A whole number from 1 on, for argparse."""
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return number
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -5,8 +5,6 @@
     python main.py train --data CelebAMask-HQ        the original's experiment, into runs/
     python main.py evaluate --weights model.best.pth
 
-Weights that are not named are the first that there are of model.best.pth beside this file, the original's published
-checkpoint once it has been fetched, and the bundled small network; `python main.py` alone tries to fetch the published.
 Only the parts of a command are imported by it: `--help` needs no PyTorch.
 """
 
@@ -16,12 +14,11 @@ import argparse
 import os
 import re
 import sys
-from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
 import const
-from common import UserError, exit_code
+from common import UserError, exit_code, number, positive
 
 
 class Runner:
@@ -124,28 +121,15 @@ class Runner:
 
 
 # --- The command line -----------------------------------------------------------------------------------------------
-def _number(kind, low, high, what: str):
-    """An argparse type: a number of `kind` within [low, high]."""
-
-    def parse(text: str):
-        with suppress(ValueError):
-            if low <= kind(text) <= high:
-                return kind(text)
-        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
-
-    return parse
-
-
-_count = _number(int, 1, 10**9, "a whole number from 1 up")
-_size = _number(int, 32, 8192, "a whole number from 32 to 8192")
-_small = _number(int, 0, 256, "a whole number from 0 to 256")
-_seed = _number(int, 0, 2**31 - 1, "a whole number from 0 up")
-_rate = _number(float, 1e-12, 1e3, "a number above 0")
-_probability = _number(float, 1e-6, 1 - 1e-6, "a probability between 0 and 1")
-_fraction = _number(float, 0, 1, "a number from 0 to 1")
-_smoothing = _number(float, 0, 0.99, "a number from 0 to 0.99")
-_port = _number(int, 1, 65535, "a port from 1 to 65535")
-_seconds = _number(float, 0, 1e9, "a number of seconds from 0 up")
+_size = number(int, 32, 8192, "a whole number from 32 to 8192")
+_small = number(int, 0, 256, "a whole number from 0 to 256")
+_seed = number(int, 0, 2**31 - 1, "a whole number from 0 up")
+_rate = number(float, 1e-12, 1e3, "a number above 0")
+_probability = number(float, 1e-6, 1 - 1e-6, "a probability between 0 and 1")
+_fraction = number(float, 0, 1, "a number from 0 to 1")
+_smoothing = number(float, 0, 0.99, "a number from 0 to 0.99")
+_port = number(int, 1, 65535, "a port from 1 to 65535")
+_seconds = number(float, 0, 1e9, "a number of seconds from 0 up")
 RENAMED = {
     "--looks": "--passes",
     "--every": "--frame-stride",
@@ -241,12 +225,12 @@ def _add_predict(p: argparse.ArgumentParser) -> None:
     add("--precision", choices=precisions, default="auto", help="default: the fastest; int8 needs `export --int8`")
     add("--backend", **_BACKEND, help="default: OpenVINO on a CPU if it is installed")
     add = p.add_argument_group("many pictures").add_argument
-    add("--batch-size", type=_count, default=4, help="pictures segmented together; default 4")
+    add("--batch-size", type=positive, default=4, help="pictures segmented together; default 4")
     add("--skip-existing", action="store_true", help="leave out pictures whose results are there")
     add("--shard", type=_shard, metavar="I/N", help="the I-th of N parts; torchrun's ranks by themselves")
     add = p.add_argument_group("videos and cameras").add_argument
     add("--masks", action="store_true", help="also NAME_mask.mp4")
-    add("--frame-stride", type=_count, default=1, metavar="N", help="keep a mask for N frames of a still face")
+    add("--frame-stride", type=positive, default=1, metavar="N", help="keep a mask for N frames of a still face")
     add("--start", type=_seconds, default=0.0, metavar="S", help="seconds")
     add("--end", type=_seconds, metavar="S", help="seconds; for a camera, when to stop")
     add("--smooth", type=_smoothing, default=0.0, help="fraction of the past in a mask; 0.6 halves the flicker")
@@ -258,14 +242,14 @@ def _add_train(p: argparse.ArgumentParser) -> None:
     add("--model", choices=("deeplabv3", "unet", "lite"), help=f"default {const.MODEL}; robust lite")
     add("--recipe", choices=("original", "robust"), help="default original; robust: the bundled weights'")
     add("--data", **_DATA)
-    add("--epochs", type=_count, help=f"default {const.EPOCHS}")
-    add("--batch-size", type=_count, help=f"default {const.BATCH_SIZE}")
+    add("--epochs", type=positive, help=f"default {const.EPOCHS}")
+    add("--batch-size", type=positive, help=f"default {const.BATCH_SIZE}")
     add("--lr", type=_rate, help=f"default {const.LR}")
     add("--size", type=_size, help=f"picture size; default {const.IMG_SIZE}")
-    add("--limit", type=_count, help="only the first N faces of each split")
-    add("--val-limit", type=_count, help="only the first N faces of the validation split")
+    add("--limit", type=positive, help="only the first N faces of each split")
+    add("--val-limit", type=positive, help="only the first N faces of the validation split")
     add("--workers", type=_small, help="loader processes, of robust up to 4.5 GB each; default: cores - 1, at most 4")
-    add("--accumulate", type=_count, metavar="N", help="batches that make one step; default 1")
+    add("--accumulate", type=positive, metavar="N", help="batches that make one step; default 1")
     add("--precision", choices=("auto", "fp32", "bf16", "fp16"), help="default auto: the fastest here")
     add("--compile", action="store_true", help="torch.compile: a slow start, then faster steps")
     add("--cache", action="store_true", help="keep decoded pictures in memory, 4 bytes a pixel a process")
@@ -274,7 +258,7 @@ def _add_train(p: argparse.ArgumentParser) -> None:
     add("--resume", action="store_true", help="continue the run in --run-dir, or the latest one in runs/")
     add("--no-pretrained", dest="pretrained", action="store_const", const=False, help="start from random weights")
     add("--run-dir", type=_path, help="where the run's files go; default: runs/MODEL")
-    add("--stop-after", type=_count, metavar="N", help="stop after epoch N; --resume goes on")
+    add("--stop-after", type=positive, metavar="N", help="stop after epoch N; --resume goes on")
     add("--clearml", action="store_true", help="also report to ClearML, as the original did")
     add("--tensorboard", action="store_true", help="also write logs for TensorBoard")
     robust = p.add_argument_group("the robust recipe")
@@ -316,7 +300,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--weights", metavar="F", required=True, help="a weights file, 'bundled' or 'published'")
     add("--data", **_DATA)
     add("--out", type=_path, help="where metrics.json and worst.jpg go; default: runs/evaluate-NAME")
-    add("--limit", type=_count, help="only the first N pictures")
+    add("--limit", type=positive, help="only the first N pictures")
     add("--exclude", type=Path, metavar="F", help="a file of ids: one more row, without those faces")
     add("--device", **_DEVICE)
     add("--flip", **_FLIP)
@@ -370,10 +354,11 @@ def _predict_moving(args, runner: Runner, videos: list[Path], shard: tuple[int, 
     kinds = dict.fromkeys([*output.results, *["mask"] * args.masks])
     none = [kind for kind in kinds if kind in const.PICTURES_ONLY]
     output = replace(output, results=tuple(kind for kind in kinds if kind not in none))
-    if none and videos and not output.results:
-        raise UserError(f"Of a video there is no {' and no '.join(none)}; save something else of it.")
     if none and videos:
-        runner.log(f"Of videos there is no {' and no '.join(none)}.")
+        sentence = f"Of a video there is no {' and no '.join(none)}"
+        if not output.results:
+            raise UserError(f"{sentence}; save something else of it.")
+        runner.log(f"{sentence}.")
     timing = video.Timing(args.frame_stride, args.start, args.end, args.smooth)
     common, first = {"output": output, "timing": timing, "log": runner.log}, devices.rank() == 0
     gif = args.gif if first else None

@@ -214,15 +214,12 @@ def read_known(path: Path, *, grey: bool = False) -> np.ndarray:
     path = Path(path)
     with _opened(path, str(path)) as file:
         data = file.read()
-    flags = cv2.IMREAD_GRAYSCALE if grey else cv2.IMREAD_COLOR
-    try:
-        known = data[:8] == b"\x89PNG\r\n\x1a\n" if grey else data[:3] == b"\xff\xd8\xff" and b"\xff\xd9" in data[-64:]
-        if known and 0 < count_pixels(path) <= MOST_PIXELS:
-            picture = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    known = data[:8] == b"\x89PNG\r\n\x1a\n" if grey else data[:3] == b"\xff\xd8\xff" and b"\xff\xd9" in data[-64:]
+    if known and 0 < count_pixels(path) <= MOST_PIXELS:
+        with suppress(MemoryError, cv2.error):
+            picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE if grey else cv2.IMREAD_COLOR)
             if picture is not None:
                 return picture if grey else cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
-    except (MemoryError, cv2.error) as error:
-        raise PictureError(f"{path} cannot be read as a picture ({reason(error)}).") from None
     picture = read_picture(path)
     return cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY) if grey else picture
 

@@ -450,7 +450,8 @@ def run(
     """
     if config.batch_size == 1 and (config.model == "deeplabv3" or config.size <= 32):
         raise TrainingError("Batch normalisation needs more than one value a channel; give --batch-size 2 or more.")
-    with devices.process_group(device), held(run_dir, resume=resume):
+    holding = held(run_dir, resume=resume) if devices.rank() == 0 else nullcontext()
+    with devices.process_group(device), holding:
         state = state_to_resume(run_dir, config, recipe_class) if resume else None
         with devices.rank_zero_first():
             data_preprocessing.ensure(data, log)
@@ -520,12 +521,8 @@ RUN_FILES = ("last.pth", "model.best.pth", "history.csv", "config.json")
 
 @contextmanager
 def held(run_dir: Path, *, resume: bool):
-    """The run directory for this run alone, in the first process of a job, swept of what killed runs left unfinished;
+    """The run directory for this run alone, swept of what killed runs left unfinished;
     an error if it holds a run or another's files already, or a run is at work in it."""
-    run_dir = Path(run_dir)
-    if devices.rank() != 0:
-        yield
-        return
     present = [name for name in RUN_FILES if (run_dir / name).exists()]
     if present and not resume:
         what = f"{run_dir} holds {', '.join(present)} already"
