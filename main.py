@@ -81,24 +81,6 @@ class Runner:
             self.load()
         return predict(self.segmenter, inputs, out, output, log=self.log, **options)
 
-    def export(self, out: Path, *, faces: Path | None = None) -> float:
-        """Write the loaded network as ONNX, compared with PyTorch on the sample photographs; the largest difference.
-        With the prepared folders `faces` in int8 for OpenVINO, by some of their pictures; the IoU with fp32."""
-        from extras import openvino_backend
-        from extras.onnx_export import export
-        from pictures import find_jobs, read_picture
-
-        pictures = [read_picture(job.path) for job in find_jobs([const.TEST_DIR], out)]
-        if not pictures:
-            raise UserError(f"{const.TEST_DIR} holds no pictures to compare the export on.")
-        if faces is None:
-            return export(self.segmenter.net, self.segmenter.info, out, pictures, log=self.log)
-        from data_preprocessing import ensure
-
-        found = sorted((ensure(faces, self.log) / "images_train").glob("*.jpg"))
-        some = (read_picture(path) for path in found[:: max(1, len(found) // openvino_backend.FACES)])
-        return openvino_backend.quantize(self.segmenter, self.weights, some, pictures, out, log=self.log)
-
     # -- train
     def train(self, config, data: Path, run_dir: Path, **options) -> list[dict]:
         """Train as `config` says (training.Config or robust.recipe.RobustConfig) on the prepared folders of `data`; the
@@ -382,13 +364,23 @@ def _predict_stream(args) -> int:
 
 
 def _export(args) -> None:
-    runner = Runner("cpu").load(args.weights, backend="torch")
-    if args.int8:
-        from extras.openvino_backend import int8_path
+    from extras import onnx_export, openvino_backend
+    from pictures import find_jobs, read_picture
 
-        runner.export(args.out or int8_path(runner.weights), faces=args.data)
-    else:
-        runner.export(args.out or const.PREDICTIONS_DIR / f"{runner.weights.stem}.onnx")
+    runner = Runner("cpu").load(args.weights, backend="torch")
+    segmenter, weights = runner.segmenter, runner.weights
+    pictures = [read_picture(job.path) for job in find_jobs([const.TEST_DIR], const.PREDICTIONS_DIR)]
+    if not pictures:
+        raise UserError(f"{const.TEST_DIR} holds no pictures to compare the export on.")
+    if not args.int8:
+        out = args.out or const.PREDICTIONS_DIR / f"{weights.stem}.onnx"
+        onnx_export.export(segmenter.net, segmenter.info, out, pictures)
+        return
+    from data_preprocessing import ensure
+
+    found = sorted((ensure(args.data) / "images_train").glob("*.jpg"))
+    some = (read_picture(path) for path in found[:: max(1, len(found) // openvino_backend.FACES)])
+    openvino_backend.quantize(segmenter, weights, some, pictures, args.out or openvino_backend.int8_path(weights))
 
 
 def _demo(args) -> None:

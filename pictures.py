@@ -35,6 +35,7 @@ MOST_PIXELS = 178_956_970  # of one picture: Pillow's own limit
 LONGEST_SIDE = 65_500  # pixels; what a JPEG, and so an overlay, can hold
 BATCH_PIXELS = 24_000_000  # pictures are batched up to this many pixels over all threads
 PIXELS_IN_HAND = 48_000_000  # at most over all threads, at about 17 bytes each, but for one picture that is larger
+SHARES = 64  # that these are handed out in
 AT_ONCE = 4  # batches in hand at most; on machines of more cores, each gets several
 
 
@@ -370,25 +371,17 @@ def forbidden(results: Iterable[Path], inputs: Iterable[Path] = ()) -> str | Non
 
 
 # --- Many pictures at once --------------------------------------------------------------------------------------------
-class _Room:
-    """Pixels that all threads together may have in hand; a picture larger than all of it has it alone."""
-
-    def __init__(self, pixels: int):
-        self.size = self.left = pixels
-        self.changed = threading.Condition()
-
-    @contextmanager
-    def holding(self, pixels: int):
-        pixels = min(pixels, self.size)
-        with self.changed:
-            self.changed.wait_for(lambda: self.left >= pixels)
-            self.left -= pixels
-        try:
-            yield
-        finally:
-            with self.changed:
-                self.left += pixels
-                self.changed.notify_all()
+@contextmanager
+def _holding(pixels: int, lock: threading.Lock, room: threading.Semaphore) -> Iterator[None]:
+    """Wait until so many pixels more may be in hand; a picture larger than all of the room has it alone."""
+    shares = max(1, min(SHARES, -(-pixels * SHARES // PIXELS_IN_HAND)))
+    with lock:  # one after the other, or each might wait for what another has taken already
+        for _ in range(shares):
+            room.acquire()
+    try:
+        yield
+    finally:
+        room.release(shares)
 
 
 def predict_files(
@@ -418,12 +411,12 @@ def predict_files(
         return
     workers = min(workers, len(first))
     size = min(batch_size, -(-len(first) // workers))  # a few pictures are shared out evenly
-    todo, room = chain(first, todo), _Room(PIXELS_IN_HAND)
+    todo, room = chain(first, todo), (threading.Lock(), threading.Semaphore(SHARES))
 
     def predicted(batch: list[Job]) -> list[tuple[Job, str | None]]:
         done = []
         for group, pixels in _groups(batch, BATCH_PIXELS // workers):
-            with room.holding(pixels):
+            with _holding(pixels, *room):
                 done += _predict_group(segmenter, group, on_result, animated)
         return done
 

@@ -6,8 +6,6 @@
 from __future__ import annotations
 
 import copy
-import csv
-import io
 import json
 import math
 import os
@@ -225,9 +223,6 @@ class Trainer:
         if self.asked:
             raise KeyboardInterrupt(128 + self.asked)
 
-    def again(self) -> str:
-        return "resume with" if self.epoch else "start again with"
-
     def fit(self, on_epoch=None, *, stop_after: int | None = None) -> list[dict]:
         """Train from `self.epoch` to the last epoch, or to `stop_after`; the history, one row an epoch, with which
         `on_epoch` is called after every epoch, the files being written."""
@@ -241,7 +236,8 @@ class Trainer:
             loss = self.train_epoch()
             counts = self.validate()
             if not math.isfinite(both := loss + counts.bce):
-                raise TrainingError(f"The loss became {both} in epoch {self.epoch + 1}; {self.again()} a smaller --lr.")
+                how = "start again, or --resume, with a smaller --lr"
+                raise TrainingError(f"The loss became {both} in epoch {self.epoch + 1}; {how}.")
             if self.by_validation:
                 self.scheduler.step(counts.bce)
             self._record(loss, counts, time.perf_counter() - started)
@@ -372,11 +368,8 @@ class Trainer:
     def _write_history(self) -> None:
         from drawing import save_curves
 
-        text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.history)
-        write_text(self.run_dir / "history.csv", text.getvalue())
+        lines = [COLUMNS, *([row[name] for name in COLUMNS] for row in self.history)]
+        write_text(self.run_dir / "history.csv", "".join(",".join(map(str, line)) + "\n" for line in lines))
         save_curves(self.history, self.run_dir / "curves.png")
 
     def state(self) -> dict:
@@ -490,7 +483,7 @@ def at_work(trainer: Trainer):
     except Exception as error:
         trainer.check()
         if "DataLoader worker" in reason(error):
-            how = f"{trainer.again()} fewer --workers, or more memory"
+            how = "start again, or --resume, with fewer --workers, or more memory"
             raise TrainingError(f"A loader process died ({reason(error)}); {how}.") from None
         if type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
             sentence = f"torch.compile does not work here ({reason(error)}); train without --compile."
