@@ -1,15 +1,13 @@
 """Where and how it is computed: the number format that a processor is fast in, and the processes of one job.
 
-`torchrun --nproc-per-node=N main.py train` starts N processes that share the pictures of every step. They find each
-other by the environment variables that torchrun sets; a process alone needs none of this, and every function here then
-does nothing.
+The processes that `torchrun --nproc-per-node=N main.py train` starts find each other by the environment variables that
+it sets. In a process alone the functions for several do nothing.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
-import time
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -37,7 +35,7 @@ def find_device(name: str = "auto", *, log=print) -> torch.device:
         return torch.device("cpu")
     own = "cuda"
     if "LOCAL_RANK" in os.environ:
-        own = f"cuda:{_number('LOCAL_RANK', 0, 0) % max(1, torch.cuda.device_count())}"
+        own = f"cuda:{_number('LOCAL_RANK', 0) % max(1, torch.cuda.device_count())}"
     try:
         device = torch.device(own if name in ("auto", "cuda") else name)
         if device.type == "cuda" and device.index is not None:
@@ -61,13 +59,8 @@ def cpu_has_bf16() -> bool:
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
-    """The 16-bit format for `torch.autocast` on a device, or None for full precision.
-
-    On CUDA bf16 where the card has it, else fp16: `is_bf16_supported` says yes on a T4 as well, where bf16 is emulated
-    and slow, unless told not to count emulation. On a CPU bf16 where the processor has it. Nothing is timed: the same
-    machine always answers the same, and a seed fixes a run.
-    """
-    if device.type == "cuda":
+    """The 16-bit format for `torch.autocast` on a device, or None for full precision."""
+    if device.type == "cuda":  # on a T4 bf16 is emulated, and slow
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     if device.type == "cpu" and cpu_has_bf16():
         return torch.bfloat16
@@ -87,8 +80,8 @@ def reuse_memory() -> None:
 
 
 def peak_memory_mb(device: torch.device) -> int | None:
-    """The most memory that this process has held so far, MB: of a GPU's what PyTorch had allocated, else what was
-    resident, loader processes not counted; None where the system does not tell."""
+    """The most memory that this process has held so far, MB: of a GPU what PyTorch had allocated, else what was
+    resident; None where the system does not tell."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) // 10**6
     status = Path("/proc/self/status")  # ru_maxrss would count the process that this one was forked from
@@ -96,46 +89,10 @@ def peak_memory_mb(device: torch.device) -> int | None:
     return next((int(line.split()[1]) * 1024 // 10**6 for line in lines if line.startswith("VmHWM:")), None)
 
 
-# --- Load -----------------------------------------------------------------------------------------------------------
-class Threads:
-    """PyTorch's threads for one piece of work after the other on a CPU: all of them, or one while the machine is busy.
-
-    The threads of a layer wait for the slowest of them, spinning, and where another process computes on every core,
-    each of them is the slowest in turn: on two such cores a picture took 90 to 600 ms, and 40 with one thread. Such
-    waiting for a core shows in the processor time of the calling thread, which on an idle machine is 0.8 of the time
-    taken or more, and was half of it there. While one thread works, all are tried again now and then.
-    """
-
-    LEAST = 0.6  # of the time taken; below it the machine is busy
-    LONGEST = 30.0  # seconds between two trials
-
-    def __init__(self):
-        self._alone_until, self._pause = 0.0, 1.0  # seconds of time.monotonic, seconds
-
-    @contextmanager
-    def by_load(self):
-        """Set the calling thread's number of threads for the block."""
-        threads, began, own = torch.get_num_threads(), time.monotonic(), time.thread_time()
-        if threads == 1:
-            yield
-        elif began < self._alone_until:
-            torch.set_num_threads(1)
-            try:
-                yield
-            finally:
-                torch.set_num_threads(threads)
-        else:
-            yield
-            now = time.monotonic()
-            if time.thread_time() - own < self.LEAST * (now - began):
-                self._alone_until, self._pause = now + self._pause, min(2 * self._pause, self.LONGEST)
-            else:
-                self._pause = 1.0
-
-
 # --- Processes ------------------------------------------------------------------------------------------------------
-def _number(name: str, least: int, default: int) -> int:
-    text = os.environ.get(name, str(default))
+def _number(name: str, least: int) -> int:
+    """What torchrun has set, or `least` where it has not."""
+    text = os.environ.get(name, str(least))
     if not text.isdecimal() or int(text) < least:
         raise UserError(f"{name} is {text!r} in the environment, no whole number from {least} up; torchrun sets it.")
     return int(text)
@@ -145,9 +102,9 @@ def _job() -> tuple[int, int]:
     """(rank, world size) by torchrun's variables.
 
     Raises:
-        UserError: they are no numbers, do not agree, or one is missing: a part of the work would stay undone.
+        UserError: they are no numbers, do not agree, or one is missing.
     """
-    number, size = _number("RANK", 0, 0), _number("WORLD_SIZE", 1, 1)
+    number, size = _number("RANK", 0), _number("WORLD_SIZE", 1)
     if number >= size or (size > 1 and "RANK" not in os.environ):
         given = ", ".join(f"{name} {os.environ.get(name, 'not set')}" for name in ("RANK", "WORLD_SIZE"))
         raise UserError(f"The environment numbers no process of a job ({given}): use torchrun, or unset both.")
@@ -166,7 +123,7 @@ def world_size() -> int:
 
 def local_world_size() -> int:
     """The number of processes of the job on this machine."""
-    return _number("LOCAL_WORLD_SIZE", 1, 1)
+    return _number("LOCAL_WORLD_SIZE", 1)
 
 
 @contextmanager
@@ -209,9 +166,6 @@ def step_group() -> dist.ProcessGroup | None:
 @contextmanager
 def rank_zero_first():
     """The first process runs the block, then the others do: for files that one makes and all of them read."""
-    if not dist.is_initialized():
-        yield
-        return
     if rank() != 0:
         barrier()
     yield

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable
-from contextlib import nullcontext
 from itertools import pairwise
 
 import cv2
@@ -73,13 +72,11 @@ class TorchBackend:
             self._net.to(DTYPES.get(precision) or devices.autocast_dtype(device) or torch.float32)
         self._dtype = next((p.dtype for p in self._net.parameters()), torch.float32)
         self.precision = next(name for name, dtype in DTYPES.items() if dtype == self._dtype)
-        self._threads = devices.Threads()
 
     @torch.inference_mode()
     def __call__(self, pictures: np.ndarray) -> np.ndarray:
-        with self._threads.by_load() if self.device.type == "cpu" else nullcontext():
-            x = normalized(torch.from_numpy(pictures).to(self.device))
-            return self._net(x.to(self._dtype))[:, 0].float().cpu().numpy()
+        x = normalized(torch.from_numpy(pictures).to(self.device))
+        return self._net(x.to(self._dtype))[:, 0].float().cpu().numpy()
 
 
 class Segmenter:

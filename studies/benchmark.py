@@ -293,10 +293,6 @@ def folder(context: Context) -> list[dict]:
     return [{"what": name, "images/s": rate, "times as fast": rate / first} for name, rate in rates.items()]
 
 
-# PyTorch's threads as they are without devices.Threads
-SPINNING = "import sys, devices, main; devices.Threads.LEAST = 0; sys.exit(main.main(sys.argv[1:]))"
-
-
 def busy(context: Context) -> list[dict]:
     """A video of 720p, decoding and encoding included, alone and with another process computing on each core."""
     import cv2
@@ -308,7 +304,7 @@ def busy(context: Context) -> list[dict]:
         writer.write(cv2.resize(picture[4 * i : 4 * i + 512], (1280, 720), interpolation=cv2.INTER_AREA))
     writer.release()
     command = ["predict", str(video), "--weights", "bundled", "--out", str(context.temp / "video")]
-    ways = {"torch, all threads always (baseline)": ["-c", SPINNING, *command, "--backend", "torch"]}
+    ways = {}
     for name, passes in itertools.product(*(["torch"], "1") if context.quick else (backends(), "21")):
         title = f"{name}, {plural(int(passes), 'pass', 'passes')}"
         ways[title] = [PROGRAM, *command, "--backend", name, "--passes", passes]

@@ -295,35 +295,3 @@ def test_fusing_changes_nothing_but_the_time(name):
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in used)
     assert any(isinstance(m, torch.nn.BatchNorm2d) for m in net.modules())
     np.testing.assert_allclose(after.numpy(), before.numpy(), atol=1e-3 * float(before.abs().max()))
-
-
-def test_one_thread_while_the_machine_is_busy(monkeypatch):
-    import devices
-
-    clock = {"wall": 100.0, "own": 0.0}
-    monkeypatch.setattr(devices.time, "monotonic", lambda: clock["wall"])
-    monkeypatch.setattr(devices.time, "thread_time", lambda: clock["own"])
-    before, threads, seen = torch.get_num_threads(), devices.Threads(), []
-
-    def work(own):
-        """A piece of work of 0.4 s of which this thread has computed for `own`."""
-        with threads.by_load():
-            seen.append(torch.get_num_threads())
-            clock["wall"] += 0.4
-            clock["own"] += own
-
-    torch.set_num_threads(3)
-    try:
-        for own in (0.4, 0.2, 0.2, 0.2, 0.2, 0.2, 0.2, 0.2, 0.4, 0.4):
-            work(own)
-        # alone for a second after the trial that was slow, for two after the next, which begins when the first is over
-        assert seen == [3, 3, 1, 1, 1, 3, 1, 1, 1, 1]
-        clock["wall"] += 2
-        work(0.4)
-        work(0.4)
-        assert seen[-2:] == [3, 3]
-        with pytest.raises(ValueError, match="x"), threads.by_load():
-            raise ValueError("x")
-        assert torch.get_num_threads() == 3
-    finally:
-        torch.set_num_threads(before)
