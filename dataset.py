@@ -3,9 +3,8 @@
 `Celeb` pairs prepared pictures with their masks, `TestCeleb` reads pictures alone. Each item is an image float32
 (3, H, W) and, but for `TestCeleb`, a mask float32 (1, H, W) in {0, 1}.
 
-Randomness: an item is asked for by its index, or by (index, seed) as `EpochSampler` does. With the pair, the item is a
-function of the two alone, so an epoch is the same whatever the number of worker processes, and a resumed run sees what
-an uninterrupted one would have seen. With the bare index the seed comes from torch's generator of the process at hand,
+An item is asked for by (index, seed), as `EpochSampler` does, and is a function of the two alone: an epoch is the same
+whatever the number of worker processes, and in a resumed run. With a bare index the seed comes from torch's generator,
 which a DataLoader seeds differently in every epoch and worker.
 """
 
@@ -37,64 +36,49 @@ def albumentations():
 
 
 def train_transform(size: int = const.IMG_SIZE, *, seed: int | None = const.SEED, cutout: str = "image+mask"):
-    """The original's augmentation, every argument that matters by its name of today (albumentations 2.0.8).
-
-    Resize, ColorJitter (hue 0.2), HorizontalFlip, CoarseDropout (one hole of 0.2-0.7 of the height and 0.3-0.8 of the
-    width, grey 120 on the image and 0 on the mask, p 0.7), Normalize.
+    """The original's augmentation, every argument that matters by its name in albumentations 2.
 
     Args:
-        cutout: "image+mask"; "none" leaves CoarseDropout out; "image-only" is what the original's
-            code comes to under albumentations 2, which warns of its arguments' names and takes its defaults: one or two
-            small black holes, of which the mask knows nothing.
+        cutout: "image+mask"; "none" leaves CoarseDropout out; "image-only" is what the original's code comes to under
+            albumentations 2: one or two small black holes, of which the mask knows nothing.
 
     Raises:
-        ValueError: for an argument that albumentations does not know, thanks to `strict=True`.
+        ValueError: for an argument that albumentations does not know.
     """
     A = albumentations()
-    holes = {
-        "image+mask": [
-            A.CoarseDropout(
-                num_holes_range=(1, 1),
-                hole_height_range=const.HOLE_HEIGHT,
-                hole_width_range=const.HOLE_WIDTH,
-                fill=const.HOLE_FILL,
-                fill_mask=0,
-                p=const.HOLE_P,
-            )
-        ],
-        "none": [],
-        "image-only": [A.CoarseDropout(p=const.HOLE_P)],
-    }[cutout]
-    return A.Compose(
-        [
-            A.Resize(height=size, width=size),
-            A.ColorJitter(brightness=(0.7, 1.3), contrast=(0.7, 1.3), saturation=(0.7, 1.3), hue=(-0.2, 0.2), p=0.5),
-            A.HorizontalFlip(p=0.5),
-            *holes,
-            A.Normalize(mean=const.IMAGENET_MEAN, std=const.IMAGENET_STD, max_pixel_value=255.0),
-        ],
-        strict=True,
+    hole = {
+        "num_holes_range": (1, 1),
+        "hole_height_range": const.HOLE_HEIGHT,
+        "hole_width_range": const.HOLE_WIDTH,
+        "fill": const.HOLE_FILL,
+        "fill_mask": 0,
+    }
+    holes = {"image+mask": [hole], "none": [], "image-only": [{}]}[cutout]
+    return _between_resize_and_normalize(
+        size,
+        A.ColorJitter(brightness=(0.7, 1.3), contrast=(0.7, 1.3), saturation=(0.7, 1.3), hue=(-0.2, 0.2), p=0.5),
+        A.HorizontalFlip(p=0.5),
+        *(A.CoarseDropout(p=const.HOLE_P, **options) for options in holes),
         seed=seed,
     )
 
 
 def val_transform(size: int = const.IMG_SIZE):
     """Resize and Normalize; nothing random."""
+    return _between_resize_and_normalize(size)
+
+
+def _between_resize_and_normalize(size: int, *transforms, seed: int | None = None):
     A = albumentations()
-    return A.Compose(
-        [
-            A.Resize(height=size, width=size),
-            A.Normalize(mean=const.IMAGENET_MEAN, std=const.IMAGENET_STD, max_pixel_value=255.0),
-        ],
-        strict=True,
-    )
+    normalize = A.Normalize(mean=const.IMAGENET_MEAN, std=const.IMAGENET_STD)
+    return A.Compose([A.Resize(height=size, width=size), *transforms, normalize], strict=True, seed=seed)
 
 
 def reseed(transform, seed: int) -> None:
     """Seed a Compose, every transform within it with a number of its own.
 
-    `Compose.set_random_seed` hands the same seed to all of them, so that their first draws, which decide whether each
-    is applied, would be one number: no picture mirrored but those with a hole.
+    `Compose.set_random_seed` hands the same seed to all, so that one number would decide which of them are applied: no
+    picture mirrored but those with a hole.
     """
     transform.set_random_seed(seed)
     inner = [t for t in getattr(transform, "transforms", []) if hasattr(t, "set_random_seed")]
@@ -103,16 +87,11 @@ def reseed(transform, seed: int) -> None:
 
 
 # --- Datasets -------------------------------------------------------------------------------------------------------
-def _by_number(path: Path) -> tuple[int, str]:
-    digits = path.name.split("_")[0].split(".")[0]
-    return (int(digits), path.name) if digits.isdecimal() else (1 << 62, path.name)
-
-
 def _pictures(folder: Path) -> list[Path]:
     if not Path(folder).is_dir():
         raise DataError(f"{folder} is not a folder; prepare the data with `python data_preprocessing.py`.")
     found = [p for p in Path(folder).iterdir() if p.suffix.lower() in const.IMAGE_SUFFIXES and p.name[0] != "."]
-    return sorted(found, key=_by_number)
+    return sorted(found, key=lambda path: path.stem.zfill(24))  # by number
 
 
 def index_and_seed(key) -> tuple[int, int]:
@@ -120,9 +99,8 @@ def index_and_seed(key) -> tuple[int, int]:
 
 
 def to_tensor(array: np.ndarray) -> torch.Tensor:
-    if array.ndim == 2:
-        array = array[..., None]
-    return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
+    """(H, W, C) or (H, W) to (C, H, W)."""
+    return torch.from_numpy(np.ascontiguousarray(np.atleast_3d(array).transpose(2, 0, 1)))
 
 
 def read_ids(path: Path) -> frozenset[str]:
@@ -145,8 +123,8 @@ class Celeb(Dataset):
         transform: an albumentations Compose that gets image and mask; without it the picture is only scaled to [0, 1],
             and the mask is enlarged to the picture's size.
         limit: use the first `limit` pairs only.
-        cache: a size; pictures and masks are decoded once, scaled to size x size as the transform's first step would,
-            and kept in memory that all loader processes share (4 bytes a pixel).
+        cache: a size; pictures and masks are decoded once, scaled to it as the transform's first step would, and kept
+            in memory that all loader processes share (4 bytes a pixel).
 
     Raises:
         DataError: no pictures, or a picture without its mask, or a mask without its picture.
@@ -155,19 +133,16 @@ class Celeb(Dataset):
     def __init__(
         self, image_dir: Path, mask_dir: Path, transform=None, *, limit: int | None = None, cache: int | None = None
     ):
-        images = _pictures(image_dir)
-        masks = {p.name: p for p in _pictures(mask_dir)}
-        missing = [p.name for p in images if f"{p.stem}_skin.png" not in masks]
-        stems = {p.stem for p in images}
-        missing += [name for name in masks if name.removesuffix("_skin.png") not in stems]
-        if missing:
+        images = {f"{path.stem}_skin.png": path for path in _pictures(image_dir)}
+        masks = {path.name: path for path in _pictures(mask_dir)}
+        if alone := sorted(images.keys() ^ masks.keys()):
             raise DataError(
-                f"{len(missing)} files of {image_dir} and {mask_dir} have no partner ({missing[0]} is the first); "
-                "run `python data_preprocessing.py` again."
+                f"{len(alone)} files of {image_dir} and {mask_dir} have no partner "
+                f"({(images | masks)[alone[0]].name} is the first); run `python data_preprocessing.py` again."
             )
         if not images:
             raise DataError(f"{image_dir} holds no pictures; prepare the data with `python data_preprocessing.py`.")
-        self.pairs = [(p, masks[f"{p.stem}_skin.png"]) for p in images][:limit]
+        self.pairs = [(image, masks[name]) for name, image in images.items()][:limit]
         self.transform = transform
         self._kept = self._filled(cache) if cache else None
 
@@ -176,15 +151,13 @@ class Celeb(Dataset):
 
     def _read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Picture uint8 (H, W, 3) and mask uint8 (H, W), 0/1."""
-        image_path, mask_path = self.pairs[index]
-        image = read_known(image_path)
-        mask = read_known(mask_path, grey=True)
+        image, mask = read_known(self.pairs[index][0]), read_known(self.pairs[index][1], grey=True)
         if mask.shape != image.shape[:2]:  # masks are 512x512, the official pictures 1024x1024
             mask = cv2.resize(mask, image.shape[1::-1], interpolation=cv2.INTER_NEAREST)
         return image, (mask > 127).astype(np.uint8)
 
     def _filled(self, size: int) -> torch.Tensor:
-        """All pictures with their masks as a fourth channel, uint8 (N, size, size, 4), in shared memory."""
+        """All pictures, their masks as a fourth channel, uint8 (N, size, size, 4), in shared memory."""
         kept = torch.empty((len(self), size, size, 4), dtype=torch.uint8)
         try:
             kept.share_memory_()
@@ -235,23 +208,20 @@ class TestCeleb(Dataset):
 
     def __getitem__(self, index: int) -> torch.Tensor:
         image = read_known(self.paths[index])
-        if self.transform is None:
-            return to_tensor(image.astype(np.float32) / 255)
-        return to_tensor(self.transform(image=image)["image"])
+        return to_tensor(self.transform(image=image)["image"] if self.transform else image.astype(np.float32) / 255)
 
 
 # --- Loading --------------------------------------------------------------------------------------------------------
 class EpochSampler(Sampler):
-    """Yields (index, seed) in an order and with seeds that depend on (seed, epoch) alone.
-
-    Of several processes each gets its part of every group, so that together they see what one process would have seen.
+    """Yields (index, seed) in an order and with seeds that depend on (seed, epoch) alone. Processes together see what
+    one would have seen.
 
     Args:
         length: pictures there are.
         size: pictures an epoch shows, in whole shuffled passes but for the last; `length` without it.
-        group: how many pictures of an epoch one process takes for a step; what is left over at the end of an epoch,
-            less than a step of all processes, is left out. 0: nothing is left out, every process takes its share.
-        rank, processes: which of how many.
+        group: how many pictures one process takes for a step; what is left at the end of an epoch, less than a step of
+            all processes, is left out. 0: nothing is left out.
+        rank, world_size: which process of how many.
     """
 
     def __init__(
@@ -273,12 +243,10 @@ class EpochSampler(Sampler):
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         rng = np.random.default_rng((self.seed, self.epoch))
-        passes = range(-(-self.size // self.length))
-        order = np.concatenate([rng.permutation(self.length) if self.shuffle else np.arange(self.length)
-                                for _ in passes])[: self.size]  # fmt: skip
-        seeds = rng.integers(2**31, size=self.size)
-        mine = self._shown()
-        return iter(zip(order[mine].tolist(), seeds[mine].tolist(), strict=True))
+        order = np.arange(self.length)
+        passes = [rng.permutation(order) if self.shuffle else order for _ in range(-(-self.size // self.length))]
+        mine, seeds = self._shown(), rng.integers(2**31, size=self.size)
+        return iter(zip(np.concatenate(passes)[mine].tolist(), seeds[mine].tolist(), strict=True))
 
 
 def _start_worker(_: int) -> None:
@@ -301,8 +269,7 @@ def make_loader(
     """A loader whose `sampler.epoch` is to be set before every epoch.
 
     A training loader shuffles and drops the last, smaller batch: batch normalisation after DeepLabV3's global pooling
-    fails on a batch of one. Its length is a multiple of `accumulate`, the batches that make a step. Of several
-    processes, each loads its share; see `EpochSampler`.
+    fails on a batch of one. Its length is a multiple of `accumulate`, the batches that make a step.
     """
     shard = {"group": batch_size * accumulate if train else 0, "rank": rank, "world_size": world_size}
     return DataLoader(

@@ -7,6 +7,7 @@ import json
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 import cv2
@@ -43,11 +44,7 @@ def save_curves(history: list[dict], path: Path) -> None:
 
 
 def parse_color(text: str) -> tuple[int, int, int]:
-    """ "#8000ff" to (128, 0, 255).
-
-    Raises:
-        ValueError: anything but six hexadecimal digits after an optional #.
-    """
+    """ "#8000ff" to (128, 0, 255); ValueError for anything but six hexadecimal digits after an optional #."""
     digits = text.removeprefix("#")
     if len(digits) != 6:
         raise ValueError(f"{text!r} is not a colour such as #8000ff")
@@ -62,15 +59,11 @@ def strips(height: int, width: int) -> Iterator[slice]:
 
 def overlay(picture: np.ndarray, mask: np.ndarray, color: tuple[int, int, int], alpha: float) -> np.ndarray:
     """The mask's pixels painted over the picture, uint8 (H, W, 3): color * alpha + picture * (1 - alpha)."""
-    table, out = _paint_table(color, alpha), picture.copy()
+    grey, out = np.arange(256, dtype=np.float32)[:, None], picture.copy()
+    table = np.round(grey * (1 - alpha) + np.float32(color) * alpha).astype(np.uint8)[None]  # (1, 256, 3)
     for rows in strips(*mask.shape):
         cv2.copyTo(cv2.LUT(picture[rows], table), mask[rows], out[rows])
     return out
-
-
-def _paint_table(color, alpha: float) -> np.ndarray:
-    grey = np.arange(256, dtype=np.float32)[:, None]
-    return np.round(grey * (1 - alpha) + np.float32(color) * alpha).astype(np.uint8)[None]  # (1, 256, 3)
 
 
 def contour(picture: np.ndarray, mask: np.ndarray, color: tuple[int, int, int], width: int | None = None) -> np.ndarray:
@@ -84,13 +77,10 @@ def contour(picture: np.ndarray, mask: np.ndarray, color: tuple[int, int, int], 
     return out
 
 
-def worst_sheet(rows: list[tuple[str, np.ndarray, np.ndarray, np.ndarray]], cell: int = 224) -> np.ndarray:
-    """A sheet, uint8 (H, W, 3), of pictures with the target's outline in green and the prediction's in magenta, titled.
-
-    Args:
-        rows: (title, picture uint8 (H, W, 3), predicted mask, true mask), the masks uint8 (H, W).
-    """
-    cells = []
+def worst_sheet(rows: list[tuple[str, np.ndarray, np.ndarray, np.ndarray]]) -> np.ndarray:
+    """A sheet, uint8 (H, W, 3), of `rows`: (title, picture uint8 (H, W, 3), predicted mask, target), the masks uint8
+    (H, W); the target's outline is green, the prediction's magenta."""
+    cells, cell = [], 224  # pixels
     for title, picture, predicted, target in rows:
         side = max(picture.shape[:2])
         scale = cell / side
@@ -148,36 +138,26 @@ def side_by_side(picture: np.ndarray, painted: np.ndarray) -> np.ndarray:
 def merge_boxes(boxes: list[tuple]) -> list[tuple]:
     """Join boxes (x0, y0, x1, y1) that belong to one face, such as the parts above and below spectacles.
 
-    Two are joined whose distance is less than a quarter of the larger one, unless the result would be 1.7 times as
-    large as the largest part in it: faces side by side stay apart, and specks do not chain.
+    Two are joined that are less than a quarter of the larger one apart, unless the result would be 1.7 times as large
+    as the largest part in it: faces side by side stay apart, and specks do not chain.
     """
     groups = sorted(((*b, _side(b)) for b in boxes), key=lambda g: -g[4])  # the last: the side of the largest part
-    merged = True
-    while merged:
-        merged = False
-        for i, a in enumerate(groups):
-            for j in range(i + 1, len(groups)):
-                b = groups[j]
-                union = min(a[0], b[0]), min(a[1], b[1]), max(a[2], b[2]), max(a[3], b[3])
-                core = max(a[4], b[4])
-                near = _distance(a, b) < 0.25 * core
-                if near and _side(union) <= 1.7 * core:
-                    groups[i] = (*union, core)
-                    del groups[j]
-                    merged = True
-                    break
-            if merged:
+    while True:
+        for i, j in combinations(range(len(groups)), 2):
+            a, b = groups[i], groups[j]
+            union = min(a[0], b[0]), min(a[1], b[1]), max(a[2], b[2]), max(a[3], b[3])
+            largest = max(a[4], b[4])
+            apart = max(a[0] - b[2], b[0] - a[2], a[1] - b[3], b[1] - a[3])
+            if apart < 0.25 * largest and _side(union) <= 1.7 * largest:
+                groups[i] = (*union, largest)
+                del groups[j]
                 break
-    return [g[:4] for g in groups]
+        else:
+            return [g[:4] for g in groups]
 
 
 def _side(box: tuple) -> float:
     return max(box[2] - box[0], box[3] - box[1])
-
-
-def _distance(a: tuple, b: tuple) -> float:
-    """How far apart two boxes (x0, y0, x1, y1) are along the axis that parts them more; 0 where they overlap."""
-    return max(a[0] - b[2], b[0] - a[2], a[1] - b[3], b[1] - a[3], 0.0)
 
 
 @dataclass(frozen=True)
@@ -194,9 +174,8 @@ class Face:
         return cv2.countNonZero(self.mask)
 
 
-def _parts(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[tuple]]:
-    """Connected parts of a mask uint8 (H, W) at 512 pixels at most, without specks: labels int32 (h, w), their boxes
-    float (n, 4) as (x0, y0, x1, y1), and the boxes of the faces that they make up."""
+def _faces(mask: np.ndarray) -> Iterator[np.ndarray]:
+    """Each face of a mask uint8 (H, W), in all its parts but specks: uint8 (h, w), 0/255, at 512 pixels at most."""
     h, w = mask.shape
     scale = min(1.0, 512 / max(h, w))  # hulls and boxes need no more
     small = cv2.resize(mask, (max(1, round(w * scale)), max(1, round(h * scale))), interpolation=cv2.INTER_AREA)
@@ -205,27 +184,19 @@ def _parts(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[tuple]]:
     boxes = np.hstack([stats[:, :2], stats[:, :2] + stats[:, 2:4]])
     boxes[0] = np.inf  # the background is in no box
     boxes[stats[:, cv2.CC_STAT_AREA] < SPECK] = np.inf
-    return labels, boxes, merge_boxes([tuple(box) for box in boxes[np.isfinite(boxes[:, 0])].tolist()])
-
-
-def _faces(mask: np.ndarray) -> Iterator[np.ndarray]:
-    """Each face of a mask uint8 (H, W), in all its parts: uint8 (h, w), 0/255, at 512 pixels at most."""
-    labels, boxes, faces = _parts(mask)
-    for x0, y0, x1, y1 in faces:
+    for x0, y0, x1, y1 in merge_boxes([tuple(box) for box in boxes[np.isfinite(boxes[:, 0])].tolist()]):
         own = (boxes[:, :2] >= (x0, y0)).all(1) & (boxes[:, 2:] <= (x1, y1)).all(1)
         yield own.astype(np.uint8)[labels] * np.uint8(255)
 
 
 def shows_face(mask: np.ndarray) -> bool:
     """Whether a mask uint8 (H, W) holds more than specks, so that `find_faces` finds one and `blur` hides it."""
-    return bool(_parts(mask)[2])
+    return next(_faces(mask), None) is not None
 
 
 def find_faces(mask: np.ndarray, logits: np.ndarray) -> list[Face]:
-    """The faces of a mask uint8 (H, W), 0/255, the largest first; `logits` float (H, W) are what it was made of.
-
-    What glasses or an occluder divide is one face; specks of less than about a 250th of the picture's side are none.
-    """
+    """The faces of a mask uint8 (H, W), 0/255, the largest first; `logits` float (H, W) are what it was made of. What
+    glasses or an occluder divide is one face."""
     found = []
     for small in _faces(mask):
         sy, sx = mask.shape[0] / small.shape[0], mask.shape[1] / small.shape[1]
@@ -278,39 +249,31 @@ def probability_map(logits: np.ndarray) -> np.ndarray:
 
 
 def hidden_region(mask: np.ndarray) -> np.ndarray:
-    """What has to vanish for a face not to be known: uint8 (H, W), 0/255.
-
-    The hull of all parts of one face, since eyes behind spectacles are not in the mask, with a margin.
-    """
-    region = None
+    """What has to vanish for a face not to be known, uint8 (H, W), 0/255: the hull of all its parts, since eyes behind
+    spectacles are not in the mask, with a margin."""
+    region = np.zeros((1, 1), np.uint8)
     for part in _faces(mask):
-        _, _, w, h = cv2.boundingRect(part)
-        margin = max(3, round(0.1 * max(w, h)))
+        margin = max(3, round(0.1 * max(cv2.boundingRect(part)[2:])))
         cv2.fillConvexPoly(part, cv2.convexHull(cv2.findNonZero(part)), 255)
-        part = cv2.dilate(part, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * margin + 1, 2 * margin + 1)))
-        region = part if region is None else region | part
-    if region is None:
-        return np.zeros_like(mask)
+        region = region | cv2.dilate(part, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, [2 * margin + 1] * 2))
     return np.where(cv2.resize(region, mask.shape[::-1], interpolation=cv2.INTER_LINEAR) > 127, 255, 0).astype(np.uint8)
 
 
-def pixelate(picture: np.ndarray, mask: np.ndarray, blocks: int = 8) -> np.ndarray:
-    """Faces as squares, about `blocks` across each; uint8 (H, W, 3)."""
-    return _hide(picture, mask, blocks, cv2.INTER_NEAREST)
+def pixelate(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Faces as squares, about eight across each; uint8 (H, W, 3)."""
+    return _hide(picture, mask, 8, cv2.INTER_NEAREST)
 
 
-def blur(picture: np.ndarray, mask: np.ndarray, blocks: int = 6) -> np.ndarray:
-    """Faces out of focus: averaged to about `blocks` spots across each, smoothly enlarged; uint8 (H, W, 3)."""
-    return _hide(picture, mask, blocks, cv2.INTER_CUBIC)
+def blur(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Faces out of focus: averaged to about six spots across each, smoothly enlarged; uint8 (H, W, 3)."""
+    return _hide(picture, mask, 6, cv2.INTER_CUBIC)
 
 
 def _hide(picture: np.ndarray, mask: np.ndarray, blocks: int, enlarge: int) -> np.ndarray:
-    region = hidden_region(mask)
-    out = picture.copy()
-    n, _, stats, _ = cv2.connectedComponentsWithStats(region)
-    for x, y, w, h, _ in stats[1:n]:
+    region, out = hidden_region(mask), picture.copy()
+    for x, y, w, h, _ in cv2.connectedComponentsWithStats(region)[2][1:]:
         box = np.s_[y : y + h, x : x + w]
-        grid_size = (blocks, max(1, round(blocks * h / w))) if w <= h else (max(1, round(blocks * w / h)), blocks)
+        grid_size = [max(1, round(blocks * side / min(w, h))) for side in (w, h)]
         coarse = cv2.resize(picture[box], grid_size, interpolation=cv2.INTER_AREA)
         cv2.copyTo(cv2.resize(coarse, (w, h), interpolation=enlarge), region[box], out[box])
     return out
@@ -321,13 +284,10 @@ class Output:
     """What every prediction command carries: which results it leaves, and how they are drawn.
 
     Args:
-        results: of `const.RESULTS`.
+        results: of `const.RESULTS`; ValueError for others.
         threshold: probability from which a pixel is face.
-        color: of overlay and contour, (r, g, b) or "#rrggbb".
+        color: of overlay and contour, (r, g, b) or "#rrggbb"; see `parse_color`.
         alpha: opacity of the overlay, 0 to 1.
-
-    Raises:
-        ValueError: no such result, or no such colour.
     """
 
     results: tuple[str, ...] = ("mask", "overlay")
@@ -336,8 +296,7 @@ class Output:
     alpha: float = const.OVERLAY_ALPHA
 
     def __post_init__(self):
-        unknown = [kind for kind in self.results if kind not in const.RESULTS]
-        if unknown:
+        if unknown := [kind for kind in self.results if kind not in const.RESULTS]:
             raise ValueError(f"{unknown[0]!r} is none of {', '.join(const.RESULTS)}")
         if isinstance(self.color, str):
             object.__setattr__(self, "color", parse_color(self.color))
@@ -346,14 +305,10 @@ class Output:
         """One of `const.RESULTS`, but "probability" and "json", of a picture uint8 (H, W, 3) and its mask (H, W)."""
         if kind == "mask":
             return mask
-        if kind == "cutout":
-            return cutout(picture, mask)
         if kind == "contour":
             return contour(picture, mask, self.color)
-        if kind == "blurred":
-            return blur(picture, mask)
-        if kind == "pixelated":
-            return pixelate(picture, mask)
+        if make := {"cutout": cutout, "blurred": blur, "pixelated": pixelate}.get(kind):
+            return make(picture, mask)
         painted = overlay(picture, mask, self.color, self.alpha)
         return side_by_side(picture, painted) if kind == "side-by-side" else painted
 
@@ -363,16 +318,12 @@ class Output:
         if kind == "json":
             return faces_json(mask, logits, name, self.threshold)
         drawn = probability_map(logits) if kind == "probability" else self.draw(kind, picture, mask)
-        return encode(drawn, const.RESULTS[kind], scratch=True)
+        return encode(drawn, const.RESULTS[kind])
 
 
 class Gif:
-    """An endless GIF, written frame by frame: of each what differs from the one before it, in a palette that is kept as
-    long as it fits. Frames have the size of the first one, made smaller to `width` pixels.
-
-    Args:
-        file: binary, to be written to.
-    """
+    """An endless GIF, written to a binary `file` frame by frame: of each what differs from the one before it, in a
+    palette that is kept as long as it fits. Frames have the size of the first one, made smaller to `width` pixels."""
 
     COLORS = 127  # and one that is transparent
 
@@ -396,11 +347,7 @@ class Gif:
         self._held, self.end = (Image.fromarray(small), at), at + shown
 
     def close(self) -> None:
-        """Write the rest.
-
-        Raises:
-            ValueError: there was no frame.
-        """
+        """Write the rest; ValueError if there was no frame."""
         if self._held is None:
             raise ValueError("a GIF needs a frame")
         self._write(*self._held, self.end)
@@ -440,12 +387,7 @@ class Gif:
 
 
 def save_gif(frames, path: Path, *, fps: float = 10.0, width: int = 480) -> None:
-    """Frames uint8 (H, W, 3) as an endless GIF of at most `width` pixels.
-
-    Raises:
-        ValueError: there is no frame.
-    """
-    path = Path(path)
+    """Frames uint8 (H, W, 3) as an endless GIF of at most `width` pixels; ValueError if there is none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary, temporary.open("wb") as file:
         gif = Gif(file, width)
@@ -454,17 +396,12 @@ def save_gif(frames, path: Path, *, fps: float = 10.0, width: int = 480) -> None
         gif.close()
 
 
-def encode(picture: np.ndarray, suffix: str, *, scratch: bool = False) -> bytes:
-    """A mask uint8 (H, W), picture (H, W, 3) RGB or (H, W, 4) RGBA as the bytes of a file of this suffix; `scratch`
-    says that the array may be changed, which saves a copy."""
-    if scratch and picture.ndim == 3 and picture.shape[2] == 3:
-        for rows in strips(*picture.shape[:2]):
-            picture[rows] = picture[rows, :, ::-1]
-    elif picture.ndim == 3:
+def encode(picture: np.ndarray, suffix: str) -> bytes:
+    """A mask uint8 (H, W), picture (H, W, 3) RGB or (H, W, 4) RGBA as the bytes of a file of this suffix."""
+    options = []  # OpenCV's own settings for PNG are made for flat areas: a quarter of the time, smaller files
+    if picture.ndim == 3:
         picture = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR if picture.shape[2] == 3 else cv2.COLOR_RGBA2BGRA)
-    options = [cv2.IMWRITE_JPEG_QUALITY, 92] if suffix == ".jpg" else [cv2.IMWRITE_PNG_COMPRESSION, 3]
-    if picture.ndim == 2:
-        options = []  # OpenCV's own settings for PNG are made for flat areas: a quarter of the time, smaller files
+        options = [cv2.IMWRITE_JPEG_QUALITY, 92] if suffix == ".jpg" else [cv2.IMWRITE_PNG_COMPRESSION, 3]
     done, data = cv2.imencode(suffix, picture, options)
     if not done:
         raise OSError(f"{suffix} encoding failed")

@@ -1,15 +1,13 @@
-"""A segmenter: pictures in, logits and masks out, in one pass of the network or two.
+"""A segmenter: pictures in, logits and masks of their size out, in one pass of the network or two.
 
-A mask has the size of its picture. One pass sees the whole picture scaled to the network's size, aspect kept. With two
-passes, coarse to fine, the first finds the faces in the whole picture, and the second segments each of them again,
-enlarged to fill its square, which is what makes faces of a few per cent of the width come out sharp.
+One pass sees the whole picture scaled to the network's size, aspect kept. With two passes, coarse to fine, the first
+finds the faces in the whole picture, and the second segments each of them again, enlarged to fill its square.
 """
 
 from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable
 from itertools import pairwise
 
 import cv2
@@ -26,20 +24,15 @@ FINE_MARGIN = 1.5  # side of the fine pass's square, in lengths of the face foun
 NEAR = 2.5  # a fine pass that enlarges less than this sees no more than the coarse one: the two are averaged
 COARSE_THRESHOLD = 0.25  # probability in the coarse pass from which a region gets a fine pass
 # The confidence of a region is the mean probability of the more probable half of its pixels. The weights know the one
-# of a face in the open; a face that is mostly occluded, or a part that an occluder divides from the rest, may be as low
-# as this. For the bundled weights the first is 0.985: of 399 validation faces pasted into photographs 396 reach it, and
-# neither of the two other regions that were found there and in 39 photographs without a face.
+# of a face in the open (0.985 the bundled ones); that of a face, or part of one, that is mostly occluded may be as low
+# as this.
 MIN_CONFIDENCE = Info.confidence
-
-
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def fused(net: torch.nn.Module) -> torch.nn.Module:
-    """A copy of a network in evaluation mode whose batch normalisations are part of the convolutions before them.
-
-    In the networks of model.py the two are neighbours. A network without any is returned as it is.
-    """
+    """A copy of a network in evaluation mode whose batch normalisations are part of the convolutions before them; a
+    network without any as it is."""
     if not any(isinstance(module, torch.nn.BatchNorm2d) for module in net.modules()):
         return net
     net = copy.deepcopy(net)
@@ -59,12 +52,8 @@ def normalized(pictures: torch.Tensor) -> torch.Tensor:
 
 
 class TorchBackend:
-    """Computes logits with PyTorch: uint8 (N, H, W, 3) -> float32 (N, H, W). A fused copy of the network computes.
-
-    `precision` is what it computes in: 16 bits take half of the time for the small model. Rounding moves single pixels
-    of an edge, and decides where it is a close call whether a region is a face: of 400 composed photographs no mask,
-    and of 100 faces one agreed with full precision at an IoU below 0.97, and Dice changed by 0.0002 at most.
-    """
+    """Computes logits with a fused copy of the network: uint8 (N, H, W, 3) -> float32 (N, H, W). `precision` is what it
+    computes in; 16 bits take half of the time for the small model, and change Dice by 0.0002 at most."""
 
     def __init__(self, net: torch.nn.Module, device: torch.device, precision: str = "auto"):
         self.device, self._net = device, fused(net)
@@ -88,9 +77,8 @@ class Segmenter:
         device: where to compute.
         flip: average with the mirrored picture; twice the time, a little more accurate.
         passes: 1 or 2; as the weights say without it.
-        precision: "fp32", for measuring how good weights are, "bf16" or "fp16"; "auto" is the faster one of the device.
-        backend: what computes in place of PyTorch: called with uint8 (N, H, W, 3), it gives the logits, float32
-            (N, H, W), and may be called by several threads at once; `precision` is an attribute of it.
+        precision: "fp32", "bf16" or "fp16"; "auto" is the fastest of the device.
+        backend: what computes in place of `TorchBackend`; may be called by several threads at once.
         log: told when fp16 overflows, which some cards always do, and fp32 takes over.
 
     Raises:
@@ -98,16 +86,7 @@ class Segmenter:
     """
 
     def __init__(
-        self,
-        net: torch.nn.Module,
-        info: Info,
-        device="cpu",
-        *,
-        flip: bool = False,
-        passes: int | None = None,
-        precision: str = "auto",
-        backend: Callable[[np.ndarray], np.ndarray] | None = None,
-        log=print,
+        self, net, info: Info, device="cpu", *, flip=False, passes=None, precision="auto", backend=None, log=print
     ):
         self.device = torch.device(device)
         self.net = net.to(self.device, memory_format=torch.channels_last).eval()
@@ -118,17 +97,15 @@ class Segmenter:
     def _logits(self, pictures: list[np.ndarray]) -> np.ndarray:
         """Pictures of one shape, uint8 (H, W, 3) -> finite logits float32 (N, H, W)."""
         batch = np.stack(pictures)
-        logits = self._run(batch)
-        if np.isfinite(logits).all():
-            return logits
-        with self._lock:  # threads share a segmenter
-            if self.backend.precision == "fp16":
-                self.log("fp16 overflows here; going on in fp32.")
-                self.backend = TorchBackend(self.net, self.device, "fp32")
-        logits = self._run(batch)
-        if not np.isfinite(logits).all():
-            raise UserError("The weights give values that are not finite (NaN), so no masks; take other weights.")
-        return logits
+        for _ in range(2):
+            logits = self._run(batch)
+            if np.isfinite(logits).all():
+                return logits
+            with self._lock:  # threads share a segmenter
+                if self.backend.precision == "fp16":
+                    self.log("fp16 overflows here; going on in fp32.")
+                    self.backend = TorchBackend(self.net, self.device, "fp32")
+        raise UserError("The weights give values that are not finite (NaN), so no masks; take other weights.")
 
     def _run(self, batch: np.ndarray) -> np.ndarray:
         logits = self.backend(batch)
@@ -137,24 +114,14 @@ class Segmenter:
             logits = (logits + mirrored[:, :, ::-1]) / 2
         return logits
 
-    def _scaled(self, picture: np.ndarray, side: int) -> tuple[np.ndarray, tuple[int, int]]:
-        """The picture with its longer side at `side`, padded to multiples of 32: (padded, (h, w) of the content)."""
-        h, w = picture.shape[:2]
-        scale = side / max(h, w)
-        size = max(1, round(h * scale)), max(1, round(w * scale))
-        small = cv2.resize(picture, size[::-1], interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-        pad = -size[0] % 32, -size[1] % 32
-        small = cv2.copyMakeBorder(small, 0, pad[0], 0, pad[1], cv2.BORDER_REPLICATE)
-        return small, size
-
     def logits(
         self, pictures: list[np.ndarray], boxes: list[list[tuple[int, int, int]]] | None = None
     ) -> list[np.ndarray]:
         """Pictures uint8 (H, W, 3) RGB of any sizes -> logits float32 (H, W), each at its picture's size.
 
         Args:
-            boxes: of each picture the squares (x, y, side) that hold its faces, where they are known, such as those of
-                a video's last frame: the fine pass sees these, and there is no coarse one.
+            boxes: of each picture the squares (x, y, side) that hold its faces, where they are known: the fine pass
+                sees these, and there is no coarse one.
         """
         coarse = self._coarse_pass(pictures) if boxes is None or self.passes == 1 else [None] * len(pictures)
         if self.passes == 1:
@@ -171,7 +138,7 @@ class Segmenter:
         ]
 
     def _coarse_pass(self, pictures: list[np.ndarray]) -> list[np.ndarray]:
-        scaled = [self._scaled(p, self.info.size) for p in pictures]
+        scaled = [_scaled(p, self.info.size) for p in pictures]
         out: list[np.ndarray | None] = [None] * len(pictures)
         for shape in {s.shape for s, _ in scaled}:
             same = [i for i, (s, _) in enumerate(scaled) if s.shape == shape]
@@ -207,6 +174,14 @@ def to_mask(logits: np.ndarray, threshold: float) -> np.ndarray:
     return (logits > logit).view(np.uint8) * np.uint8(255)
 
 
+def _scaled(picture: np.ndarray, side: int) -> tuple[np.ndarray, tuple[int, int]]:
+    """The picture with its longer side at `side`, padded to multiples of 32: (padded, (h, w) of the content)."""
+    scale = side / max(picture.shape[:2])
+    h, w = (max(1, round(n * scale)) for n in picture.shape[:2])
+    small = cv2.resize(picture, (w, h), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    return cv2.copyMakeBorder(small, 0, -h % 32, 0, -w % 32, cv2.BORDER_REPLICATE), (h, w)
+
+
 def _enlarge(logits: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     return cv2.resize(logits, shape[::-1], interpolation=cv2.INTER_LINEAR)
 
@@ -232,28 +207,25 @@ def _assemble(
 ) -> np.ndarray:
     """The picture's logits from its fine passes; nothing is a face outside their squares."""
     h, w = shape
-    total = np.full((h, w), -8.0, np.float32)
-    weight = np.zeros((h, w), np.float32)
+    total, weight = np.full((h, w), -8.0, np.float32), np.zeros((h, w), np.float32)
     for (x, y, side), logits in fine:
         x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + side, w), min(y + side, h)
         if x0 >= x1 or y0 >= y1:
             continue
+        box = np.s_[y0:y1, x0:x1]
         # Sample the square's logits at the picture's pixel centres.
         scale = logits.shape[0] / side
         matrix = np.float32([[scale, 0, (x0 - x + 0.5) * scale - 0.5], [0, scale, (y0 - y + 0.5) * scale - 0.5]])
-        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-        patch = cv2.warpAffine(
-            np.ascontiguousarray(logits), matrix, (x1 - x0, y1 - y0), flags=flags, borderMode=cv2.BORDER_REPLICATE
-        )
+        options = {"flags": cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, "borderMode": cv2.BORDER_REPLICATE}
+        patch = cv2.warpAffine(np.ascontiguousarray(logits), matrix, (x1 - x0, y1 - y0), **options)
         if coarse is not None and scale * h / coarse.shape[0] < NEAR:
-            patch = (patch + _enlarge(coarse, shape)[y0:y1, x0:x1]) / 2
+            patch = (patch + _enlarge(coarse, shape)[box]) / 2
         if len(fine) == 1:
-            total[y0:y1, x0:x1] = patch
+            total[box] = patch
             return total
         ramp_x = 1.001 - np.abs((np.arange(x0, x1) + 0.5 - x) / side * 2 - 1)
         ramp_y = 1.001 - np.abs((np.arange(y0, y1) + 0.5 - y) / side * 2 - 1)
         near = np.minimum(ramp_y[:, None], ramp_x[None]).astype(np.float32)  # the middle of a square knows best
-        box = np.s_[y0:y1, x0:x1]
         old = weight[box]
         total[box] = np.where(old > 0, (total[box] * old + patch * near) / (old + near), patch)
         weight[box] = old + near
@@ -280,13 +252,12 @@ def _reject_unconfident(logits: np.ndarray, squares: list[tuple[int, int, int]],
     rejected, kept = np.zeros_like(labels, np.uint8), np.zeros_like(labels, np.uint8)
     needed = confidence if any(own >= confidence for _, own, _ in regions) else MIN_CONFIDENCE
     for box, own, within in regions:
-        beside = [other for _, other, its in regions if its & within]
-        is_face = own >= MIN_CONFIDENCE and max([own, *beside]) >= needed
+        best = max([own, *(other for _, other, its in regions if its & within)])
+        is_face = own >= MIN_CONFIDENCE and best >= needed
         (kept if is_face else rejected)[box] |= labels[box] > 0
     wide = np.ones((3, 3), np.uint8)
-    rejected = cv2.dilate(rejected, wide) & (kept == 0)
-    where = cv2.resize(rejected, (w, h), interpolation=cv2.INTER_NEAREST) > 0
-    # Specks too small for the small scale belong to no face either.
-    where |= (cv2.resize(cv2.dilate(kept, wide), (w, h), interpolation=cv2.INTER_NEAREST) == 0) & (logits > 0)
+    regions = cv2.dilate(rejected, wide) & (kept == 0), cv2.dilate(kept, wide)
+    rejected, kept = (cv2.resize(region, (w, h), interpolation=cv2.INTER_NEAREST) for region in regions)
+    where = (rejected > 0) | ((kept == 0) & (logits > 0))  # specks too small for the small scale are no face either
     logits[where] = np.minimum(logits[where], -4)
     return logits

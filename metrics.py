@@ -12,14 +12,13 @@ import cv2
 import numpy as np
 
 # A face whose box's diagonal is below this part of the picture's has its band by its own box: by the picture's, nearly
-# all of it would be boundary. None of the 4000 prepared faces of CelebAMask-HQ is that small (0.265 at least).
+# all of it would be boundary. No face of CelebAMask-HQ is that small.
 SMALL_FACE = 0.25
 BOUNDARY_RATIO = 0.02  # of the picture's diagonal, as in Cheng et al. 2021, https://arxiv.org/abs/2103.16562
 
 
 def boundary_distance(target: np.ndarray) -> int:
-    """The width of the boundary's band for a target (H, W), pixels: `BOUNDARY_RATIO` of the picture's diagonal, of that
-    of the target's box where it is a `SMALL_FACE`; at least one."""
+    """The width of the boundary's band for a target (H, W): `BOUNDARY_RATIO` of the diagonal, at least one pixel."""
     diagonal = float(np.hypot(*target.shape))
     _, _, w, h = cv2.boundingRect(target.astype(np.uint8))
     box = float(np.hypot(w, h))
@@ -84,10 +83,9 @@ class Counts:
 
         import devices
 
-        whole = [f.name for f in fields(self) if f.name != "bce_sum"]
-        pixels = devices.all_reduce_sum(torch.tensor([getattr(self, name) for name in whole]), device).tolist()
-        bce_sum = devices.all_reduce_sum(torch.tensor([self.bce_sum], dtype=torch.float64), device).item()
-        return Counts(**dict(zip(whole, pixels, strict=True)), bce_sum=bce_sum)
+        values = torch.tensor([getattr(self, f.name) for f in fields(self)], dtype=torch.float64)  # below 2**53
+        sums = devices.all_reduce_sum(values, device).tolist()
+        return Counts(*(type(f.default)(value) for f, value in zip(fields(self), sums, strict=True)))
 
     @property
     def dice(self) -> float:
@@ -122,8 +120,8 @@ class Counts:
         return (self.tp + self.fp) / total if total else 0.0
 
     def summary(self) -> dict[str, float | None]:
-        """The figures by name; None for what is undefined: without a face in the target there is nothing to agree with,
-        and no precision where nothing was predicted."""
+        """The figures by name; None for what is undefined: most without a face in the target, precision where nothing
+        was predicted."""
         face, predicted = self.tp + self.fn > 0, self.tp + self.fp > 0
         defined = {"dice": face, "iou": face, "precision": predicted, "recall": face, "boundary_iou": face}
         figures = {name: getattr(self, name) if there else None for name, there in defined.items()}

@@ -6,8 +6,8 @@
     lite        a small U-Net on EfficientNet-Lite0 for laptops; the bundled weights are of this kind
 
 Every network maps an image float32 (B, 3, H, W), normalised with the ImageNet mean and deviation, to logits
-(B, 1, H, W). A checkpoint is a flat `state_dict`. What else is known of it (model, picture size, passes) travels
-in the dictionary's own `_metadata`, so that strict loading, here or in the original's class, sees tensors only.
+(B, 1, H, W). A checkpoint is a flat `state_dict`. What else is known of it (`Info`) travels in the dictionary's own
+`_metadata`, so that the original's class loads it too.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
-import shutil
 import threading
 import zipfile
 from collections import OrderedDict
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 import torch.nn.functional as F
@@ -37,8 +37,7 @@ class ModelError(UserError):
 
 # --- Networks -------------------------------------------------------------------------------------------------------
 class GlobalAveragePool(nn.Module):
-    """(B, C, H, W) -> (B, C, 1, 1), as `nn.AdaptiveAvgPool2d(1)`, which on a CPU takes long in bf16: 12.7 ms against
-    0.4 for 2048x64x64 on two cores."""
+    """(B, C, H, W) -> (B, C, 1, 1), as `nn.AdaptiveAvgPool2d(1)`, which in bf16 on a CPU takes thirty times as long."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if x.device.type == "cpu" and x.dtype == torch.bfloat16:
@@ -47,11 +46,8 @@ class GlobalAveragePool(nn.Module):
 
 
 class DeepLabV3(nn.Module):
-    """torchvision's DeepLabV3-ResNet50 with a one-channel head, under the original's key names.
-
-    The 21-class auxiliary head of the COCO weights is carried along untouched, as in the published checkpoint, and
-    takes no part in the forward pass.
-    """
+    """torchvision's DeepLabV3-ResNet50 with a one-channel head, under the original's key names. The auxiliary head of
+    the COCO weights is carried along, as in the published checkpoint, and takes no part in the forward pass."""
 
     def __init__(self, pretrained: bool = False):
         super().__init__()
@@ -64,8 +60,8 @@ class DeepLabV3(nn.Module):
             self.deep_lab_v3 = deeplabv3_resnet50(weights=None, weights_backbone=None, num_classes=21, aux_loss=True)
         self.deep_lab_v3.classifier = DeepLabHead(2048, 1)
         self.deep_lab_v3.aux_classifier.requires_grad_(False)
-        # Enlarged from one pixel, the pooled branch comes in another memory format than its four neighbours, for which
-        # the layer after them would reorder all five: 15 of 349 ms at 512x512 in bf16.
+        # Enlarged from one pixel, the pooled branch would come in another memory format than its four neighbours, and
+        # the layer after them reorder all five.
         pooled = self.deep_lab_v3.classifier[0].convs[-1]
         pooled[0] = GlobalAveragePool()
         pooled.register_forward_hook(lambda _, __, branch: branch.contiguous(memory_format=torch.channels_last))
@@ -76,18 +72,19 @@ class DeepLabV3(nn.Module):
         return F.interpolate(logits, size=x.shape[-2:], mode="bilinear", align_corners=False)
 
 
-def conv_bn_relu(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
-    )
+def _conv_norm(inputs: int, outputs: int, kernel: int, stride: int = 1, *, groups=1, eps=1e-3, momentum=0.03) -> list:
+    """A convolution and its batch normalisation, by default with TensorFlow's eps, as EfficientNet-Lite's features."""
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
+    return [conv, nn.BatchNorm2d(outputs, eps, momentum)]
 
 
 class UpBlock(nn.Module):
-    """Upsample to the skip connection's size (or twice the size), join it, two 3x3 convolutions."""
+    """Upsample to the skip connection's size, join it, two 3x3 convolutions."""
 
     def __init__(self, inputs: int, skip: int, outputs: int):
         super().__init__()
-        self.convs = nn.Sequential(conv_bn_relu(inputs + skip, outputs), conv_bn_relu(outputs, outputs))
+        convs = [_conv_norm(n, outputs, 3, eps=1e-5, momentum=0.1) for n in (inputs + skip, outputs)]
+        self.convs = nn.Sequential(*(nn.Sequential(*layers, nn.ReLU(inplace=True)) for layers in convs))
 
     def forward(self, x: torch.Tensor, skip: torch.Tensor | None, size: torch.Size) -> torch.Tensor:
         x = F.interpolate(x, size=size, mode="nearest")
@@ -127,33 +124,21 @@ class InvertedResidual(nn.Module):
     def __init__(self, inputs: int, outputs: int, *, kernel: int, stride: int, expand: int):
         super().__init__()
         width = inputs * expand
-        layers = []
-        if expand != 1:
-            layers += [nn.Conv2d(inputs, width, 1, bias=False), _encoder_norm(width), nn.ReLU6(inplace=True)]
-        layers += [
-            nn.Conv2d(width, width, kernel, stride, kernel // 2, groups=width, bias=False),
-            _encoder_norm(width),
-            nn.ReLU6(inplace=True),
-            nn.Conv2d(width, outputs, 1, bias=False),
-            _encoder_norm(outputs),
-        ]
-        self.layers = nn.Sequential(*layers)
+        layers = [*_conv_norm(inputs, width, 1), nn.ReLU6(inplace=True)] if expand != 1 else []
+        layers += [*_conv_norm(width, width, kernel, stride, groups=width), nn.ReLU6(inplace=True)]
+        self.layers = nn.Sequential(*layers, *_conv_norm(width, outputs, 1))
         self.residual = stride == 1 and inputs == outputs
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + self.layers(x) if self.residual else self.layers(x)
 
 
-def _encoder_norm(channels: int) -> nn.BatchNorm2d:
-    return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.03)  # eps as in TensorFlow, where the features were trained
-
-
 class EfficientNetLite0(nn.Module):
     """The convolutions of EfficientNet-Lite0 (Tan and Le 2019, https://arxiv.org/abs/1905.11946, without
     squeeze-and-excitation, with ReLU6), 2.9 million parameters; gives the features at 1/2, 1/4, 1/8, 1/16 and 1/32.
 
-    TensorFlow's "same" padding of a convolution of stride 2 pads right and bottom first; here both sides are padded
-    alike. That is the same network on a picture moved by 31 pixels: every grid is moved by half of its own step.
+    TensorFlow pads a convolution of stride 2 right and bottom first, here both sides are padded alike: the same network
+    on a picture moved by 31 pixels.
     """
 
     STAGES = (  # (kernel, stride, expansion, channels, blocks); a stage of stride 2 begins a coarser scale
@@ -169,7 +154,7 @@ class EfficientNetLite0(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 32, 3, 2, 1, bias=False), _encoder_norm(32), nn.ReLU6(inplace=True))
+        self.stem = nn.Sequential(*_conv_norm(3, 32, 3, 2), nn.ReLU6(inplace=True))
         scales: list[list[nn.Module]] = [[]]
         inputs = 32
         for kernel, stride, expand, outputs, blocks in self.STAGES:
@@ -208,10 +193,7 @@ class EfficientNetLite0(nn.Module):
 
 
 class Lite(nn.Module):
-    """A U-Net of 3.6 million parameters on EfficientNet-Lite0, whose finest features are at half resolution.
-
-    The skip at half resolution is what thin spectacle rims need; logits are enlarged twofold at the end.
-    """
+    """A U-Net of 3.6 million parameters on EfficientNet-Lite0; its logits, at half resolution, are enlarged twofold."""
 
     WIDTHS = (96, 64, 32, 16)  # of the decoder, at 1/16, 1/8, 1/4, 1/2
 
@@ -249,7 +231,7 @@ class Info:
     confidence: float = 0.9  # of two passes: that of a face in the open, see MIN_CONFIDENCE in inference.py
 
     def check(self) -> None:
-        """Raises ModelError for values that no training writes, such as those of a damaged or hostile file."""
+        """Raises ModelError for values that no training writes."""
         good = {
             "size": type(self.size) is int and 1 <= self.size <= MAX_SIZE,
             "passes": type(self.passes) is int and self.passes in (1, 2),
@@ -261,7 +243,7 @@ class Info:
 
 
 MAX_SIZE = 8192  # pixels; far above what any network here is trained with
-MAX_BYTES = 4 << 30  # of a checkpoint once unpacked; a run's of DeepLabV3 with its moments and average has 0.7 GB
+MAX_BYTES = 4 << 30  # of a checkpoint once unpacked; that of a run of DeepLabV3 has 0.7 GB
 _META_KEY = "face_segmentation"  # among the module paths of a state_dict's `_metadata`
 _OLD_NAMES = {"looks": "passes", "sure": "confidence"}  # fields of `Info` in files written before
 
@@ -274,11 +256,11 @@ def build(name: str, *, pretrained: bool = False) -> nn.Module:
     """
     if name not in NETWORKS:
         raise ModelError(f"There is no model {name!r}; there are {', '.join(NETWORKS)}.")
+    if not pretrained:
+        return NETWORKS[name]()
     try:
-        return NETWORKS[name](pretrained)
+        return NETWORKS[name](pretrained=True)
     except (OSError, RuntimeError) as error:  # no network, no such host, a broken or wrong file
-        if not pretrained:
-            raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(
             f"The pretrained weights of {name} cannot be fetched ({reason}); "
@@ -302,7 +284,7 @@ def identify(state: dict) -> Info | None:
         info.check()
         return info
     prefixes = {"deep_lab_v3.": "deeplabv3", "encoder.layer4.": "unet", "encoder.scales.": "lite"}
-    return next((Info(name) for prefix, name in prefixes.items() if any(k.startswith(prefix) for k in state)), None)
+    return next((Info(name) for prefix, name in prefixes.items() for key in state if key.startswith(prefix)), None)
 
 
 # --- Files ----------------------------------------------------------------------------------------------------------
@@ -327,10 +309,8 @@ def save_atomically(payload, path: Path) -> None:
 
 
 def read_checkpoint(path: Path):
-    """What torch.load gives of a file, weights or the state of a run: tensors and plain values, never code.
-
-    Before anything is loaded, the archive's checksums and its size once unpacked are checked, neither of which PyTorch
-    does.
+    """What torch.load gives of a file, weights or the state of a run: tensors and plain values, never code. The
+    archive's checksums and its size once unpacked, which PyTorch does not look at, are checked first.
 
     Raises:
         ModelError: the file is missing, is no checkpoint, is damaged or holds more than tensors.
@@ -406,14 +386,12 @@ def load(path: Path) -> tuple[nn.Module, Info]:
     net = build(info.model)
     try:
         problems = net.load_state_dict(state, strict=False)
-    except RuntimeError as error:
-        raise ModelError(f"{path} does not fit the network {info.model}: some tensors are of another shape.") from error
-    missing = [k for k in problems.missing_keys if not k.startswith("deep_lab_v3.aux_classifier.")]
-    if missing or problems.unexpected_keys:
-        odd = (missing or problems.unexpected_keys)[0]
-        raise ModelError(
-            f"{path} does not fit the network {info.model}: {odd} is {'missing' if missing else 'unknown'}."
-        )
+        odd = [f"{k} is missing" for k in problems.missing_keys if not k.startswith("deep_lab_v3.aux_classifier.")]
+        odd += [f"{k} is unknown" for k in problems.unexpected_keys]
+    except RuntimeError:
+        odd = ["some tensors are of another shape"]
+    if odd:
+        raise ModelError(f"{path} does not fit the network {info.model}: {odd[0]}.")
     return net.eval(), info
 
 
@@ -441,7 +419,7 @@ def fetch_published(target: Path | None = None, *, url: str | None = None, wait:
 
     Args:
         target: where it is kept; `const.CACHE_DIR / "published.pth"` by default.
-        url: another address of the same file, for mirrors and tests.
+        url: another address of the same file.
         wait: seconds in which the host must answer.
 
     Raises:
@@ -454,14 +432,15 @@ def fetch_published(target: Path | None = None, *, url: str | None = None, wait:
     by_hand = f"fetch {drive_link(const.WEIGHTS_DRIVE_ID)} by hand and put it at {const.MODEL_PATH}"
     if not _reachable(url, wait):
         raise ModelError(f"The published weights cannot be fetched: no network; with one, {by_hand}.")
-    folder = target.with_name(temporary_name(target.name))  # gdown leaves the parts of a broken transfer in it
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         sweep(target.parent)
-        folder.mkdir()
-        download(url, folder / target.name)
-        read_state(folder / target.name)
-        os.replace(folder / target.name, target)
+        unfinished = {"dir": target.parent, "prefix": temporary_name(""), "ignore_cleanup_errors": True}
+        with TemporaryDirectory(**unfinished) as folder:  # gdown leaves the parts of a broken transfer in it
+            file = Path(folder, target.name)
+            download(url, file)
+            read_state(file)
+            os.replace(file, target)
     except ModelError as error:
         raise ModelError(f"What Google Drive sent is not the published checkpoint; {by_hand}.") from error
     except (OSError, DownloadError) as error:
@@ -469,8 +448,6 @@ def fetch_published(target: Path | None = None, *, url: str | None = None, wait:
             f"The published weights cannot be fetched ({error}), most often because Google Drive has too many users "
             f"of the file today; {by_hand}."
         ) from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     return target
 
 
