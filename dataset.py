@@ -104,11 +104,7 @@ def to_tensor(array: np.ndarray) -> torch.Tensor:
 
 
 def read_ids(path: Path) -> frozenset[str]:
-    """The ids of faces that a text file lists, separated by white space.
-
-    Raises:
-        DataError: it cannot be read.
-    """
+    """The ids of faces that a text file lists, separated by white space. Raises DataError: it cannot be read."""
     try:
         return frozenset(Path(path).read_text(encoding="utf-8").split())
     except (OSError, ValueError) as error:

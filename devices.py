@@ -26,11 +26,8 @@ _groups: dict[str, dist.ProcessGroup] = {}  # while joined: "step", with the sho
 # --- Devices --------------------------------------------------------------------------------------------------------
 def find_device(name: str = "auto", *, log=print) -> torch.device:
     """The device of a name that torch.device takes, tried out; "auto" is a GPU where there is one that this PyTorch has
-    kernels for (a P100 is found, but fails), else the CPU. Under torchrun each process gets a GPU of its own.
-
-    Raises:
-        UserError: it cannot be used.
-    """
+    kernels for (a P100 is found, but fails), else the CPU. Under torchrun each process gets a GPU of its own. Raises
+    UserError: it cannot be used."""
     if name == "auto" and not torch.cuda.is_available():
         return torch.device("cpu")
     own = "cuda"
@@ -99,11 +96,8 @@ def _number(name: str, least: int) -> int:
 
 
 def _job() -> tuple[int, int]:
-    """(rank, world size) by torchrun's variables.
-
-    Raises:
-        UserError: they are no numbers, do not agree, or one is missing.
-    """
+    """(rank, world size) by torchrun's variables. Raises UserError: they are no numbers, do not agree, or one is
+    missing."""
     number, size = _number("RANK", 0), _number("WORLD_SIZE", 1)
     if number >= size or (size > 1 and "RANK" not in os.environ):
         given = ", ".join(f"{name} {os.environ.get(name, 'not set')}" for name in ("RANK", "WORLD_SIZE"))
@@ -128,11 +122,8 @@ def local_world_size() -> int:
 
 @contextmanager
 def process_group(device: torch.device):
-    """The processes of a torchrun job, connected while the block runs: NCCL between GPUs, Gloo between CPUs.
-
-    Raises:
-        UserError: more processes than GPUs, no address to meet at, or another process died.
-    """
+    """The processes of a torchrun job, connected while the block runs: NCCL between GPUs, Gloo between CPUs. Raises
+    UserError: more processes than GPUs, no address to meet at, or another process died."""
     if world_size() == 1 or dist.is_initialized():
         yield
         return

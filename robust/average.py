@@ -20,11 +20,8 @@ from common import UserError, exit_code
 
 
 def average(paths: list[Path]) -> tuple[dict, model.Info]:
-    """The mean of the weights of files of one network, and what the first says of them.
-
-    Raises:
-        UserError: a file cannot be read, or is of another network.
-    """
+    """The mean of the weights of files of one network, and what the first says of them. Raises UserError: a file cannot
+    be read, or is of another network."""
     states, infos = zip(*(model.read_state(path) for path in paths), strict=True)
     for path, info, state in zip(paths, infos, states, strict=True):
         if info.model != infos[0].model or state.keys() != states[0].keys():

@@ -1,8 +1,7 @@
 """Things in front of a face, drawn: paper, cloth, hands, masks, mugs, microphones, hair, glasses.
 
-Every occluder is drawn over a face in CelebAMask-HQ's alignment at 512x512, and comes as a picture and its opacity.
-CoarseDropout's grey box is the original's idea of one; realistic shapes and textures teach more (Voo et al. 2022,
-https://arxiv.org/abs/2205.06218).
+Every occluder is drawn over a face in CelebAMask-HQ's alignment at 512x512. Realistic shapes and textures teach more
+than CoarseDropout's grey box (Voo et al. 2022, https://arxiv.org/abs/2205.06218).
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ def flat(rng: np.random.Generator, color=None) -> np.ndarray:
     """A colour with a soft gradient of light and a little grain, uint8 (512, 512, 3)."""
     if color is None:
         color = rng.uniform(0, 255, 3) if rng.random() < 0.6 else np.full(3, rng.uniform(0, 255))
-    small = SIZE // 4  # drawn small and enlarged: a quarter of the time, and no eye sees it
+    small = SIZE // 4  # drawn small and enlarged: a quarter of the time
     corners = rng.uniform(0.65, 1.2, (2, 2)).astype(np.float32)
     light = cv2.resize(corners, (small, small), interpolation=cv2.INTER_CUBIC)[..., None]
     picture = np.asarray(color, np.float32) * light
@@ -71,27 +70,50 @@ def skin_color(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray) ->
 
 
 # --- Shapes: opacity uint8 (512, 512) -------------------------------------------------------------------------------
-def _polygon(points) -> np.ndarray:
-    alpha = np.zeros((SIZE, SIZE), np.uint8)
-    cv2.fillPoly(alpha, [np.round(np.asarray(points) * 16).astype(np.int32)], 255, cv2.LINE_AA, shift=4)
-    return alpha
+def blank() -> np.ndarray:
+    return np.zeros((SIZE, SIZE), np.uint8)
+
+
+def polygon(points, alpha: np.ndarray | None = None) -> np.ndarray:
+    """The polygon of points (x, y), filled, in `alpha` or alone."""
+    alpha = blank() if alpha is None else alpha
+    return cv2.fillPoly(alpha, [np.round(np.asarray(points) * 16).astype(np.int32)], 255, cv2.LINE_AA, shift=4)
+
+
+def _curve(alpha: np.ndarray, points, width: int, *, closed: bool) -> None:
+    cv2.polylines(alpha, [np.round(points * 16).astype(np.int32)], closed, 255, width, cv2.LINE_AA, shift=4)
 
 
 def _line(alpha: np.ndarray, start, end, width: float) -> None:
-    (x0, y0), (x1, y1) = start, end
-    cv2.line(alpha, (int(x0), int(y0)), (int(x1), int(y1)), 255, int(width), cv2.LINE_AA)
+    cv2.line(alpha, [int(v) for v in start], [int(v) for v in end], 255, int(width), cv2.LINE_AA)
+
+
+def _ellipse(alpha: np.ndarray, centre, axes, *, degrees: float = 0, width: int = -1) -> None:
+    centre, axes = [int(v) for v in centre], [int(v) for v in axes]
+    cv2.ellipse(alpha, centre, axes, degrees, 0, 360, 255, width, cv2.LINE_AA)
+
+
+def unit(angle: float) -> np.ndarray:
+    """The vector (x, y) of length 1 in a direction, radians."""
+    return np.array([np.cos(angle), np.sin(angle)])
+
+
+def rotation(angle: float) -> np.ndarray:
+    """The matrix (2, 2) that turns (x, y) by radians."""
+    (c, s) = unit(angle)
+    return np.array([[c, -s], [s, c]])
 
 
 def _place(rng: np.random.Generator) -> np.ndarray:
     """A point on or near the face oval."""
     angle, radius = rng.uniform(0, 2 * np.pi), rng.uniform(0, 1.0) ** 0.7
-    return np.array(FACE_CENTRE) + radius * np.array([np.cos(angle) * 150, np.sin(angle) * 190])
+    return np.array(FACE_CENTRE) + radius * (unit(angle) * (150, 190))
 
 
 def rectangle(rng: np.random.Generator) -> np.ndarray:
     w, h = rng.uniform(0.25, 1.0) * FACE_WIDTH, rng.uniform(0.25, 1.3) * FACE_WIDTH
     angle = rng.normal(0, 25) + (rng.random() < 0.2) * rng.uniform(0, 90)
-    return _polygon(cv2.boxPoints((tuple(map(float, _place(rng))), (float(w), float(h)), float(angle))))
+    return polygon(cv2.boxPoints((tuple(map(float, _place(rng))), (float(w), float(h)), float(angle))))
 
 
 def edge_sheet(rng: np.random.Generator) -> np.ndarray:
@@ -104,7 +126,7 @@ def edge_sheet(rng: np.random.Generator) -> np.ndarray:
         [(-9, -9), (far, -9), (far, reach * 0.8 + slope), (-9, reach * 0.8 - slope)],
         [(-9, far), (far, far), (far, SIZE - reach + slope), (-9, SIZE - reach - slope)],
     ]
-    return _polygon(points[side])
+    return polygon(points[side])
 
 
 def blob(rng: np.random.Generator) -> np.ndarray:
@@ -116,22 +138,19 @@ def blob(rng: np.random.Generator) -> np.ndarray:
     r = radii[i % n] * (1 - f) + radii[(i + 1) % n] * f
     angle = t / n * 2 * np.pi
     points = np.stack([np.cos(angle) * r, np.sin(angle) * r * rng.uniform(0.5, 1.0)], 1)
-    turn = rng.uniform(0, 2 * np.pi)
-    rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
-    return _polygon(points @ rotation.T + _place(rng))
+    return polygon(points @ rotation(rng.uniform(0, 2 * np.pi)).T + _place(rng))
 
 
 def hair_strands(rng: np.random.Generator) -> np.ndarray:
     """Bundles of strands that hang over the face from above."""
-    alpha = np.zeros((SIZE, SIZE), np.uint8)
+    alpha = blank()
     for _ in range(int(rng.integers(1, 6))):
         x0, bend, reach = rng.uniform(110, 400), rng.normal(0, 80), rng.uniform(140, 420)
         for _ in range(int(rng.integers(4, 30))):
             t = np.linspace(0, 1, 24)
             x = x0 + rng.normal(0, 12) + bend * t**2 + rng.normal(0, 14) * t
             y = 50 + rng.normal(0, 10) + reach * rng.uniform(0.8, 1.05) * t
-            points = np.round(np.stack([x, y], 1) * 16).astype(np.int32)
-            cv2.polylines(alpha, [points], False, 255, int(rng.integers(1, 6)), cv2.LINE_AA, shift=4)
+            _curve(alpha, np.stack([x, y], 1), int(rng.integers(1, 6)), closed=False)
     return alpha
 
 
@@ -145,7 +164,7 @@ def face_mask(rng: np.random.Generator) -> np.ndarray:
     low = np.linspace(0, np.pi, 24)
     cx, rx = (left + right) / 2, (right - left) / 2
     lower = np.stack([cx + rx * np.cos(low), (bottom - 60) + 60 * np.sin(low) ** rng.uniform(0.6, 1.2)], 1)
-    alpha = _polygon(np.concatenate([upper, lower]))
+    alpha = polygon(np.concatenate([upper, lower]))
     for x, ear in ((left, 100), (right, 412)):
         _line(alpha, (x, top + 6), (ear, top - rng.uniform(10, 50)), 3)
         _line(alpha, (x, bottom - 70), (ear, top + 20), 3)
@@ -157,24 +176,19 @@ def mug(rng: np.random.Generator) -> np.ndarray:
     w, h = rng.uniform(90, 190), rng.uniform(100, 200)
     x, y = MOUTH[0] + rng.normal(0, 45), MOUTH[1] + rng.normal(10, 40)
     taper = rng.uniform(0.75, 1.0)
-    alpha = _polygon([(x - w / 2, y), (x + w / 2, y), (x + w / 2 * taper, y + h), (x - w / 2 * taper, y + h)])
+    alpha = polygon([(x - w / 2, y), (x + w / 2, y), (x + w / 2 * taper, y + h), (x - w / 2 * taper, y + h)])
     for cy, rx in ((y, w / 2), (y + h, w / 2 * taper)):
-        cv2.ellipse(alpha, (int(x), int(cy)), (int(rx), int(w * 0.1)), 0, 0, 360, 255, -1, cv2.LINE_AA)
-    side = rng.choice([-1, 1])
-    handle = (int(x + side * w * 0.55), int(y + h * 0.5))
-    cv2.ellipse(alpha, handle, (int(w * 0.25), int(h * 0.3)), 0, 0, 360, 255, int(rng.integers(8, 20)), cv2.LINE_AA)
+        _ellipse(alpha, (x, cy), (rx, w * 0.1))
+    handle = x + rng.choice([-1, 1]) * w * 0.55, y + h * 0.5
+    _ellipse(alpha, handle, (w * 0.25, h * 0.3), width=int(rng.integers(8, 20)))
     return alpha
 
 
 def microphone(rng: np.random.Generator) -> np.ndarray:
-    alpha = np.zeros((SIZE, SIZE), np.uint8)
-    head = np.array([MOUTH[0] + rng.normal(0, 50), MOUTH[1] + rng.normal(20, 35)])
-    angle = np.pi / 2 + rng.normal(0, 0.5)
-    end = head + 300 * np.array([np.cos(angle), np.sin(angle)])
-    r = rng.uniform(26, 60)
-    _line(alpha, head, end, r * rng.uniform(0.6, 1.2))
-    axes, turn = (int(r * 1.25), int(r)), np.degrees(angle)
-    cv2.ellipse(alpha, head.astype(int).tolist(), axes, turn, 0, 360, 255, -1, cv2.LINE_AA)
+    alpha, head = blank(), MOUTH + rng.normal((0, 20), (50, 35))
+    angle, r = np.pi / 2 + rng.normal(0, 0.5), rng.uniform(26, 60)
+    _line(alpha, head, head + 300 * unit(angle), r * rng.uniform(0.6, 1.2))
+    _ellipse(alpha, head, (r * 1.25, r), degrees=np.degrees(angle))
     return alpha
 
 
@@ -183,7 +197,7 @@ def hand(rng: np.random.Generator, color: np.ndarray) -> tuple[np.ndarray, np.nd
     """A palm and its fingers, shaded as round limbs; `color` is the skin's, float (3,)."""
     target = _place(rng)
     away = rng.uniform(0.15, 0.85) * np.pi if rng.random() < 0.7 else rng.uniform(0, 2 * np.pi)  # mostly from below
-    direction = np.array([np.cos(away), np.sin(away)])
+    direction = unit(away)
     thick = rng.uniform(26, 42)
     palm = target + direction * rng.uniform(60, 140)
     limbs = [(palm, palm + direction * 400, thick * rng.uniform(1.7, 2.6))]  # the wrist
@@ -204,15 +218,13 @@ def hand(rng: np.random.Generator, color: np.ndarray) -> tuple[np.ndarray, np.nd
     if rng.random() < 0.5:  # a thumb
         side = rng.choice([-1, 1])
         limbs.append((palm + across * side * thick, palm + across * side * thick * 3.2 - direction * 50, thick * 1.05))
-    color = color[None, None]
-    picture = np.zeros((SIZE, SIZE, 3), np.float32)
-    opacity = np.zeros((SIZE, SIZE), np.uint8)
+    picture, opacity = np.zeros((SIZE, SIZE, 3), np.float32), blank()
     dark, light = rng.uniform(0.35, 0.75), rng.uniform(0.95, 1.15)
     for start, end, width in limbs:
-        one = np.zeros((SIZE, SIZE), np.uint8)
+        one = blank()
         _line(one, start, end, max(2, width))
         x, y, w, h = cv2.boundingRect(one)
-        if w == 0:
+        if w == 0:  # outside
             continue
         box = np.s_[y : y + h, x : x + w]
         depth = cv2.distanceTransform(one[box], cv2.DIST_L2, 3) / (width / 2)
@@ -227,8 +239,7 @@ def hand(rng: np.random.Generator, color: np.ndarray) -> tuple[np.ndarray, np.nd
 def glasses(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rimless to sunglasses: (picture, opacity, hidden), the last boolean (512, 512): rims, lenses and what is seen
     through them, which CelebAMask-HQ's `eye_g` counts as glasses."""
-    picture = np.zeros((SIZE, SIZE, 3), np.uint8)
-    lens, rims = np.zeros((SIZE, SIZE), np.uint8), np.zeros((SIZE, SIZE), np.uint8)
+    lens, rims = blank(), blank()
     rx, ry = rng.uniform(38, 58), rng.uniform(24, 48)
     power, droop = rng.uniform(2, 6), rng.uniform(-0.1, 0.25)  # superellipse: 2 is round, 6 a rounded box
     rim = int(rng.choice([1, 2, 3, 5, 8, 12]))
@@ -242,9 +253,8 @@ def glasses(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarra
     for sign in (-1, 1):
         centre = np.array([256 + sign * apart, 244]) + shift
         outline = np.stack([centre[0] + sign * (x + x * (y / ry) * droop * 0.3), centre[1] + y], 1)
-        points = np.round(outline * 16).astype(np.int32)
-        cv2.fillPoly(lens, [points], 255, cv2.LINE_AA, shift=4)
-        cv2.polylines(rims, [points], True, 255, rim, cv2.LINE_AA, shift=4)
+        polygon(outline, lens)
+        _curve(rims, outline, rim, closed=True)
         centres.append(centre)
     (ax, ay), (bx, _) = centres
     bar = ay - ry * rng.uniform(0.1, 0.6)
@@ -253,12 +263,11 @@ def glasses(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarra
         ear = (256 + sign * rng.uniform(138, 165), ay + rng.normal(-6, 10))
         _line(rims, (x0, ay - ry * 0.4), ear, max(2, rim))
     dark = rng.random() < 0.35
-    tint = flat(rng, rng.uniform(0, 70, 3) if dark or rng.random() < 0.5 else rng.uniform(60, 255, 3))
+    picture = flat(rng, rng.uniform(0, 70, 3) if dark or rng.random() < 0.5 else rng.uniform(60, 255, 3))
     strength = rng.uniform(0.6, 1.0) if dark else rng.uniform(0.0, 0.25)
     opacity = lens.astype(np.float32) * np.float32(strength / 255)
-    picture[:] = tint
     if rng.random() < 0.5:  # a reflection across the lenses
-        streak = np.zeros((SIZE, SIZE), np.uint8)
+        streak = blank()
         x0, lean, width = rng.uniform(150, 350), rng.uniform(20, 80), rng.integers(6, 40)
         _line(streak, (x0, ay - ry), (x0 - lean, ay + ry), width)
         shine = (streak & lens).astype(np.float32) / 255 * np.float32(rng.uniform(0.2, 0.8))
@@ -283,20 +292,12 @@ SHAPES = {
 
 
 def draw_occluder(
-    rng: np.random.Generator,
-    image: np.ndarray,
-    mask: np.ndarray,
-    *,
-    photo: np.ndarray | None = None,
-    other: tuple[np.ndarray, np.ndarray] | None = None,
-    kind: str | None = None,
+    rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, *, photo=None, other=None, kind: str | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Draw one random occluder over an aligned face.
 
     Args:
-        rng: the only source of randomness.
-        image: uint8 (512, 512, 3), aligned as in CelebAMask-HQ.
-        mask: uint8 (512, 512), 0/255, the visible face.
+        image, mask: uint8 (512, 512, 3), and uint8 (512, 512), 0/255, aligned as in CelebAMask-HQ.
         photo: any photograph, uint8 (H, W, 3), whose pieces serve as texture; flat colours without it.
         other: (image, mask) of another face whose skin colours a hand; the same face's without it.
         kind: one of `KINDS`, or "glasses"; random without it.
@@ -305,7 +306,6 @@ def draw_occluder(
         (image, mask, opacity): the occluded face, its smaller mask, the occluder's opacity uint8 (512, 512), all new.
     """
     kind = kind or rng.choice(list(KINDS), p=np.array(list(KINDS.values())) / sum(KINDS.values()))
-    hidden = None
     if kind == "glasses":
         picture, alpha, hidden = glasses(rng)
     elif kind == "hand":
@@ -321,10 +321,8 @@ def draw_occluder(
         image = blend(np.zeros_like(image), image, shadow)
     if rng.random() < 0.5 and kind != "glasses":
         alpha = cv2.GaussianBlur(alpha, (0, 0), rng.uniform(0.5, 3.0))
-    image = blend(picture, image, alpha)
-    mask = mask.copy()
-    mask[(alpha > 0.5) if hidden is None else hidden] = 0
-    return image, mask, (alpha * 255).astype(np.uint8)
+    mask = np.where(hidden if kind == "glasses" else alpha > 0.5, np.uint8(0), mask)
+    return blend(picture, image, alpha), mask, (alpha * 255).astype(np.uint8)
 
 
 def _texture(rng, kind, image, photo) -> np.ndarray:

@@ -1,9 +1,8 @@
 """Photographed things laid over a face: hands, objects, face masks and textures, cut out with alpha.
 
-A network that saw drawn occluders alone tells them from skin by their texture and calls a photographed hand face;
-photographed ones that share the skin's colour and light leave it the shape (Voo et al. 2022,
-https://arxiv.org/abs/2205.06218). A folder holds `hands/`, `objects/`, `masks/` (RGBA) and `textures/` (RGB); every
-fifth file of each kind, in name order, is held out of training for measuring.
+A network that saw drawn occluders alone knows them by their texture, and calls a photographed hand face (Voo et al.
+2022, https://arxiv.org/abs/2205.06218). A folder holds `hands/`, `objects/`, `masks/` (RGBA) and `textures/` (RGB);
+every fifth file of each kind, in name order, is held out of training for measuring.
 """
 
 from __future__ import annotations
@@ -17,18 +16,15 @@ import numpy as np
 
 from common import UserError
 from pictures import MOST_PIXELS, count_pixels, read_known
-from robust.occluders import FACE_CENTRE, FACE_WIDTH, SIZE, blend, flat
+from robust.occluders import FACE_CENTRE, FACE_WIDTH, SIZE, blend, flat, polygon, rotation, unit
 
 KINDS = ("hands", "objects", "masks")
 HELD_OUT = 5  # every fifth
 
 
 def find_occluders(folder: Path, kind: str, *, held_out: bool = False) -> list[Path]:
-    """The files of one kind, in name order: those to train on, or those held out for measuring.
-
-    Raises:
-        UserError: the folder has none of this kind.
-    """
+    """The files of one kind, in name order: those to train on, or those held out for measuring. Raises UserError: the
+    folder has none of this kind."""
     paths = sorted(p for p in Path(folder, kind).glob("[!.]*") if p.suffix.lower() in (".webp", ".png", ".jpg"))
     chosen = [p for i, p in enumerate(paths) if (i % HELD_OUT == HELD_OUT - 1) == held_out]
     if not chosen:
@@ -40,19 +36,17 @@ class Recent:
     """Decoded pictures by path, at most `limit` bytes of them, and always the last one; the least recently used go."""
 
     def __init__(self, limit: int):
-        self.limit, self.held = limit, 0
-        self._kept: OrderedDict = OrderedDict()
+        self.limit, self.held, self._kept = limit, 0, OrderedDict()
 
     def get(self, path: Path, read: Callable):
         """What is kept of a path, or what `read()` gives: anything that knows its `nbytes`."""
-        if path in self._kept:
-            self._kept.move_to_end(path)
-            return self._kept[path]
-        self._kept[path] = picture = read()
-        self.held += picture.nbytes
+        if path not in self._kept:
+            self._kept[path] = read()
+            self.held += self._kept[path].nbytes
+        self._kept.move_to_end(path)
         while self.held > self.limit and len(self._kept) > 1:
             self.held -= self._kept.popitem(last=False)[1].nbytes
-        return picture
+        return self._kept[path]
 
 
 class OccluderStore:
@@ -63,19 +57,14 @@ class OccluderStore:
         self._recent = Recent(2**29)
 
     def draw(self, rng: np.random.Generator, kind: str) -> np.ndarray:
-        paths = self.paths[kind]
-        return self.read(paths[int(rng.integers(len(paths)))], kind)
+        return self.read(self.paths[kind][int(rng.integers(len(self.paths[kind])))], kind)
 
     def read(self, path: Path, kind: str) -> np.ndarray:
         return self._recent.get(path, lambda: read_cut_out(path) if kind != "textures" else read_known(path))
 
 
 def read_cut_out(path: Path) -> np.ndarray:
-    """A picture with alpha, uint8 (H, W, 4) RGBA.
-
-    Raises:
-        UserError: it cannot be read, or has no alpha.
-    """
+    """A picture with alpha, uint8 (H, W, 4) RGBA. Raises UserError: it cannot be read, or has no alpha."""
     try:
         picture = cv2.imread(str(path), cv2.IMREAD_UNCHANGED) if 0 < count_pixels(path) <= MOST_PIXELS else None
     except cv2.error:
@@ -93,9 +82,7 @@ def _place(cut: np.ndarray, centre, length: float, degrees: float, *, flip: bool
     if scale < 0.5:
         cut = cv2.resize(cut, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
         h, w, scale = *cut.shape[:2], scale * 2
-    angle = np.radians(degrees)
-    rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    linear = scale * rotation @ np.diag([-1.0 if flip else 1.0, aspect])
+    linear = scale * rotation(np.radians(degrees)) @ np.diag([-1.0 if flip else 1.0, aspect])
     matrix = np.column_stack([linear, np.asarray(centre) - linear @ (w / 2, h / 2)]).astype(np.float32)
     return cv2.warpAffine(cut, matrix, (SIZE, SIZE), flags=cv2.INTER_LINEAR)
 
@@ -105,31 +92,31 @@ def wrist(cut: np.ndarray) -> tuple[np.ndarray, float]:
     middle, and how many there are. (0, 0.5 h) and 0 without any."""
     alpha = cut[..., 3] > 127
     h, w = alpha.shape
-    edges = {"top": alpha[0], "bottom": alpha[-1], "left": alpha[:, 0], "right": alpha[:, -1]}
-    side = max(edges, key=lambda name: np.count_nonzero(edges[name]))
-    along = np.flatnonzero(edges[side])
-    if along.size == 0:
+    edges = [np.flatnonzero(edge) for edge in (alpha[0], alpha[-1], alpha[:, 0], alpha[:, -1])]
+    side = max(range(4), key=lambda i: edges[i].size)
+    if edges[side].size == 0:
         return np.array([0.0, h / 2]), 0.0
-    middle = along.mean()
-    point = {"top": (middle, 0), "bottom": (middle, h), "left": (0, middle), "right": (w, middle)}[side]
-    return np.array(point) - (w / 2, h / 2), float(along.size)
+    middle = edges[side].mean()
+    point = [(middle, 0), (middle, h), (0, middle), (w, middle)][side]
+    return np.array(point) - (w / 2, h / 2), float(edges[side].size)
 
 
 def hand_layer(rng: np.random.Generator, cut: np.ndarray, centre, texture: np.ndarray | None) -> np.ndarray:
     """A hand that comes from below, from the sides, seldom from elsewhere; prolonged by a forearm or a sleeve."""
     kind = rng.random()
-    outward = rng.normal(90, 35) if kind < 0.6 else rng.choice([0, 180]) + rng.normal(0, 35) if kind < 0.9 else None
-    outward = rng.uniform(0, 360) if outward is None else outward  # degrees; 90 is downwards
+    if kind < 0.9:
+        outward = rng.normal(90, 35) if kind < 0.6 else rng.choice([0, 180]) + rng.normal(0, 35)
+    else:
+        outward = rng.uniform(0, 360)  # degrees; 90 is downwards
     offset, width = wrist(cut)
     flip = rng.random() < 0.5
     if flip:
         offset = offset * (-1, 1)
     degrees = outward - np.degrees(np.arctan2(offset[1], offset[0]))
     length = FACE_WIDTH * rng.uniform(0.6, 1.7)
-    layer = _place(cut, centre, length, degrees, flip=flip)
-    scale = length / max(cut.shape[:2])
+    layer, scale = _place(cut, centre, length, degrees, flip=flip), length / max(cut.shape[:2])
     if width * scale > 8 and rng.random() < 0.8:
-        direction = np.array([np.cos(np.radians(outward)), np.sin(np.radians(outward))])
+        direction = unit(np.radians(outward))
         start = np.asarray(centre) + direction * np.hypot(*offset) * scale
         layer = _prolong(rng, layer, start, direction, width * scale, texture)
     return layer
@@ -143,10 +130,8 @@ def _prolong(rng, layer, start, direction, width: float, texture) -> np.ndarray:
     far = rng.uniform(1.3, 2.2) if sleeve else rng.uniform(1.0, 1.4)
     back = direction * (rng.uniform(0, 0.5) * width if sleeve else 4)
     begin, end = start - back, start + direction * 500
-    points = [begin + across * width * near / 2, begin - across * width * near / 2,
-              end - across * width * far / 2, end + across * width * far / 2]  # fmt: skip
-    shape = np.zeros((SIZE, SIZE), np.uint8)
-    cv2.fillPoly(shape, [np.round(np.array(points) * 16).astype(np.int32)], 255, cv2.LINE_AA, shift=4)
+    wide, wider = across * width * near / 2, across * width * far / 2
+    shape = polygon([begin + wide, begin - wide, end - wider, end + wider])
     if sleeve:
         picture = cv2.resize(texture, (SIZE, SIZE), interpolation=cv2.INTER_LINEAR)
         if rng.random() < 0.5:  # plain cloth of the texture's colour
@@ -162,10 +147,10 @@ def _prolong(rng, layer, start, direction, width: float, texture) -> np.ndarray:
     distance = (grid[None] - start[0]) * across[0] + (grid[:, None] - start[1]) * across[1]  # from the arm's axis
     shade = np.sqrt(np.clip(1 - (distance / (width * max(near, far) / 2)) ** 2, 0.15, 1)).astype(np.float32)
     picture = blend(picture, np.zeros_like(picture), 0.45 + 0.55 * shade)
-    rgb = blend(picture, layer[..., :3], shape.astype(np.float32) / 255) if sleeve else layer[..., :3].copy()
-    if not sleeve:
-        under = (layer[..., 3] < 128) & (shape > 0)
-        rgb[under] = picture[under]
+    if sleeve:
+        rgb = blend(picture, layer[..., :3], shape.astype(np.float32) / 255)
+    else:
+        rgb = np.where(((layer[..., 3] < 128) & (shape > 0))[..., None], picture, layer[..., :3])
     return np.dstack([rgb, np.maximum(layer[..., 3], shape)])
 
 
@@ -210,13 +195,10 @@ def _blurred(rng: np.random.Generator, rgb: np.ndarray, alpha: np.ndarray) -> tu
     kind = rng.random()
     if kind < 0.2:
         length, angle = int(rng.integers(5, 26)), rng.uniform(0, np.pi)
-        kernel = np.zeros((length, length), np.float32)
         half = (length - 1) / 2
-        ends = [(round(half - np.cos(angle) * half), round(half - np.sin(angle) * half)),
-                (round(half + np.cos(angle) * half), round(half + np.sin(angle) * half))]  # fmt: skip
-        cv2.line(kernel, *ends, 1.0)
-        kernel /= kernel.sum()
-        blur = lambda x: cv2.filter2D(x, -1, kernel)  # noqa: E731
+        ends = [[round(half + sign * part * half) for part in unit(angle)] for sign in (-1, 1)]
+        kernel = cv2.line(np.zeros((length, length), np.float32), *ends, 1.0)
+        blur = lambda x: cv2.filter2D(x, -1, kernel / kernel.sum())  # noqa: E731
     else:
         sigma = rng.uniform(1.2, 4.0) if kind < 0.5 else rng.uniform(0.5, 1.0)
         blur = lambda x: cv2.GaussianBlur(x, (0, 0), sigma)  # noqa: E731
@@ -231,20 +213,14 @@ def _blurred(rng: np.random.Generator, rgb: np.ndarray, alpha: np.ndarray) -> tu
 
 
 def lay(
-    rng: np.random.Generator,
-    image: np.ndarray,
-    mask: np.ndarray,
-    store: OccluderStore,
-    *,
-    kind: str | None = None,
-    skin_tone_p: float = 0.5,
+    rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, store: OccluderStore, *, kind: str | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Lay a photographed occluder over an aligned face.
+    """Lay a photographed occluder over an aligned face. A quarter of the objects are held by a hand, and half of the
+    hands have the colours of the face.
 
     Args:
         image, mask: uint8 (512, 512, 3), and uint8 (512, 512), 0/255, aligned as in CelebAMask-HQ.
-        kind: one of `KINDS`; random without it. A quarter of the objects are held by a hand.
-        skin_tone_p: how often a hand takes the colours of the face that it lies on.
+        kind: one of `KINDS`; random without it.
 
     Returns:
         (image, mask, opacity): the occluded face, its smaller mask, the occluder's opacity uint8 (512, 512), all new.
@@ -262,10 +238,7 @@ def lay(
     if kind == "objects":
         layers.append(object_layer(rng, store.draw(rng, "objects"), centre))
     if kind == "hands" or (kind == "objects" and rng.random() < 0.25):
-        layer = hand_layer(rng, store.draw(rng, "hands"), centre + rng.normal(0, 25, 2), store.draw(rng, "textures"))
-        if rng.random() < skin_tone_p and len(points):
-            layer = recoloured(rng, layer, image[mask > 127][::97])
-        layers.append(layer)
+        layers.append(_hand_of_a_face(rng, store, centre + rng.normal(0, 25, 2), image, mask))
     opacity = np.zeros((SIZE, SIZE), np.float32)
     for layer in layers:
         if rng.random() < 0.6:
@@ -283,7 +256,11 @@ def lay(
 
 def lone_hand(rng: np.random.Generator, store: OccluderStore, image, mask) -> np.ndarray:
     """A hand with nobody behind it, RGBA uint8 (512, 512, 4), half of the time in the colours of a face."""
-    layer = hand_layer(rng, store.draw(rng, "hands"), FACE_CENTRE + rng.normal(0, 30, 2), store.draw(rng, "textures"))
+    return _lit(rng, _hand_of_a_face(rng, store, FACE_CENTRE + rng.normal(0, 30, 2), image, mask))
+
+
+def _hand_of_a_face(rng: np.random.Generator, store: OccluderStore, centre, image, mask) -> np.ndarray:
+    layer = hand_layer(rng, store.draw(rng, "hands"), centre, store.draw(rng, "textures"))
     if rng.random() < 0.5 and (mask > 127).any():
         layer = recoloured(rng, layer, image[mask > 127][::97])
-    return _lit(rng, layer)
+    return layer

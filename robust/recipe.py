@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 
 import cv2
@@ -63,19 +64,15 @@ class RobustConfig(Config):
 
 
 def edge_bce_dice(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """BCE that counts pixels near the contour four times, plus Dice loss over the pictures that show a face.
-
-    Dice is taken picture by picture, so that a face of 15 pixels weighs as much as one of 150. Both (B, 1, H, W).
-    """
+    """BCE that counts pixels near the contour four times, plus the Dice loss of each picture that shows a face, however
+    small. Both (B, 1, H, W)."""
     band = F.max_pool2d(target, 5, 1, 2) + F.max_pool2d(-target, 5, 1, 2)  # 1 within two pixels of the contour
     weight = 1 + 3 * band
     loss = (F.binary_cross_entropy_with_logits(logits, target, reduction="none") * weight).sum() / weight.sum()
-    probability = logits.sigmoid().flatten(1)
-    t = target.flatten(1)
+    probability, t = logits.sigmoid().flatten(1), target.flatten(1)
     shown = t.sum(1) > 0
     if shown.any():
-        inter = (probability * t).sum(1)[shown]
-        total = (probability.sum(1) + t.sum(1))[shown]
+        inter, total = (probability * t).sum(1)[shown], (probability.sum(1) + t.sum(1))[shown]
         loss = loss + (1 - (2 * inter + 1) / (total + 1)).mean()
     return loss
 
@@ -89,9 +86,8 @@ class Robust:
 
     def __init__(self, config: RobustConfig, data: Path, run_dir: Path, *, workers: int, device, log=print, **_):
         self.config, self.workers, self.log = config, workers, log
-        folders = {"backgrounds": config.backgrounds, "occluders": config.occluders, "unlabelled": config.unlabelled}
-        for name, folder in folders.items():
-            if folder is not None and not Path(folder).is_dir():
+        for name in ("backgrounds", "occluders", "unlabelled"):
+            if (folder := getattr(config, name)) is not None and not Path(folder).is_dir():
                 raise TrainingError(f"There is no folder {folder} (--{name}).")
         if config.unlabelled is not None and config.init is None:
             raise TrainingError("--unlabelled needs --init: the weights that predict the masks.")
@@ -104,29 +100,23 @@ class Robust:
 
     def _composer(self, data: Path, pseudo: Path | None) -> scenes.SceneComposer:
         config = self.config
+        images, masks, persons = (data / f"{kind}_train" for kind in ("images", "masks", "persons"))
         if config.backgrounds is None:
             self.log("No --backgrounds: faces are pasted on drawn colours, and no photograph without a face is seen.")
         if config.occluders is None:
             self.log("No --occluders: what occludes a face is drawn, and photographed hands will be taken for faces.")
-        if not (data / "persons_train").is_dir():
-            self.log(f"No {data / 'persons_train'}: nobody is cut out; make it with `data_preprocessing.py --persons`.")
-        sets = [(data / "images_train", data / "masks_train", data / "persons_train")]
+        if not persons.is_dir():
+            self.log(f"No {persons}: nobody is cut out; make it with `data_preprocessing.py --persons`.")
         exclude = read_ids(config.exclude) if config.exclude else frozenset()
-        faces = scenes.FaceStore(*zip(*sets, strict=True), limit=config.limit, exclude=exclude)
+        faces = scenes.FaceStore(images, masks, persons, limit=config.limit, exclude=exclude)
         if not len(faces):
-            raise TrainingError(f"{data / 'masks_train'} holds no masks; run `python data_preprocessing.py` again.")
+            raise TrainingError(f"{masks} holds no masks; run `python data_preprocessing.py` again.")
         if pseudo is not None:  # the annotated faces twice, so that they count for more
-            more = scenes.FaceStore([Path(config.unlabelled)], [pseudo], [None])
-            faces.entries = [*faces.entries * 2, *more.entries]
+            faces.entries = faces.entries * 2 + scenes.FaceStore(Path(config.unlabelled), pseudo).entries
         photos = scenes.PhotoStore(scenes.find_backgrounds(Path(config.backgrounds)) if config.backgrounds else [])
-        return scenes.SceneComposer(
-            faces,
-            photos,
-            OccluderStore(Path(config.occluders)) if config.occluders else None,
-            single_face=config.single_face,
-            occlusion_p=config.occlusion_p,
-            glasses_p=config.glasses_p,
-        )
+        store = OccluderStore(Path(config.occluders)) if config.occluders else None
+        often = {name: getattr(config, name) for name in ("single_face", "occlusion_p", "glasses_p")}
+        return scenes.SceneComposer(faces, photos, store, **often)
 
     def network(self) -> nn.Module:
         if self.config.init is None:
@@ -135,11 +125,8 @@ class Robust:
 
     def size_at(self, epoch: int) -> int:
         """The picture size of an epoch: progressive resizing, small pictures first."""
-        size = self.config.size
-        for fraction, step in self.config.progressive:
-            if epoch >= fraction * self.config.epochs:
-                size = step
-        return size
+        c = self.config
+        return [c.size, *(size for fraction, size in c.progressive if epoch >= fraction * c.epochs)][-1]
 
     def loader(self, size: int):
         return train_loader(scenes.Scenes(self.composer, size), self.config, self.workers)
@@ -149,16 +136,11 @@ class Robust:
         https://arxiv.org/abs/1708.07120)."""
         c = self.config
         slow = {id(p) for p in net.encoder.parameters()} if hasattr(net, "encoder") else set()
-        groups = [
-            {
-                "params": [p for p in net.parameters() if (p.ndim > 1) == is_matrix and (id(p) in slow) == is_encoder],
-                "weight_decay": c.weight_decay if is_matrix else 0.0,
-                "lr": c.lr * (c.encoder_lr if is_encoder else 1.0),
-            }
-            for is_matrix in (True, False)
-            for is_encoder in (False, True)
-        ]
-        groups = [group for group in groups if group["params"]]
+        groups = []
+        for is_matrix, is_encoder in product((True, False), (False, True)):
+            params = [p for p in net.parameters() if (p.ndim > 1) == is_matrix and (id(p) in slow) == is_encoder]
+            decay, rate = c.weight_decay if is_matrix else 0.0, c.lr * (c.encoder_lr if is_encoder else 1.0)
+            groups += [{"params": params, "weight_decay": decay, "lr": rate}] if params else []
         optimizer = torch.optim.AdamW(groups, lr=c.lr, fused=is_on_cuda(net))
         warm = 0.1 if c.init is None else 0.03
         return optimizer, OneCycleLR(optimizer, [g["lr"] for g in groups], total_steps=steps, pct_start=warm)
@@ -170,13 +152,9 @@ def initial_weights(config: RobustConfig) -> Path:
 
 # --- Self-training --------------------------------------------------------------------------------------------------
 def pseudo_label(config: RobustConfig, masks: Path, device, *, log=print) -> Path:
-    """Masks for the aligned faces of `config.unlabelled`, predicted by the weights `config.init`, into `masks`; those
-    that the same weights have predicted before are kept. One round of self-training (Xie et al. 2020,
-    https://arxiv.org/abs/1911.04252).
-
-    Raises:
-        TrainingError: no pictures, or one that cannot be read.
-    """
+    """Masks for the faces of `config.unlabelled`, predicted by the weights `config.init`, into `masks`; those that the
+    same weights have predicted before are kept. Self-training (Xie et al. 2020, https://arxiv.org/abs/1911.04252).
+    Raises TrainingError: no pictures, or one that cannot be read."""
     from tqdm.auto import tqdm
 
     from drawing import encode
@@ -222,12 +200,8 @@ def _keep_only_masks_of(teacher: str, masks: Path) -> None:
 
 def remove_small_components(mask: np.ndarray, fraction: float = 0.02) -> np.ndarray:
     """A mask uint8 (H, W), 0/255, without parts, and holes, smaller than a fraction of the largest part."""
-    n, labels, stats, _ = cv2.connectedComponentsWithStats(mask)
-    if n < 2:
-        return mask
-    least = fraction * stats[1:, cv2.CC_STAT_AREA].max()
-    kept = np.where(stats[:, cv2.CC_STAT_AREA] >= least, 255, 0).astype(np.uint8)
-    kept[0] = 0
-    mask = kept[labels]
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask)
+    least = fraction * stats[1:, cv2.CC_STAT_AREA].max(initial=0)
+    mask = np.where(stats[labels, cv2.CC_STAT_AREA] < least, 0, mask)
     _, labels, stats, _ = cv2.connectedComponentsWithStats(255 - mask)
     return np.where((labels > 0) & (stats[labels, cv2.CC_STAT_AREA] < least), 255, mask).astype(np.uint8)

@@ -1,9 +1,8 @@
 """Pictures of known target: faces at every size and place, on other backgrounds, occluded, or no face at all.
 
-CelebAMask-HQ shows one upright face in the middle of every picture. A network trained on that alone calls face whatever
-stands in the middle. `Scenes` composes, from the prepared faces, the people cut out along their annotated parts
-(`persons_*`) and photographs without faces, what whole photographs look like (copy-paste: Ghiasi et al. 2021,
-https://arxiv.org/abs/2012.07177).
+A network trained on CelebAMask-HQ alone calls face whatever stands in the middle. `Scenes` composes pictures of the
+prepared faces, the people cut out along their annotated parts (`persons_*`) and photographs without faces (copy-paste:
+Ghiasi et al. 2021, https://arxiv.org/abs/2012.07177).
 """
 
 from __future__ import annotations
@@ -21,11 +20,8 @@ import const
 from dataset import albumentations, index_and_seed, reseed, to_tensor
 from pictures import read_known
 from robust import occluders, photographed
-from robust.photographed import OccluderStore, Recent
-
-SIZE = occluders.SIZE
-FACE_WIDTH = occluders.FACE_WIDTH
-FACE_CENTRE = occluders.FACE_CENTRE
+from robust.occluders import FACE_CENTRE, FACE_WIDTH, SIZE, blank
+from robust.photographed import Recent
 
 
 @dataclass(frozen=True)
@@ -40,27 +36,15 @@ class Face:
 
 
 class FaceStore:
-    """Prepared faces by index, without the ids in `exclude`; kept as `Recent` (1.3 MB each)."""
+    """Prepared faces of three folders by index, without the ids in `exclude`; kept as `Recent` (1.3 MB each)."""
 
-    def __init__(
-        self,
-        image_dirs: Sequence[Path],
-        mask_dirs: Sequence[Path],
-        person_dirs: Sequence[Path | None],
-        *,
-        limit: int | None = None,
-        exclude: frozenset[str] = frozenset(),
-    ):
+    def __init__(self, images: Path, masks: Path, persons: Path | None = None, *, limit=None, exclude=frozenset()):
         entries: list[tuple[Path, Path, Path | None]] = []
-        for images, masks, persons in zip(image_dirs, mask_dirs, person_dirs, strict=True):
-            found = [p for ending in ("*_skin.png", "*_mask.png") for p in Path(masks).rglob(ending)]
-            for mask in sorted(found, key=lambda p: p.name.zfill(24)):
-                stem = mask.name[: -len("_skin.png")]
-                folder = Path(images) / mask.parent.relative_to(masks)
-                person = Path(persons) / f"{stem}_person.png" if persons else None
-                image = next((p for s in const.IMAGE_SUFFIXES if (p := folder / f"{stem}{s}").exists()), None)
-                if image is None or stem in exclude:
-                    continue
+        for mask in sorted([*masks.rglob("*_skin.png"), *masks.rglob("*_mask.png")], key=lambda p: p.name.zfill(24)):
+            stem, folder = mask.name[: -len("_skin.png")], images / mask.parent.relative_to(masks)
+            image = next((p for s in const.IMAGE_SUFFIXES if (p := folder / f"{stem}{s}").exists()), None)
+            person = persons and persons / f"{stem}_person.png"
+            if image and stem not in exclude:
                 entries.append((image, mask, person if person and person.exists() else None))
         self.entries = entries[:limit]
         self._recent = Recent(3 * 2**30)  # by the mask's path: a face may be listed more than once
@@ -70,23 +54,23 @@ class FaceStore:
 
     def __getitem__(self, index: int) -> Face:
         image, mask, person = self.entries[index]
-        return self._recent.get(mask, lambda: _read_face(image, mask, person))
+        read = lambda: Face(_read(image), _read_mask(mask), _read_mask(person) if person else None)  # noqa: E731
+        return self._recent.get(mask, read)
 
 
-def _read_face(image_path: Path, mask_path: Path, person_path: Path | None) -> Face:
-    image = read_known(image_path)
-    if image.shape[:2] != (SIZE, SIZE):
-        shrink = image.shape[0] > SIZE
-        image = cv2.resize(image, (SIZE, SIZE), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_CUBIC)
-    return Face(image, _read_mask(mask_path), _read_mask(person_path) if person_path else None)
+def _read(path: Path) -> np.ndarray:
+    image = read_known(path)
+    if image.shape[:2] == (SIZE, SIZE):
+        return image
+    shrink = image.shape[0] > SIZE
+    return cv2.resize(image, (SIZE, SIZE), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_CUBIC)
 
 
 def _read_mask(path: Path) -> np.ndarray:
     mask = read_known(path, grey=True)
-    if mask.shape != (SIZE, SIZE):
-        mask = cv2.resize(mask, (SIZE, SIZE), interpolation=cv2.INTER_LINEAR)
-        mask = np.where(mask > 127, 255, 0).astype(np.uint8)
-    return mask
+    if mask.shape == (SIZE, SIZE):
+        return mask
+    return np.where(cv2.resize(mask, (SIZE, SIZE), interpolation=cv2.INTER_LINEAR) > 127, np.uint8(255), np.uint8(0))
 
 
 def find_backgrounds(folder: Path, *, held_out: bool = False) -> list[Path]:
@@ -115,9 +99,8 @@ def similarity(
 ) -> np.ndarray:
     """The 2x3 matrix that takes the aligned 512x512 square to a canvas on which the face oval is `face_width` pixels
     wide, turned by `degrees`, with its centre at `centre` (x, y)."""
-    scale, angle = face_width / FACE_WIDTH, np.radians(degrees)
-    rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    linear = scale * rotation @ np.diag([(-1.0 if flip else 1.0) * stretch, 1.0 / stretch])
+    rotation = occluders.rotation(np.radians(degrees))
+    linear = face_width / FACE_WIDTH * rotation @ np.diag([(-1.0 if flip else 1.0) * stretch, 1.0 / stretch])
     offset = np.asarray(centre) - linear @ np.asarray(FACE_CENTRE, float)
     return np.column_stack([linear, offset]).astype(np.float32)
 
@@ -161,15 +144,12 @@ def paste(canvas, target, layer, matrix, alpha) -> tuple[np.ndarray, np.ndarray]
 def with_body(face: Face, cloth: np.ndarray | None = None) -> tuple[Face, np.ndarray]:
     """The cut-out prolonged downwards by its last rows, so that it does not float as a bust: (face, opacity), both with
     512 more rows. `cloth` uint8 (512, 512, 3) fills them."""
-
-    def pad(a, mode="edge"):
-        return np.pad(a, [(0, SIZE)] + [(0, 0)] * (a.ndim - 1), mode)
-
-    image = pad(face.image)
+    image = cv2.copyMakeBorder(face.image, 0, SIZE, 0, 0, cv2.BORDER_REPLICATE)
     if cloth is not None:
         blend = np.clip(np.arange(SIZE, dtype=np.float32) / 40, 0, 1)[:, None].repeat(SIZE, 1)
         image[SIZE:] = occluders.blend(cloth, image[SIZE:], blend)
-    return Face(image, pad(face.mask, "constant"), None), pad(face.person)
+    person = cv2.copyMakeBorder(face.person, 0, SIZE, 0, 0, cv2.BORDER_REPLICATE)
+    return Face(image, np.vstack([face.mask, blank()]), None), person
 
 
 def tinted(rng: np.random.Generator, photo: np.ndarray, color: np.ndarray) -> np.ndarray:
@@ -184,16 +164,9 @@ class SceneComposer:
     """Draws training pictures: `compose(rng, index, size)` -> (image uint8 (S, S, 3), target uint8 (S, S) 0/255)."""
 
     def __init__(
-        self,
-        faces: FaceStore,
-        photos: PhotoStore,
-        occluder_store: OccluderStore | None = None,
-        *,
-        single_face=0.55,
-        occlusion_p=0.5,
-        glasses_p=0.2,
+        self, faces: FaceStore, photos: PhotoStore, store=None, *, single_face=0.55, occlusion_p=0.5, glasses_p=0.2
     ):
-        self.faces, self.photos, self.occluders = faces, photos, occluder_store
+        self.faces, self.photos, self.occluders = faces, photos, store  # the last an OccluderStore, or None
         self.single_face, self.occlusion_p, self.glasses_p = single_face, occlusion_p, glasses_p
 
     def photo(self, rng: np.random.Generator) -> np.ndarray:
@@ -255,25 +228,22 @@ class SceneComposer:
         """One face large in the picture, as in CelebAMask-HQ and in the fine pass of prediction."""
         swap = self.faces[index].person is not None and rng.random() < 0.3
         face, alpha = self.occluded(rng, index, person=swap)
-        width = size * rng.uniform(0.34, 0.80)
-        degrees = _roll(rng, 10)
-        centre = size * (0.5 + rng.normal(0, 0.07, 2))
+        width, degrees, centre = size * rng.uniform(0.34, 0.80), _roll(rng, 10), size * (0.5 + rng.normal(0, 0.07, 2))
         matrix = similarity(width, degrees, centre, flip=rng.random() < 0.5, stretch=rng.uniform(0.92, 1.08))
         border = rng.random()
         if not swap and border < 0.35:  # the picture reflected beyond its edge, the target with it
             image = warp(face.image, matrix, (size, size), cv2.BORDER_REFLECT_101)
             return image, warp(face.mask, matrix, (size, size), cv2.BORDER_REFLECT_101)
         if border < 0.55:
-            canvas = np.empty((size, size, 3), np.uint8)
-            canvas[:] = rng.uniform(0, 255, 3) if rng.random() < 0.5 else rng.choice([0, 255, 128])
+            color = rng.uniform(0, 255, 3) if rng.random() < 0.5 else np.full(3, rng.choice([0, 255, 128]))
+            canvas = np.full((size, size, 3), color.astype(np.uint8))
         else:
             canvas = background(rng, self.photo(rng), (size, size))
         return paste(canvas, np.zeros((size, size), np.uint8), face, matrix, alpha)
 
     def scene(self, rng: np.random.Generator, index: int, size: int) -> tuple[np.ndarray, np.ndarray]:
         """One to four people, faces from 3 to 50 % of the width, anywhere, over one another; here and there a hand."""
-        canvas = background(rng, self.photo(rng), (size, size))
-        target = np.zeros((size, size), np.uint8)
+        canvas, target = background(rng, self.photo(rng), (size, size)), np.zeros((size, size), np.uint8)
         if self.faces.entries[index][2] is None and rng.random() < 0.7:  # one who can be cut out, rather
             index = int(rng.integers(len(self.faces)))
         people = [index, *rng.integers(len(self.faces), size=int(rng.choice([0, 1, 2, 3], p=[0.4, 0.3, 0.2, 0.1])))]
@@ -294,8 +264,7 @@ class SceneComposer:
             picture, alpha = occluders.hand(rng, occluders.skin_color(rng, face.image, face.mask))
         h, w = target.shape
         matrix = similarity(width, rng.uniform(0, 360), rng.uniform(0.05, 0.95, 2) * (w, h))
-        hand = Face(picture, np.zeros((SIZE, SIZE), np.uint8), None)
-        return paste(canvas, target, hand, matrix, (alpha * 255).astype(np.uint8))
+        return paste(canvas, target, Face(picture, blank(), None), matrix, (alpha * 255).astype(np.uint8))
 
     def add_person(self, rng, canvas, target, index: int, width: float) -> tuple[np.ndarray, np.ndarray]:
         h, w = target.shape
@@ -306,8 +275,7 @@ class SceneComposer:
         if cut and rng.random() < 0.6:
             cloth = occluders.photo_patch(rng, self._texture(rng)) if rng.random() < 0.6 else None
             face, alpha = with_body(Face(face.image, face.mask, alpha), cloth)
-        degrees = _roll(rng, 8)
-        centre = rng.uniform(-0.02, 1.02, 2) * (w, h)
+        degrees, centre = _roll(rng, 8), rng.uniform(-0.02, 1.02, 2) * (w, h)
         matrix = similarity(width, degrees, centre, flip=rng.random() < 0.5)
         if cut:
             alpha = cv2.GaussianBlur(alpha, (0, 0), 1.5)
@@ -318,13 +286,11 @@ class SceneComposer:
     ) -> tuple[np.ndarray, np.ndarray, list[float]]:
         """A test picture at (height, width): these people side by side, cut out, their faces `widths` (from, to) of the
         picture's; (image, target, the fractions drawn)."""
-        canvas = background(rng, self.photos.draw(rng), size)
-        target = np.zeros(size, np.uint8)
+        canvas, target = background(rng, self.photos.draw(rng), size), np.zeros(size, np.uint8)
         fractions = np.sort(np.exp(rng.uniform(*np.log(widths), len(people)))).tolist()
         columns = rng.permutation(len(people))
         for who, part, column in zip(people, fractions, columns, strict=True):
-            x = (column + rng.uniform(0.3, 0.7)) / len(people) * size[1]
-            y = rng.uniform(0.25, 0.7) * size[0]
+            x, y = (column + rng.uniform(0.3, 0.7)) / len(people) * size[1], rng.uniform(0.25, 0.7) * size[0]
             face, alpha = with_body(self.faces[who])
             alpha = cv2.GaussianBlur(alpha, (0, 0), 1.5)
             matrix = similarity(part * size[1], rng.normal(0, 6), (x, y), flip=rng.random() < 0.5)
@@ -337,14 +303,11 @@ class SceneComposer:
         kind = rng.random()
         canvas = background(rng, self.photo(rng), (size, size))
         if kind < 0.62:
-            if rng.random() < 0.25:
-                canvas = np.ascontiguousarray(np.rot90(canvas, int(rng.integers(1, 4))))
-            return canvas, nothing
+            turns = int(rng.integers(1, 4)) if rng.random() < 0.25 else 0
+            return np.ascontiguousarray(np.rot90(canvas, turns)), nothing
         if kind < 0.75:
             patch = self.faceless_patch(rng)
-            if patch is not None:
-                canvas = cv2.resize(patch, (size, size), interpolation=cv2.INTER_LINEAR)
-            return canvas, nothing
+            return canvas if patch is None else cv2.resize(patch, (size, size)), nothing
         if kind < 0.85:
             return self.add_hand(rng, canvas, nothing, index, size * rng.uniform(0.2, 0.9))
         face = self.faces[index]  # hair, ears, neck, clothes: no face
@@ -354,7 +317,7 @@ class SceneComposer:
         image = occluders.blend(texture, face.image, hidden.astype(np.float32) / 255)
         alpha = face.person if face.person is not None else np.full((SIZE, SIZE), 255, np.uint8)
         matrix = similarity(size * rng.uniform(0.1, 0.7), rng.normal(0, 10), rng.uniform(0.2, 0.8, 2) * size)
-        return paste(canvas, nothing, Face(image, np.zeros((SIZE, SIZE), np.uint8), None), matrix, alpha)
+        return paste(canvas, nothing, Face(image, blank(), None), matrix, alpha)
 
 
 def _roll(rng: np.random.Generator, spread: float) -> float:
@@ -373,59 +336,46 @@ def _relight(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
 
 
 # --- The dataset ----------------------------------------------------------------------------------------------------
-def photo_transform(*, seed: int | None = const.SEED):
+def photo_transform():
     """What cameras, lamps and file formats do to a photograph: light, colour, blur, grain, small size, compression."""
     A = albumentations()
     enlarge = {"downscale": cv2.INTER_AREA, "upscale": cv2.INTER_LINEAR}
-    return A.Compose(
-        [
-            A.RandomBrightnessContrast(brightness_limit=(-0.4, 0.35), contrast_limit=(-0.4, 0.4), p=0.5),
-            A.RandomGamma(gamma_limit=(40, 220), p=0.3),
-            A.HueSaturationValue(
-                hue_shift_limit=(-25, 25), sat_shift_limit=(-60, 50), val_shift_limit=(-20, 20), p=0.35
-            ),
-            A.RGBShift(r_shift_limit=(-25, 25), g_shift_limit=(-25, 25), b_shift_limit=(-25, 25), p=0.2),
-            A.ToGray(num_output_channels=3, method="weighted_average", p=0.12),
-            A.OneOf(
-                [
-                    A.GaussianBlur(sigma_limit=(0.4, 2.2), blur_limit=0, p=1.0),
-                    A.MotionBlur(blur_limit=(3, 9), p=1.0),
-                    A.Downscale(scale_range=(0.2, 0.6), interpolation_pair=enlarge, p=1.0),
-                ],
-                p=0.25,
-            ),
-            A.GaussNoise(std_range=(0.01, 0.08), p=0.15),
-            A.ImageCompression(compression_type="jpeg", quality_range=(12, 80), p=0.25),
-        ],
-        strict=True,
-        seed=seed,
-    )
+    unsharp = [
+        A.GaussianBlur(sigma_limit=(0.4, 2.2), blur_limit=0, p=1.0),
+        A.MotionBlur(blur_limit=(3, 9), p=1.0),
+        A.Downscale(scale_range=(0.2, 0.6), interpolation_pair=enlarge, p=1.0),
+    ]
+    transforms = [
+        A.RandomBrightnessContrast(brightness_limit=(-0.4, 0.35), contrast_limit=(-0.4, 0.4), p=0.5),
+        A.RandomGamma(gamma_limit=(40, 220), p=0.3),
+        A.HueSaturationValue(hue_shift_limit=(-25, 25), sat_shift_limit=(-60, 50), val_shift_limit=(-20, 20), p=0.35),
+        A.RGBShift(r_shift_limit=(-25, 25), g_shift_limit=(-25, 25), b_shift_limit=(-25, 25), p=0.2),
+        A.ToGray(p=0.12),
+        A.OneOf(unsharp, p=0.25),
+        A.GaussNoise(std_range=(0.01, 0.08), p=0.15),
+        A.ImageCompression(compression_type="jpeg", quality_range=(12, 80), p=0.25),
+    ]
+    return A.Compose(transforms, strict=True, seed=const.SEED)
 
 
 def normalize(image: np.ndarray) -> np.ndarray:
     """uint8 (..., 3) RGB to float32, with the ImageNet mean and deviation."""
-    scale = 1 / (255 * np.asarray(const.IMAGENET_STD, np.float32))
-    shift = np.asarray(const.IMAGENET_MEAN, np.float32) / np.asarray(const.IMAGENET_STD, np.float32)
-    return image * scale - shift
+    mean, std = np.float32(const.IMAGENET_MEAN), np.float32(const.IMAGENET_STD)
+    return image * (1 / (255 * std)) - mean / std
 
 
 class Scenes(Dataset):
-    """The robust recipe's pictures: `SceneComposer`, then `photo_transform`, at size x size pixels.
-
-    An epoch shows every face once.
-    """
+    """The robust recipe's pictures: `SceneComposer`, then `photo_transform`, at size x size pixels."""
 
     def __init__(self, composer: SceneComposer, size: int):
-        self.composer, self.size = composer, size
-        self.photo = photo_transform()
+        self.composer, self.size, self.photo = composer, size, photo_transform()
 
     def __len__(self) -> int:
         return len(self.composer.faces)
 
     def __getitem__(self, key) -> tuple[torch.Tensor, torch.Tensor]:
         index, seed = index_and_seed(key)
-        rng = np.random.default_rng(seed)
-        image, target = self.composer.compose(rng, index, self.size)
+        image, target = self.composer.compose(np.random.default_rng(seed), index, self.size)
         reseed(self.photo, seed)
         image = self.photo(image=image)["image"]
         return to_tensor(normalize(image)), to_tensor(target.astype(np.float32) / 255)

@@ -180,7 +180,7 @@ def samples(context: Context, kind: str) -> list[tuple]:
     from studies import pasted, robustness
 
     limit = context.plan.occluded_faces
-    store = scenes.FaceStore([context.data / "images_val"], [context.data / "masks_val"], [None], limit=limit)
+    store = scenes.FaceStore(context.data / "images_val", context.data / "masks_val", limit=limit)
     if kind in PHOTOGRAPHED:
         cutouts = photographed.OccluderStore(context.occluder_dir, held_out=True)
         return list(pasted.pasted_faces(store, cutouts, kind.removeprefix("photographed ")))

@@ -166,7 +166,7 @@ def run(
 ) -> dict:
     """The tables of these sections, {section: {row: figures}}, and {"skipped": {section: the option that it needs}}.
     `limit`: the first validation faces alone."""
-    store = scenes.FaceStore([data / "images_val"], [data / "masks_val"], [data / "persons_val"], limit=limit)
+    store = scenes.FaceStore(data / "images_val", data / "masks_val", data / "persons_val", limit=limit)
     held_out = scenes.find_backgrounds(backgrounds, held_out=True) if backgrounds else []
     cutouts = photographed.OccluderStore(occluder_dir, held_out=True) if occluder_dir else None
     composer = scenes.SceneComposer(store, scenes.PhotoStore(held_out), cutouts)

@@ -9,7 +9,7 @@ from robust import occluders, scenes
 
 @pytest.fixture(scope="module")
 def faces(prepared) -> scenes.FaceStore:
-    return scenes.FaceStore([prepared / "images_train"], [prepared / "masks_train"], [prepared / "persons_train"])
+    return scenes.FaceStore(prepared / "images_train", prepared / "masks_train", prepared / "persons_train")
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def test_faces_are_read_with_their_partners(faces, prepared):
     np.testing.assert_array_equal(face.mask, want)
     assert (face.person[face.mask > 0] > 0).mean() > 0.95  # a face is part of its person
     assert faces[5] is face  # decoded once
-    without = scenes.FaceStore([prepared / "images_train"], [prepared / "masks_train"], [None], limit=2)
+    without = scenes.FaceStore(prepared / "images_train", prepared / "masks_train", limit=2)
     assert len(without) == 2
     assert without[0].person is None
 

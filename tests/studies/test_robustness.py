@@ -54,7 +54,7 @@ class Painter:
 
 @pytest.mark.parametrize("kind", robustness.photographed.KINDS)
 def test_occluded_pixels_called_face(prepared, occluder_dir, kind):
-    store = robustness.scenes.FaceStore([prepared / "images_val"], [prepared / "masks_val"], [None], limit=3)
+    store = robustness.scenes.FaceStore(prepared / "images_val", prepared / "masks_val", limit=3)
     cutouts = robustness.photographed.OccluderStore(occluder_dir, held_out=True)
     assert all([path.stem for path in paths] == ["4"] for paths in cutouts.paths.values())
     samples = list(pasted.pasted_faces(store, cutouts, kind))
