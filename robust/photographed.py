@@ -238,7 +238,7 @@ def lay(
     if kind == "objects":
         layers.append(object_layer(rng, store.draw(rng, "objects"), centre))
     if kind == "hands" or (kind == "objects" and rng.random() < 0.25):
-        layers.append(_hand_of_a_face(rng, store, centre + rng.normal(0, 25, 2), image, mask))
+        layers.append(_hand_of_a_face(rng, store, image, mask, centre, 25))
     opacity = np.zeros((SIZE, SIZE), np.float32)
     for layer in layers:
         if rng.random() < 0.6:
@@ -256,11 +256,12 @@ def lay(
 
 def lone_hand(rng: np.random.Generator, store: OccluderStore, image, mask) -> np.ndarray:
     """A hand with nobody behind it, RGBA uint8 (512, 512, 4), half of the time in the colours of a face."""
-    return _lit(rng, _hand_of_a_face(rng, store, FACE_CENTRE + rng.normal(0, 30, 2), image, mask))
+    return _lit(rng, _hand_of_a_face(rng, store, image, mask, FACE_CENTRE, 30))
 
 
-def _hand_of_a_face(rng: np.random.Generator, store: OccluderStore, centre, image, mask) -> np.ndarray:
-    layer = hand_layer(rng, store.draw(rng, "hands"), centre, store.draw(rng, "textures"))
+def _hand_of_a_face(rng, store: OccluderStore, image, mask, centre, spread: float) -> np.ndarray:
+    cut, place = store.draw(rng, "hands"), centre + rng.normal(0, spread, 2)
+    layer = hand_layer(rng, cut, place, store.draw(rng, "textures"))
     if rng.random() < 0.5 and (mask > 127).any():
         layer = recoloured(rng, layer, image[mask > 127][::97])
     return layer
