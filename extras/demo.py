@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 
 import const
-from common import UserError
+from common import UserError, is_out_of_memory
 from drawing import Output, encode, find_faces
 from inference import to_mask
 from pictures import find_jobs, read_picture
@@ -115,10 +115,10 @@ def _sentence(error: Exception) -> str:
     """An error as the command line has it; what is no mistake of the user's is raised again."""
     if isinstance(error, UserError):
         return f"⚠ {error}"
+    if is_out_of_memory(error):
+        return "⚠ The memory does not suffice; take a smaller file."
     if isinstance(error, OSError):
         return f"⚠ {Path(error.filename or 'writing').name}: {error.strerror or error}."
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return "⚠ The memory does not suffice; take a smaller file."
     raise error
 
 
@@ -168,6 +168,12 @@ def _settings(gr, kinds: dict[str, str]) -> list:
     return [kind, color, alpha, threshold]
 
 
+def _shown(gr, file: Path | None, line: str) -> tuple:
+    """What result, download button and status line are to show."""
+    value, label = file and str(file), f"Download {file.name}" if file else "Download"
+    return value, gr.update(value=value, label=label, interactive=bool(file)), line
+
+
 def _photograph_tab(gr, segmenter, folder: Path) -> None:
     seen = gr.State(time_to_live=KEPT)
     view, sources = {"height": 420, "elem_classes": "view"}, ["upload", "clipboard", "webcam"]
@@ -183,14 +189,10 @@ def _photograph_tab(gr, segmenter, folder: Path) -> None:
     examples = gr.Dataset(**thumbnails, type="index", label="Examples")
     shown = [result, download, status]
 
-    def nothing(line: str) -> tuple:
-        return None, gr.update(value=None, label="Download", interactive=False), line
-
     def draw(seen: Seen | None, *settings) -> tuple:
         if seen is None:
-            return nothing("The page has no photograph any more; give it once more.")
-        file, line = show(seen, settings[0], _output(*settings), folder)
-        return str(file), gr.update(value=str(file), label=f"Download {file.name}", interactive=True), line
+            return _shown(gr, None, "The page has no photograph any more; give it once more.")
+        return _shown(gr, *show(seen, settings[0], _output(*settings), folder))
 
     def photograph(path: Path, *settings) -> tuple:
         try:
@@ -198,11 +200,11 @@ def _photograph_tab(gr, segmenter, folder: Path) -> None:
             input_shown = gr.update() if path.suffix.lower() in SHOWN else seen.picture
             return input_shown, seen, *draw(seen, *settings)
         except Exception as error:  # noqa: BLE001  a mistake of ours is raised again
-            return None, None, *nothing(_sentence(error))
+            return None, None, *_shown(gr, None, _sentence(error))
 
     def upload(file: dict | None, *settings) -> tuple:
         if file is None:
-            return gr.update(), None, *nothing("")
+            return gr.update(), None, *_shown(gr, None, "")
         try:
             return photograph(Path(file["path"]), *settings)
         finally:
@@ -235,7 +237,7 @@ def _video_tab(gr, segmenter, folder: Path) -> None:
         from extras.video import predict_video
 
         if file is None:
-            return None, None, gr.update(value=None, label="Download", interactive=False), "Give a video first."
+            return None, *_shown(gr, None, "Give a video first.")
         path, out, lines = Path(file["path"]), Path(tempfile.mkdtemp(dir=folder)), []
         try:
             predict_video(segmenter, path, out, _output(kind, color, alpha, threshold), log=lines.append)
@@ -245,12 +247,10 @@ def _video_tab(gr, segmenter, folder: Path) -> None:
             _forget(path, folder)
         made = next(out.glob("*.mp4"), None)  # after frames that cannot be read, too: it is without them
         line = " ".join(lines).replace(str(path), path.name).replace(str(made), made.name if made else "")
-        name = f"Download {made.name}" if made else "Download"
-        return None, made and str(made), gr.update(value=made and str(made), label=name, interactive=bool(made)), line
+        return None, *_shown(gr, made, line)
 
-    shown = [given, result, download, status]
     private = {"api_visibility": "private", "show_progress_on": result}
-    start.click(segment, [given, *settings], shown, preprocess=False, **private)
+    start.click(segment, [given, *settings], [given, result, download, status], preprocess=False, **private)
 
 
 def launch(segmenter, *, host: str = "127.0.0.1", port: int | None = None, share: bool = False, log=print):

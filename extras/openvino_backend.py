@@ -24,6 +24,7 @@ import threading
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -176,11 +177,9 @@ def converted(net: torch.nn.Module, weights: Path, *, int8: bool = False, log=pr
     if network.is_file():
         return network
     with _one_sentence(f"The network cannot be converted for OpenVINO, or {CACHE} not be written"):
-        if int8:
-            _into_cache(network.parent, lambda folder: _unpack(source, weights, folder))
-        else:
+        if not int8:
             log(f"The network is converted for OpenVINO, this once; it stays in {CACHE}.")
-            _into_cache(network.parent, lambda folder: _convert(net, folder))
+        _into_cache(network.parent, partial(_unpack, source, weights) if int8 else partial(_convert, net))
     return network
 
 

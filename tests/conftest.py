@@ -1,12 +1,16 @@
 """What all tests share: the root on the import path, drawn faces, and a way to run the real commands."""
 
+import atexit
 import contextlib
 import csv
 import hashlib
 import io
+import multiprocessing
 import os
+import runpy
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -23,10 +27,21 @@ TRAIN_IDS = range(16000, 16012)
 VAL_IDS = range(24000, 24006)
 
 
+# A process that has imported PyTorch once, of which each command gets a copy: 3 s less than an interpreter of its own.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(
+    ["main", "training", "evaluation", "pictures", "torchvision", "albumentations", "matplotlib.figure"]
+)
+
+
 def run(program, *args, **options) -> subprocess.CompletedProcess:
     """Runs a script of the root (`main.py`) or a module of a room (`studies.benchmark`) as a person would."""
-    name = str(program)
-    return _execute([str(ROOT / name)] if name.endswith(".py") else ["-m", name], args, **options)
+    return _execute(_program(program), args, **options)
+
+
+def start(program, *args):
+    """`run`, without waiting: the process, to be killed."""
+    return _process(_program(program), args, os.getcwd(), dict(os.environ), [os.devnull] * 3)
 
 
 def python(code: str, *args, **options) -> subprocess.CompletedProcess:
@@ -34,10 +49,55 @@ def python(code: str, *args, **options) -> subprocess.CompletedProcess:
     return _execute(["-c", f"import sys\n{code}"], args, **options)
 
 
-def _execute(what: list[str], args, *, cwd=None, env=None, timeout=300) -> subprocess.CompletedProcess:
-    command = [sys.executable, *what, *map(str, args)]
+def _program(name) -> list[str]:
+    return [str(ROOT / name)] if str(name).endswith(".py") else ["-m", str(name)]
+
+
+def _execute(
+    what: list[str], args, *, cwd=None, env=None, timeout=300, fresh=False, given=b"", text=True
+) -> subprocess.CompletedProcess:
+    """In a process of its own, `given` on its standard input; only a `fresh` one has nothing imported before."""
     env = {**os.environ, "PYTHONPATH": str(ROOT), **{key: str(value) for key, value in (env or {}).items()}}
-    return subprocess.run(command, cwd=cwd, env=env, timeout=timeout, capture_output=True, text=True, check=False)
+    if fresh:
+        command = [sys.executable, *what, *map(str, args)]
+        return subprocess.run(command, cwd=cwd, env=env, timeout=timeout, capture_output=True, text=True, check=False)
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder, name) for name in ("in", "out", "err")]
+        files[0].write_bytes(given)
+        process = _process(what, args, os.path.abspath(cwd or "."), env, files)
+        process.join(timeout)
+        if process.exitcode is None:
+            process.kill()
+            raise subprocess.TimeoutExpired([*what, *args], timeout)
+        said = [file.read_text("utf-8", "replace") if text else file.read_bytes() for file in files[1:]]
+    return subprocess.CompletedProcess([*what, *args], process.exitcode, *said)
+
+
+def _process(what: list[str], args, cwd: str, env: dict, files: list):
+    args = [os.fsdecode(arg) if isinstance(arg, bytes) else str(arg) for arg in args]
+    process = FORKS.Process(target=_as_main, args=(what, args, cwd, env, files))
+    process.start()
+    return process
+
+
+def _as_main(what: list[str], args: list[str], cwd: str, env: dict, files: list[Path]) -> None:
+    for number, file in enumerate(files):
+        os.dup2(os.open(file, os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT), number)
+    sys.stdin, sys.stdout = open(0), open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", 1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+    os.environ.clear()
+    os.environ.update(env)
+    os.chdir(cwd)
+    sys.argv = [what[0], *args]
+    try:
+        if what[0] == "-c":
+            exec(what[1], {"__name__": "__main__"})
+        elif what[0] == "-m":
+            runpy.run_module(what[1], run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(what[0], run_name="__main__")
+    finally:
+        atexit._run_exitfuncs()
 
 
 @pytest.fixture(scope="session")

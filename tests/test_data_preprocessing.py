@@ -665,7 +665,7 @@ def test_a_download_is_checked_and_named(celeb_source, tmp_path, fake_gdown):
 
 def test_help_and_import_are_light():
     code = "import data_preprocessing; print(sorted({'torch', 'cv2', 'numpy', 'tqdm', 'PIL'} & set(sys.modules)))"
-    assert python(code).stdout.strip() == "[]"
+    assert python(code, fresh=True).stdout.strip() == "[]"
     assert "--persons" in run(SCRIPT, "--help").stdout
 
 

@@ -73,7 +73,7 @@ def check(command, argv, inputs: Path, out: Path, capsys) -> int:
 
 
 def predict(weights, picture, out) -> list:
-    return ["predict", picture, "--weights", weights, "--out", out, "--device", "cpu"]
+    return ["predict", picture, "--weights", weights, "--out", out, "--device", "cpu", "--backend", "torch"]
 
 
 def picture_of(rng: random.Random, kind: str) -> bytes:

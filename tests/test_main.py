@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -70,6 +69,7 @@ def test_nothing_runs_on_import(tmp_path):
         code + "\nprint('matplotlib' in sys.modules, 'gdown' in sys.modules, 'albumentations' in sys.modules)"
         f"\nprint(set(os.listdir({str(ROOT)!r})) - before - {{'__pycache__'}}, os.listdir('.'))",
         cwd=tmp_path,
+        fresh=True,
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout == "False False False\nset() []\n"
@@ -80,13 +80,13 @@ def test_help_is_light():
     code = "import main\ntry:\n    main.main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
     check = "print(sorted({'torch', 'cv2', 'numpy', 'albumentations', 'PIL'} & set(sys.modules)), file=sys.stderr)"
     for command in ("--help", "train --help", "predict --help", "evaluate --help"):
-        result = python(code + check, *command.split())
+        result = python(code + check, *command.split(), fresh=True)
         assert result.stderr.strip() == "[]"
         assert "usage:" in result.stdout
     times = []
     for _ in range(3):
         started = time.perf_counter()
-        help_text = run("main.py", "--help")
+        help_text = run("main.py", "--help", fresh=True)
         times.append(time.perf_counter() - started)
     assert help_text.returncode == 0
     assert min(times) < 0.5
@@ -127,7 +127,7 @@ def test_the_command_end_to_end(lite_weights, tmp_path, runner):
     turned.save(inside / "turned.jpg", exif=exif)
     result = no_traceback(
         run("main.py", "predict", "in", "in/cat.png", "gone.jpg", "--weights", lite_weights, "--out", "out",
-            "--device", "cpu", "--batch-size", "3", cwd=tmp_path)
+            "--device", "cpu", "--batch-size", "3", cwd=tmp_path, fresh=True)
     )  # fmt: skip
     assert result.returncode == 1
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
@@ -340,7 +340,8 @@ def test_weights_that_are_not_finite(command, value, prepared, lite_weights, tmp
         net.head.weight[0, 0] = value
     model.save_state(net.state_dict(), tmp_path / "bad.pth", info)
     save(tmp_path / "a.png")
-    given = {"predict": [tmp_path / "a.png", "--precision", "bf16"], "evaluate": ["--data", prepared], "export": []}
+    given = {"predict": [tmp_path / "a.png", "--precision", "bf16", "--backend", "torch"],
+             "evaluate": ["--data", prepared], "export": []}  # fmt: skip
     out = tmp_path / ("x.onnx" if command == "export" else "out")
     code = main.main([command, *map(str, given[command]), "--weights", str(tmp_path / "bad.pth"), "--out", str(out)])
     assert code == 1
@@ -492,33 +493,31 @@ def test_the_package_names_every_module():
     assert set(named["packages"]) == {path.parent.name for path in ROOT.glob("*/__init__.py")}
 
 
+CLOSED = "read, write = os.pipe()\nos.close(read)\nos.dup2(write, 1)"
+FULL = "os.dup2(os.open('/dev/full', os.O_WRONLY), 1)"
+
+
 @pytest.mark.parametrize("command", [["predict", "{folder}"], ["--version"]])
 def test_standard_output_closed_early_or_full(command, lite_weights, tmp_path):
     save(tmp_path / "in" / "a.png")
     argv = [part.format(folder=tmp_path / "in") for part in command]
     if argv[0] == "predict":
-        argv += ["--weights", str(lite_weights), "--out", str(tmp_path / "out"), "--device", "cpu"]
-    argv = [sys.executable, str(ROOT / "main.py"), *argv]
-    read, write = os.pipe()
-    os.close(read)
-    given = {"stderr": subprocess.PIPE, "text": True, "check": False}
-    given["env"] = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-    closed = subprocess.run(argv, stdout=write, **given)
-    os.close(write)
-    assert (closed.returncode, closed.stderr) == (141, "")
-    if Path("/dev/full").exists():
-        with open("/dev/full", "w") as disk:
-            full = subprocess.run(argv, stdout=disk, **given)
-        assert full.returncode == 1
-        one_sentence(full.stderr, "standard output", "No space left")
+        argv += ["--weights", lite_weights, "--out", tmp_path / "out", "--device", "cpu"]
+    results = {}
+    for spoilt in (CLOSED, FULL) if Path("/dev/full").exists() else (CLOSED,):
+        code = f"import os\n{spoilt}\nsys.stdout = open(1, 'w')\nimport main\nsys.exit(main.main(sys.argv[1:]))"
+        results[spoilt] = python(code, *argv, env={"PYTHONUNBUFFERED": ""}, fresh=argv[0] != "predict")
+    assert (results[CLOSED].returncode, results[CLOSED].stderr) == (141, "")
+    if FULL in results:
+        assert results[FULL].returncode == 1
+        one_sentence(results[FULL].stderr, "standard output", "No space left")
 
 
-def test_standard_input_and_output_closed(lite_weights):
-    for closed in ("<&-", ">&- < /dev/null"):
-        command = f"{sys.executable} {ROOT / 'main.py'} predict - --weights {lite_weights} {closed}"
-        result = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
-        assert result.returncode == 1
-        one_sentence(result.stderr, "standard input and output")
+@pytest.mark.parametrize("stream", ["stdin", "stdout"])
+def test_standard_input_and_output_closed(stream, lite_weights, monkeypatch, capsys):
+    monkeypatch.setattr(sys, stream, None)  # as Python has it then
+    assert predict(lite_weights, "-") == 1
+    one_sentence(capsys.readouterr().err, "standard input and output")
 
 
 def test_names_that_no_terminal_prints(lite_weights, tmp_path):
@@ -527,9 +526,8 @@ def test_names_that_no_terminal_prints(lite_weights, tmp_path):
     save(tmp_path / "a.png")
     shutil.copy(tmp_path / "a.png", folder + b"/..png")
     shutil.copy(tmp_path / "a.png", folder + b"/\xff.png")
-    argv = [sys.executable, ROOT / "main.py", "predict", folder, folder + b"/..png", "--out", folder + b"/out",
-            "--weights", lite_weights, "--device", "cpu"]  # fmt: skip
-    result = subprocess.run(argv, capture_output=True, env={**os.environ, "PYTHONUTF8": "1"}, check=False)
+    result = run("main.py", "predict", folder, folder + b"/..png", "--out", folder + b"/out",
+                 "--weights", lite_weights, "--device", "cpu")  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert len(os.listdir(folder + b"/out")) == 4
 

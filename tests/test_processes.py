@@ -1,7 +1,6 @@
 """`torchrun main.py ...`: two processes on the CPU do what one does."""
 
 import json
-import multiprocessing
 import os
 import socket
 import subprocess
@@ -12,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, history, leftovers, one_sentence
+from conftest import FORKS, ROOT, history, leftovers, one_sentence
 
 import dataset
 import main
@@ -22,8 +21,6 @@ from metrics import Counts
 TINY = ["--model", "lite", "--size", "64", "--batch-size", "2", "--device", "cpu", "--precision", "fp32"]
 TINY += ["--workers", "0"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(ROOT / "main.py")]
-FORKS = multiprocessing.get_context("forkserver")  # which imports PyTorch once for all processes of this file
-FORKS.set_forkserver_preload(["main", "training", "evaluation", "pictures", "torchvision"])
 
 
 class Job:

@@ -3,7 +3,6 @@
 import re
 import shutil
 
-import numpy as np
 import pytest
 from conftest import ROOT, no_traceback, python, run
 from PIL import Image
@@ -26,16 +25,6 @@ def test_the_python_example(place):
     w, h = Image.open(place / "photo.jpg").size
     assert f"({h}, {w}) uint8" in done.stdout
     assert 0.1 < float(done.stdout.split()[-1]) < 0.5  # the face fills a good part of this photograph
-
-
-def test_the_onnx_example(place, bundled_onnx):
-    shutil.copy(bundled_onnx[0], place / "lite.onnx")
-    code = next(b for b in BLOCKS if "onnxruntime" in b)
-    done = no_traceback(python(code, cwd=place))
-    assert done.returncode == 0, done.stderr
-    shown = np.asarray(Image.open(place / "mask.png"))
-    assert shown.shape == Image.open(place / "photo.jpg").size[::-1]
-    assert 0.1 < (shown > 0).mean() < 0.5
 
 
 def test_what_it_points_to_is_there():

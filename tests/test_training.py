@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import FACE_SEG_DATA, ROOT, history, leftovers, one_sentence, run
+from conftest import FACE_SEG_DATA, ROOT, history, leftovers, no_traceback, one_sentence, run, start
 from PIL import Image
 from test_model import Original
 from torch import nn
@@ -80,13 +80,9 @@ def assert_same_run(a: Path, b: Path) -> None:
 def finished(prepared, tmp_path_factory):
     """(run folder, what was printed) of the real command, three epochs, from another working directory."""
     elsewhere = tmp_path_factory.mktemp("elsewhere")
-    command = [sys.executable, ROOT / "main.py", "train", "--data", prepared, "--run-dir", "run", *TINY]
-    result = subprocess.run(
-        [*map(str, command), "--epochs", "3", "--workers", "0", "--seed", "7"],
-        cwd=elsewhere, capture_output=True, text=True, timeout=200, check=False,
-    )  # fmt: skip
+    options = [*TINY, "--epochs", "3", "--workers", "0", "--seed", "7"]
+    result = no_traceback(run("main.py", "train", "--data", prepared, "--run-dir", "run", *options, cwd=elsewhere))
     assert result.returncode == 0, result.stderr
-    assert "Traceback" not in result.stderr
     return elsewhere / "run", result.stdout
 
 
@@ -185,17 +181,15 @@ def test_a_killed_run_resumes_to_the_same_numbers(recipe, prepared, tmp_path, ca
     options = RECIPES[recipe]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert train(prepared, whole, "--workers", 0, *options) == 0
-    command = [sys.executable, ROOT / "main.py", "train", "--data", prepared, "--run-dir", killed, *TINY, *options]
-    process = subprocess.Popen(
-        [*map(str, command), "--workers", "1"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    process = start("main.py", "train", "--data", prepared, "--run-dir", killed, *TINY, *options, "--workers", "1")
     deadline = time.monotonic() + 200
-    while process.poll() is None and time.monotonic() < deadline:
+    while process.is_alive() and time.monotonic() < deadline:
         if (killed / "history.csv").exists() and len((killed / "history.csv").read_text().splitlines()) >= 3:
-            os.kill(process.pid, signal.SIGKILL)
+            process.kill()
             break
         time.sleep(0.005)
-    assert process.wait(60) == -signal.SIGKILL
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
     done = torch.load(killed / "last.pth", weights_only=True)["epoch"]
     assert 2 <= done < int(options[options.index("--epochs") + 1])
     model.load(killed / "model.best.pth")  # nothing half-written under its name

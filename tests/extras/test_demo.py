@@ -18,7 +18,7 @@ import cv2
 import nbformat
 import numpy as np
 import pytest
-from conftest import ROOT, one_sentence
+from conftest import ROOT, one_sentence, python
 from PIL import Image
 
 import const
@@ -257,7 +257,7 @@ def test_uploads_alone_are_deleted(tmp_path):
 
 
 CELL = """
-import sys, urllib.request
+import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
 shell = SimpleNamespace(run_line_magic=print)
@@ -269,16 +269,14 @@ names["page"].close(verbose=False)
 """
 
 
-def test_the_notebooks_cell(tmp_path):
+def test_the_notebooks_cell():
     pytest.importorskip("gradio", minversion="6")
     from IPython.core.inputtransformer2 import TransformerManager
 
     notebook = nbformat.read(ROOT / "notebooks" / "face_segmentation.ipynb", as_version=4)
     (source,) = (cell.source for cell in notebook.cells if "PAGE = False" in cell.source)
-    command = [sys.executable, "-c", CELL, TransformerManager().transform_cell(source)]
     proxies = dict.fromkeys(("http_proxy", "HTTP_PROXY", "ALL_PROXY"), "http://127.0.0.1:9")  # is not there
-    env = {**os.environ, **proxies, "no_proxy": "", "NO_PROXY": "", "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
+    done = python(CELL, TransformerManager().transform_cell(source), env={**proxies, "no_proxy": "", "NO_PROXY": ""})
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("No page asked for.\npip install")
     assert done.stdout.endswith("\n200\n")

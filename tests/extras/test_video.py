@@ -3,7 +3,6 @@
 import io
 import os
 import resource
-import subprocess
 import sys
 import time
 from fractions import Fraction
@@ -14,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, leftovers, no_traceback, one_sentence, run
+from conftest import leftovers, no_traceback, one_sentence, python, run
 from PIL import Image
 
 import const
@@ -377,16 +376,15 @@ def test_memory_does_not_grow_with_the_video(red):
 def test_a_pipe(tmp_path, lite_weights):
     data = io.BytesIO()
     Image.fromarray(square(2)).save(data, "PNG")
-    command = [sys.executable, str(ROOT / "main.py"), "predict", "-", "--weights", str(lite_weights)]
-    done = subprocess.run(command, input=data.getvalue(), capture_output=True, timeout=120, check=False)
+    command = ["main.py", "predict", "-", "--weights", lite_weights]
+    done = run(*command, given=data.getvalue(), text=False)
     assert done.returncode == 0, done.stderr
     mask = np.asarray(Image.open(io.BytesIO(done.stdout)))
     assert mask.shape == (H, W)
     assert set(np.unique(mask)) <= {0, 255}
-    bad = subprocess.run(command, input=b"no picture", capture_output=True, timeout=120, check=False)
-    assert bad.returncode == 1
-    assert bad.stdout == b""
-    one_sentence(bad.stderr.decode(), "standard input")
+    bad = run(*command, given=b"no picture")
+    assert (bad.returncode, bad.stdout) == (1, "")
+    one_sentence(bad.stderr, "standard input")
 
 
 # --- Real files: sound, orientation, times, sizes -------------------------------------------------------------------
@@ -546,16 +544,14 @@ def test_names_that_are_no_text_and_names_that_are_long(clip, tmp_path, lite_wei
     for path in (odd, long):
         path.write_bytes(clip.read_bytes())
     missing = "n" * 300 + ".mp4"
-    code = f"""import sys; sys.path.insert(0, {str(ROOT)!r})
-import main
+    code = f"""import main
 from extras import video, video_files
 if {backend == "opencv"}:
     video.find_pyav = video_files.find_pyav = lambda: None
 sys.exit(main.main(sys.argv[1:]))"""
-    command = [sys.executable, "-c", code, "predict", odd, missing, long, "--weights", lite_weights, "--out", out]
-    done = subprocess.run(command, capture_output=True, timeout=200, check=False)
+    done = python(code, "predict", odd, missing, long, "--weights", lite_weights, "--out", out)
     assert done.returncode == 1, done.stderr
-    one_sentence(done.stderr.decode(errors="replace"), "nnn")
+    one_sentence(done.stderr, "nnn")
     results = sorted(out.iterdir())
     assert [len(play_any(path)) for path in results] == [FRAMES, FRAMES]
 
