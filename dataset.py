@@ -46,13 +46,8 @@ def train_transform(size: int = const.IMG_SIZE, *, seed: int | None = const.SEED
         ValueError: for an argument that albumentations does not know.
     """
     A = albumentations()
-    hole = {
-        "num_holes_range": (1, 1),
-        "hole_height_range": const.HOLE_HEIGHT,
-        "hole_width_range": const.HOLE_WIDTH,
-        "fill": const.HOLE_FILL,
-        "fill_mask": 0,
-    }
+    size_range = {"hole_height_range": const.HOLE_HEIGHT, "hole_width_range": const.HOLE_WIDTH}
+    hole = {"num_holes_range": (1, 1), **size_range, "fill": const.HOLE_FILL, "fill_mask": 0}
     holes = {"image+mask": [hole], "none": [], "image-only": [{}]}[cutout]
     return _between_resize_and_normalize(
         size,
@@ -116,8 +111,7 @@ class Celeb(Dataset):
 
     Args:
         image_dir, mask_dir: `images_*` and `masks_*` as data_preprocessing.py makes them.
-        transform: an albumentations Compose that gets image and mask; without it the picture is only scaled to [0, 1],
-            and the mask is enlarged to the picture's size.
+        transform: an albumentations Compose; without it the picture is only scaled to [0, 1].
         limit: use the first `limit` pairs only.
         cache: a size; pictures and masks are decoded once, scaled to it as the transform's first step would, and kept
             in memory that all loader processes share (4 bytes a pixel).
@@ -126,16 +120,12 @@ class Celeb(Dataset):
         DataError: no pictures, or a picture without its mask, or a mask without its picture.
     """
 
-    def __init__(
-        self, image_dir: Path, mask_dir: Path, transform=None, *, limit: int | None = None, cache: int | None = None
-    ):
+    def __init__(self, image_dir: Path, mask_dir: Path, transform=None, *, limit=None, cache: int | None = None):
         images = {f"{path.stem}_skin.png": path for path in _pictures(image_dir)}
         masks = {path.name: path for path in _pictures(mask_dir)}
         if alone := sorted(images.keys() ^ masks.keys()):
-            raise DataError(
-                f"{len(alone)} files of {image_dir} and {mask_dir} have no partner "
-                f"({(images | masks)[alone[0]].name} is the first); run `python data_preprocessing.py` again."
-            )
+            which = f"{len(alone)} files of {image_dir} and {mask_dir} ({(images | masks)[alone[0]].name} is the first)"
+            raise DataError(f"{which} have no partner; run `python data_preprocessing.py` again.")
         if not images:
             raise DataError(f"{image_dir} holds no pictures; prepare the data with `python data_preprocessing.py`.")
         self.pairs = [(image, masks[name]) for name, image in images.items()][:limit]
@@ -158,10 +148,8 @@ class Celeb(Dataset):
         try:
             kept.share_memory_()
         except RuntimeError:  # a container's /dev/shm is often 64 MB
-            raise DataError(
-                f"--cache needs {kept.nbytes / 1e6:.0f} MB of shared memory (/dev/shm), and there is less; train "
-                "without it, or give the machine more."
-            ) from None
+            need = f"{kept.nbytes / 1e6:.0f} MB of shared memory (/dev/shm)"
+            raise DataError(f"--cache needs {need}, and there is less; train without it.") from None
         resize = val_transform(size).transforms[0]
 
         def fill(index: int) -> None:
@@ -194,10 +182,9 @@ class TestCeleb(Dataset):
     __test__ = False  # pytest takes a name that begins with Test for its own
 
     def __init__(self, image_dir: Path, transform=None):
-        self.paths = _pictures(image_dir)
+        self.paths, self.transform = _pictures(image_dir), transform
         if not self.paths:
             raise DataError(f"{image_dir} holds no pictures.")
-        self.transform = transform
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -130,21 +130,18 @@ def process_group(device: torch.device):
         return
     if "MASTER_ADDR" not in os.environ:
         raise UserError("RANK and WORLD_SIZE are set, but not MASTER_ADDR: use torchrun, or unset both.")
-    if device.type == "cuda":
-        local = local_world_size()
-        if local > torch.cuda.device_count():
-            raise UserError(f"{local} processes need a GPU each, and there are {torch.cuda.device_count()}.")
-        dist.init_process_group("nccl", timeout=LONG_TIMEOUT, device_id=device)
-    else:
-        dist.init_process_group("gloo", timeout=LONG_TIMEOUT)
+    gpu, local = device.type == "cuda", local_world_size()
+    if gpu and local > torch.cuda.device_count():
+        raise UserError(f"{local} processes need a GPU each, and there are {torch.cuda.device_count()}.")
+    dist.init_process_group("nccl" if gpu else "gloo", timeout=LONG_TIMEOUT, device_id=device if gpu else None)
     _groups.update(step=dist.new_group(timeout=STEP_TIMEOUT), wait=dist.new_group(backend="gloo", timeout=LONG_TIMEOUT))
     try:
         yield
     except RuntimeError as error:
-        if isinstance(error, dist.DistError) or "gloo" in str(error):
-            reason = str(error).splitlines()[0]
-            raise UserError(f"Another process of the job died or does not answer ({reason}).") from None
-        raise
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        reason = str(error).splitlines()[0]
+        raise UserError(f"Another process of the job died or does not answer ({reason}).") from None
     finally:
         _groups.clear()
         dist.destroy_process_group()

@@ -24,14 +24,14 @@ def save_curves(history: list[dict], path: Path) -> None:
 
     epochs = [row["epoch"] for row in history]
     figure = Figure(figsize=(9, 3.4), layout="constrained")
+    losses, scores = {"loss": "training", "val_loss": "validation (BCE)"}, {"dice": "Dice", "iou": "IoU"}
     left, right = figure.subplots(1, 2)
-    for key, label in (("loss", "training"), ("val_loss", "validation (BCE)")):
-        left.plot(epochs, [row[key] for row in history], marker=".", label=label)
-    left.set(xlabel="epoch", ylabel="loss", yscale="log")
-    for key, label in (("dice", "Dice"), ("iou", "IoU")):
-        right.plot(epochs, [row[key] for row in history], marker=".", label=label)
-    right.set(xlabel="epoch", ylabel="validation, pooled counts")
-    for axis in (left, right):
+    left.set(ylabel="loss", yscale="log")
+    right.set(ylabel="validation, pooled counts")
+    for axis, labels in ((left, losses), (right, scores)):
+        for key, label in labels.items():
+            axis.plot(epochs, [row[key] for row in history], marker=".", label=label)
+        axis.set_xlabel("epoch")
         axis.grid(alpha=0.3)
         axis.legend()
         axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
@@ -78,8 +78,7 @@ def worst_sheet(rows: list[tuple[str, np.ndarray, np.ndarray, np.ndarray]]) -> n
     (H, W); the target's outline is green, the prediction's magenta."""
     cells, cell = [], 224  # pixels
     for title, picture, predicted, target in rows:
-        side = max(picture.shape[:2])
-        scale = cell / side
+        scale = cell / max(picture.shape[:2])
         size = round(picture.shape[1] * scale), round(picture.shape[0] * scale)
         small = cv2.resize(picture, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
         for mask, color in ((target, (0, 255, 0)), (predicted, (255, 0, 255))):
@@ -117,13 +116,7 @@ def grid(rows: list[list[np.ndarray | None]], heads=(), names=(), title: str = "
 # --- What a mask is good for ----------------------------------------------------------------------------------------
 def cutout(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """The face on transparency, its edge softened over about a pixel in 400: uint8 (H, W, 4), RGBA."""
-    sigma = max(0.7, max(mask.shape) / 800)
-    return np.dstack([picture, cv2.GaussianBlur(mask, (0, 0), sigma)])
-
-
-def side_by_side(picture: np.ndarray, painted: np.ndarray) -> np.ndarray:
-    """Two pictures of one size beside each other, uint8 (H, 2 W, 3)."""
-    return np.hstack([picture, painted])
+    return np.dstack([picture, cv2.GaussianBlur(mask, (0, 0), max(0.7, max(mask.shape) / 800))])
 
 
 def merge_boxes(boxes: list[tuple]) -> list[tuple]:
@@ -161,7 +154,6 @@ class Face:
 
     @property
     def area(self) -> int:
-        """Its pixels."""
         return cv2.countNonZero(self.mask)
 
 
@@ -190,18 +182,12 @@ def find_faces(mask: np.ndarray, logits: np.ndarray) -> list[Face]:
     glasses or an occluder divide is one face."""
     found = []
     for small in _faces(mask):
-        sy, sx = mask.shape[0] / small.shape[0], mask.shape[1] / small.shape[1]
-        x, y, w, h = cv2.boundingRect(small)
-        x0, y0 = max(0, x - 1), max(0, y - 1)
-        part = cv2.dilate(small, np.ones((3, 3), np.uint8))[y0 : y + h + 1, x0 : x + w + 1]
-        left, top = round(x0 * sx), round(y0 * sy)
-        right, bottom = round((x0 + part.shape[1]) * sx), round((y0 + part.shape[0]) * sy)
-        own = cv2.resize(part, (right - left, bottom - top), interpolation=cv2.INTER_NEAREST)
-        own &= mask[top:bottom, left:right]
+        around = cv2.dilate(small, np.ones((3, 3), np.uint8))
+        own = mask & cv2.resize(around, mask.shape[::-1], interpolation=cv2.INTER_NEAREST)
         x, y, w, h = cv2.boundingRect(own)
-        box, own = (left + x, top + y, w, h), own[y : y + h, x : x + w]
-        inside = logits[box[1] : box[1] + h, box[0] : box[0] + w][own > 0]
-        found.append(Face(box, own, float((1 / (1 + np.exp(-inside))).mean())))
+        box = np.s_[y : y + h, x : x + w]
+        inside = logits[box][own[box] > 0]
+        found.append(Face((x, y, w, h), own[box].copy(), float((1 / (1 + np.exp(-inside))).mean())))
     return sorted(found, key=lambda face: -face.area)
 
 
@@ -301,7 +287,7 @@ class Output:
         if make := {"cutout": cutout, "blurred": blur, "pixelated": pixelate}.get(kind):
             return make(picture, mask)
         painted = overlay(picture, mask, self.color, self.alpha)
-        return side_by_side(picture, painted) if kind == "side-by-side" else painted
+        return np.hstack([picture, painted]) if kind == "side-by-side" else painted
 
     def encode(self, kind: str, picture: np.ndarray, mask: np.ndarray, logits: np.ndarray, name: str) -> bytes:
         """The file of one of `const.RESULTS`; `logits` float (H, W) are what the mask was made of, `name` is that of
@@ -320,7 +306,7 @@ class Gif:
 
     def __init__(self, file, width: int = 480):
         self.file, self.width, self.end = file, width, 0.0  # seconds; when the last frame has been shown
-        self._held = self._size = self._palette = self._before = None
+        self._held = self._palette = self._before = None
 
     def add(self, frame: np.ndarray, at: float, shown: float) -> None:
         """A frame uint8 (H, W, 3) that is seen from `at` seconds until the next one; if it is the last, for `shown`."""
@@ -328,9 +314,9 @@ class Gif:
 
         if self._held is not None:
             self._write(*self._held, at)
-        h, w = frame.shape[:2]
-        scale = min(1.0, self.width / w)
-        if self._size is None:
+        else:
+            h, w = frame.shape[:2]
+            scale = min(1.0, self.width / w)
             self._size = max(1, round(w * scale)), min(65535, max(1, round(h * scale)))
             self.file.write(b"GIF89a" + struct.pack("<HHBBB", *self._size, 0x70, 0, 0))
             self.file.write(b"\x21\xff\x0bNETSCAPE2.0\x03\x01\0\0\0")  # for ever
@@ -347,9 +333,8 @@ class Gif:
     def _write(self, image, at: float, until: float) -> None:
         from PIL import GifImagePlugin, Image
 
-        pixels, changed = self._quantized(image), np.ones(image.size[::-1], bool)
-        if self._before is not None:
-            changed = pixels != self._before
+        pixels = self._quantized(image)
+        changed = np.ones_like(pixels, bool) if self._before is None else pixels != self._before
         x, y, w, h = cv2.boundingRect(changed.view(np.uint8)) if changed.any() else (0, 0, 1, 1)
         box = np.s_[y : y + h, x : x + w]
         part = Image.fromarray(np.where(changed, pixels, self.COLORS).astype(np.uint8)[box])

@@ -86,12 +86,11 @@ class Counts:
 
     @property
     def dice(self) -> float:
-        """2 TP / (2 TP + FP + FN); 1 where both masks are empty."""
+        """1 where both masks are empty, as IoU."""
         return _ratio(2 * self.tp, 2 * self.tp + self.fp + self.fn)
 
     @property
     def iou(self) -> float:
-        """TP / (TP + FP + FN); 1 where both masks are empty."""
         return _ratio(self.tp, self.tp + self.fp + self.fn)
 
     @property

@@ -54,10 +54,8 @@ class DeepLabV3(nn.Module):
         from torchvision.models.segmentation import DeepLabV3_ResNet50_Weights, deeplabv3_resnet50
         from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 
-        if pretrained:
-            self.deep_lab_v3 = deeplabv3_resnet50(weights=DeepLabV3_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1)
-        else:
-            self.deep_lab_v3 = deeplabv3_resnet50(weights=None, weights_backbone=None, num_classes=21, aux_loss=True)
+        weights = DeepLabV3_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1 if pretrained else None
+        self.deep_lab_v3 = deeplabv3_resnet50(weights=weights, weights_backbone=None, num_classes=21, aux_loss=True)
         self.deep_lab_v3.classifier = DeepLabHead(2048, 1)
         self.deep_lab_v3.aux_classifier.requires_grad_(False)
         # Enlarged from one pixel, the pooled branch would come in another memory format than its four neighbours, and
@@ -91,6 +89,12 @@ class UpBlock(nn.Module):
         return self.convs(x if skip is None else torch.cat([x, skip], dim=1))
 
 
+def _decoder(inputs: int, skips: tuple[int, ...], widths: tuple[int, ...]) -> nn.ModuleList:
+    """Blocks from the coarsest features up: channels of these, of each skip connection and of each block's output."""
+    channels = zip((inputs, *widths[:-1]), skips, widths, strict=True)
+    return nn.ModuleList(UpBlock(*three) for three in channels)
+
+
 class UNet(nn.Module):
     """U-Net on torchvision's ResNet-34: skips at 1/2, 1/4, 1/8 and 1/16, decoder back to full resolution."""
 
@@ -100,11 +104,8 @@ class UNet(nn.Module):
 
         self.encoder = resnet34(weights=ResNet34_Weights.IMAGENET1K_V1 if pretrained else None)
         self.encoder.fc = nn.Identity()
-        skips, widths = (256, 128, 64, 64, 0), (256, 128, 64, 32, 16)
-        self.decoder = nn.ModuleList(
-            UpBlock(i, s, o) for i, s, o in zip((512, *widths[:-1]), skips, widths, strict=True)
-        )
-        self.head = nn.Conv2d(widths[-1], 1, 3, padding=1)
+        self.decoder = _decoder(512, (256, 128, 64, 64, 0), (256, 128, 64, 32, 16))
+        self.head = nn.Conv2d(16, 1, 3, padding=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         e = self.encoder
@@ -150,21 +151,17 @@ class EfficientNetLite0(nn.Module):
         (5, 2, 6, 192, 4),
         (3, 1, 6, 320, 1),
     )
-    CHANNELS = (16, 24, 40, 112, 320)  # at 1/2, 1/4, 1/8, 1/16, 1/32
 
     def __init__(self):
         super().__init__()
         self.stem = nn.Sequential(*_conv_norm(3, 32, 3, 2), nn.ReLU6(inplace=True))
-        scales: list[list[nn.Module]] = [[]]
-        inputs = 32
+        self.scales, inputs = nn.ModuleList([nn.Sequential()]), 32
         for kernel, stride, expand, outputs, blocks in self.STAGES:
             if stride == 2:
-                scales.append([])
-            for i in range(blocks):
-                step = stride if i == 0 else 1
-                scales[-1].append(InvertedResidual(inputs, outputs, kernel=kernel, stride=step, expand=expand))
+                self.scales.append(nn.Sequential())
+            for step in (stride, *[1] * (blocks - 1)):
+                self.scales[-1].append(InvertedResidual(inputs, outputs, kernel=kernel, stride=step, expand=expand))
                 inputs = outputs
-        self.scales = nn.ModuleList(nn.Sequential(*blocks) for blocks in scales)
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         features = [self.stem(x)]
@@ -190,19 +187,13 @@ class EfficientNetLite0(nn.Module):
 class Lite(nn.Module):
     """A U-Net of 3.6 million parameters on EfficientNet-Lite0; its logits, at half resolution, are enlarged twofold."""
 
-    WIDTHS = (96, 64, 32, 16)  # of the decoder, at 1/16, 1/8, 1/4, 1/2
-
     def __init__(self, pretrained: bool = False):
         super().__init__()
         self.encoder = EfficientNetLite0()
         if pretrained:
             self.encoder.load_imagenet()
-        *skips, inputs = EfficientNetLite0.CHANNELS
-        self.decoder = nn.ModuleList()
-        for skip, width in zip(reversed(skips), self.WIDTHS, strict=True):
-            self.decoder.append(UpBlock(inputs, skip, width))
-            inputs = width
-        self.head = nn.Conv2d(inputs, 1, 1)
+        self.decoder = _decoder(320, (112, 40, 24, 16), (96, 64, 32, 16))
+        self.head = nn.Conv2d(16, 1, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         *skips, y = self.encoder(x)

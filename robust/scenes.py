@@ -8,7 +8,7 @@ Ghiasi et al. 2021, https://arxiv.org/abs/2012.07177).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -34,6 +34,13 @@ class Face:
     def nbytes(self) -> int:
         return sum(part.nbytes for part in (self.image, self.mask, self.person) if part is not None)
 
+    def outline(self) -> np.ndarray:
+        """The person, or the whole picture where nobody is annotated."""
+        return 255 - blank() if self.person is None else self.person
+
+    def softened(self) -> Face:
+        return replace(self, person=cv2.GaussianBlur(self.person, (0, 0), 1.5))
+
 
 class FaceStore:
     """Prepared faces of three folders by index, without the ids in `exclude`; kept as `Recent` (1.3 MB each)."""
@@ -54,23 +61,17 @@ class FaceStore:
 
     def __getitem__(self, index: int) -> Face:
         image, mask, person = self.entries[index]
-        read = lambda: Face(_read(image), _read_mask(mask), _read_mask(person) if person else None)  # noqa: E731
-        return self._recent.get(mask, read)
+        return self._recent.get(mask, lambda: Face(_read(image), *(p and _read(p, mask=True) for p in (mask, person))))
 
 
-def _read(path: Path) -> np.ndarray:
-    image = read_known(path)
-    if image.shape[:2] == (SIZE, SIZE):
-        return image
-    shrink = image.shape[0] > SIZE
-    return cv2.resize(image, (SIZE, SIZE), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_CUBIC)
-
-
-def _read_mask(path: Path) -> np.ndarray:
-    mask = read_known(path, grey=True)
-    if mask.shape == (SIZE, SIZE):
-        return mask
-    return np.where(cv2.resize(mask, (SIZE, SIZE), interpolation=cv2.INTER_LINEAR) > 127, np.uint8(255), np.uint8(0))
+def _read(path: Path, *, mask: bool = False) -> np.ndarray:
+    picture = read_known(path, grey=mask)
+    if picture.shape[:2] == (SIZE, SIZE):
+        return picture
+    if mask:
+        return np.where(cv2.resize(picture, (SIZE, SIZE)) > 127, np.uint8(255), np.uint8(0))
+    shrink = picture.shape[0] > SIZE
+    return cv2.resize(picture, (SIZE, SIZE), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_CUBIC)
 
 
 def find_backgrounds(folder: Path, *, held_out: bool = False) -> list[Path]:
@@ -94,9 +95,7 @@ class PhotoStore:
 
 
 # --- Geometry -------------------------------------------------------------------------------------------------------
-def similarity(
-    face_width: float, degrees: float, centre: tuple[float, float], *, flip=False, stretch=1.0
-) -> np.ndarray:
+def similarity(face_width: float, degrees: float, centre, *, flip=False, stretch=1.0) -> np.ndarray:
     """The 2x3 matrix that takes the aligned 512x512 square to a canvas on which the face oval is `face_width` pixels
     wide, turned by `degrees`, with its centre at `centre` (x, y)."""
     rotation = occluders.rotation(np.radians(degrees))
@@ -105,9 +104,7 @@ def similarity(
     return np.column_stack([linear, offset]).astype(np.float32)
 
 
-def warp(
-    picture: np.ndarray, matrix: np.ndarray, size: tuple[int, int], border=cv2.BORDER_CONSTANT, value=0
-) -> np.ndarray:
+def warp(picture: np.ndarray, matrix: np.ndarray, size: tuple[int, int], border=cv2.BORDER_CONSTANT) -> np.ndarray:
     """warpAffine to (height, width) without aliasing: the picture is halved first while it shrinks by more than two."""
     scale = np.sqrt(abs(np.linalg.det(matrix[:, :2])))
     matrix = matrix.copy()
@@ -116,7 +113,7 @@ def warp(
         matrix[:, 2] += matrix[:, :2] @ np.array([0.5, 0.5], np.float32)  # pixel centres: x = 2 x' + 0.5
         matrix[:, :2] *= 2
         scale *= 2
-    return cv2.warpAffine(picture, matrix, size[::-1], flags=cv2.INTER_LINEAR, borderMode=border, borderValue=value)
+    return cv2.warpAffine(picture, matrix, size[::-1], flags=cv2.INTER_LINEAR, borderMode=border)
 
 
 def background(rng: np.random.Generator, photo: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -132,24 +129,24 @@ def background(rng: np.random.Generator, photo: np.ndarray, size: tuple[int, int
     return np.ascontiguousarray(part[:, ::-1]) if rng.random() < 0.5 else part
 
 
-def paste(canvas, target, layer, matrix, alpha) -> tuple[np.ndarray, np.ndarray]:
-    """Lay a warped face over a canvas: target is 0 under the person, the face's own mask where it shows."""
+def paste(canvas, target, face: Face, matrix) -> tuple[np.ndarray, np.ndarray]:
+    """Lay a warped person over a canvas: target is 0 under it, the face's own mask where it shows."""
     size = target.shape
-    image, mask = warp(layer.image, matrix, size, cv2.BORDER_REPLICATE), warp(layer.mask, matrix, size)
-    opacity = warp(alpha, matrix, size)
+    image, mask = warp(face.image, matrix, size, cv2.BORDER_REPLICATE), warp(face.mask, matrix, size)
+    opacity = warp(face.person, matrix, size)
     canvas = occluders.blend(image, canvas, opacity.astype(np.float32) / 255)
     return canvas, np.where(opacity > 127, mask, target)
 
 
-def with_body(face: Face, cloth: np.ndarray | None = None) -> tuple[Face, np.ndarray]:
-    """The cut-out prolonged downwards by its last rows, so that it does not float as a bust: (face, opacity), both with
-    512 more rows. `cloth` uint8 (512, 512, 3) fills them."""
+def with_body(face: Face, cloth: np.ndarray | None = None) -> Face:
+    """The person prolonged by 512 rows like the last, so that it does not float as a bust; `cloth` uint8 (512, 512, 3)
+    fills them."""
     image = cv2.copyMakeBorder(face.image, 0, SIZE, 0, 0, cv2.BORDER_REPLICATE)
     if cloth is not None:
         blend = np.clip(np.arange(SIZE, dtype=np.float32) / 40, 0, 1)[:, None].repeat(SIZE, 1)
         image[SIZE:] = occluders.blend(cloth, image[SIZE:], blend)
     person = cv2.copyMakeBorder(face.person, 0, SIZE, 0, 0, cv2.BORDER_REPLICATE)
-    return Face(image, np.vstack([face.mask, blank()]), None), person
+    return Face(image, np.vstack([face.mask, blank()]), person)
 
 
 def tinted(rng: np.random.Generator, photo: np.ndarray, color: np.ndarray) -> np.ndarray:
@@ -185,11 +182,10 @@ class SceneComposer:
             return self.scene(rng, index, size)
         return self.empty(rng, index, size)
 
-    def occluded(self, rng: np.random.Generator, index: int, *, person=True) -> tuple[Face, np.ndarray]:
-        """A face, occluded or not, and the opacity of the whole cut-out (the person and the occluders)."""
+    def occluded(self, rng: np.random.Generator, index: int, *, cut: bool) -> Face:
+        """A face, occluded or not, cut out with its occluders, or with all of its picture."""
         face = self.faces[index]
-        image, mask = face.image, face.mask
-        alpha = face.person if person and face.person is not None else np.full((SIZE, SIZE), 255, np.uint8)
+        image, mask, alpha = face.image, face.mask, face.outline() if cut else 255 - blank()
         bare_eyes = all(mask[y, x] for x, y in occluders.EYES)
         kinds = ["glasses"] if bare_eyes and rng.random() < self.glasses_p else []
         if rng.random() < self.occlusion_p:
@@ -203,7 +199,7 @@ class SceneComposer:
                     rng, image, mask, photo=self._texture(rng), other=(other.image, other.mask), kind=kind
                 )
             alpha = np.maximum(alpha, opacity)
-        return Face(image, mask, alpha), alpha
+        return Face(image, mask, alpha)
 
     def _texture(self, rng: np.random.Generator) -> np.ndarray:
         """A photograph, or the part of another person's picture that shows no face (hair, cloth, background)."""
@@ -227,7 +223,7 @@ class SceneComposer:
     def single_face_picture(self, rng: np.random.Generator, index: int, size: int) -> tuple[np.ndarray, np.ndarray]:
         """One face large in the picture, as in CelebAMask-HQ and in the fine pass of prediction."""
         swap = self.faces[index].person is not None and rng.random() < 0.3
-        face, alpha = self.occluded(rng, index, person=swap)
+        face = self.occluded(rng, index, cut=swap)
         width, degrees, centre = size * rng.uniform(0.34, 0.80), _roll(rng, 10), size * (0.5 + rng.normal(0, 0.07, 2))
         matrix = similarity(width, degrees, centre, flip=rng.random() < 0.5, stretch=rng.uniform(0.92, 1.08))
         border = rng.random()
@@ -239,7 +235,7 @@ class SceneComposer:
             canvas = np.full((size, size, 3), color.astype(np.uint8))
         else:
             canvas = background(rng, self.photo(rng), (size, size))
-        return paste(canvas, np.zeros((size, size), np.uint8), face, matrix, alpha)
+        return paste(canvas, np.zeros((size, size), np.uint8), face, matrix)
 
     def scene(self, rng: np.random.Generator, index: int, size: int) -> tuple[np.ndarray, np.ndarray]:
         """One to four people, faces from 3 to 50 % of the width, anywhere, over one another; here and there a hand."""
@@ -262,28 +258,22 @@ class SceneComposer:
             picture, alpha = layer[..., :3], layer[..., 3].astype(np.float32) / 255
         else:
             picture, alpha = occluders.hand(rng, occluders.skin_color(rng, face.image, face.mask))
-        h, w = target.shape
-        matrix = similarity(width, rng.uniform(0, 360), rng.uniform(0.05, 0.95, 2) * (w, h))
-        return paste(canvas, target, Face(picture, blank(), None), matrix, (alpha * 255).astype(np.uint8))
+        matrix = similarity(width, rng.uniform(0, 360), rng.uniform(0.05, 0.95, 2) * target.shape[::-1])
+        return paste(canvas, target, Face(picture, blank(), (alpha * 255).astype(np.uint8)), matrix)
 
     def add_person(self, rng, canvas, target, index: int, width: float) -> tuple[np.ndarray, np.ndarray]:
-        h, w = target.shape
         cut = self.faces[index].person is not None and rng.random() < 0.8
-        face, alpha = self.occluded(rng, index, person=cut)
+        face = self.occluded(rng, index, cut=cut)
         if rng.random() < 0.7:
-            face = Face(_relight(rng, face.image), face.mask, face.person)
+            face = replace(face, image=_relight(rng, face.image))
         if cut and rng.random() < 0.6:
             cloth = occluders.photo_patch(rng, self._texture(rng)) if rng.random() < 0.6 else None
-            face, alpha = with_body(Face(face.image, face.mask, alpha), cloth)
-        degrees, centre = _roll(rng, 8), rng.uniform(-0.02, 1.02, 2) * (w, h)
+            face = with_body(face, cloth)
+        degrees, centre = _roll(rng, 8), rng.uniform(-0.02, 1.02, 2) * target.shape[::-1]
         matrix = similarity(width, degrees, centre, flip=rng.random() < 0.5)
-        if cut:
-            alpha = cv2.GaussianBlur(alpha, (0, 0), 1.5)
-        return paste(canvas, target, face, matrix, alpha)
+        return paste(canvas, target, face.softened() if cut else face, matrix)
 
-    def photograph(
-        self, rng: np.random.Generator, people: list[int], size: tuple[int, int], widths: tuple[float, float]
-    ) -> tuple[np.ndarray, np.ndarray, list[float]]:
+    def photograph(self, rng, people: list[int], size, widths) -> tuple[np.ndarray, np.ndarray, list[float]]:
         """A test picture at (height, width): these people side by side, cut out, their faces `widths` (from, to) of the
         picture's; (image, target, the fractions drawn)."""
         canvas, target = background(rng, self.photos.draw(rng), size), np.zeros(size, np.uint8)
@@ -291,10 +281,8 @@ class SceneComposer:
         columns = rng.permutation(len(people))
         for who, part, column in zip(people, fractions, columns, strict=True):
             x, y = (column + rng.uniform(0.3, 0.7)) / len(people) * size[1], rng.uniform(0.25, 0.7) * size[0]
-            face, alpha = with_body(self.faces[who])
-            alpha = cv2.GaussianBlur(alpha, (0, 0), 1.5)
             matrix = similarity(part * size[1], rng.normal(0, 6), (x, y), flip=rng.random() < 0.5)
-            canvas, target = paste(canvas, target, face, matrix, alpha)
+            canvas, target = paste(canvas, target, with_body(self.faces[who]).softened(), matrix)
         return canvas, target, fractions
 
     def empty(self, rng: np.random.Generator, index: int, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -315,9 +303,8 @@ class SceneComposer:
         hidden = cv2.GaussianBlur(cv2.morphologyEx(hidden, cv2.MORPH_CLOSE, np.ones((61, 61), np.uint8)), (0, 0), 3)
         texture = occluders.photo_patch(rng, self._texture(rng)) if rng.random() < 0.6 else occluders.flat(rng)
         image = occluders.blend(texture, face.image, hidden.astype(np.float32) / 255)
-        alpha = face.person if face.person is not None else np.full((SIZE, SIZE), 255, np.uint8)
         matrix = similarity(size * rng.uniform(0.1, 0.7), rng.normal(0, 10), rng.uniform(0.2, 0.8, 2) * size)
-        return paste(canvas, nothing, Face(image, blank(), None), matrix, alpha)
+        return paste(canvas, nothing, Face(image, blank(), face.outline()), matrix)
 
 
 def _roll(rng: np.random.Generator, spread: float) -> float:

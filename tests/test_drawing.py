@@ -44,7 +44,9 @@ def test_contour_and_side_by_side(face):
     near = cv2.dilate(mask, np.ones((7, 7))) > cv2.erode(mask, np.ones((7, 7)))
     assert changed.sum() > 100
     assert not (changed & ~near).any()
-    assert drawing.side_by_side(picture, out).shape == (120, 400, 3)
+    beside = drawing.Output().draw("side-by-side", picture, mask)
+    np.testing.assert_array_equal(beside[:, :200], picture)
+    np.testing.assert_array_equal(beside[:, 200:], drawing.Output().draw("overlay", picture, mask))
 
 
 def test_a_contour_is_as_wide_as_its_face_is_large():

@@ -131,7 +131,7 @@ def test_the_near_person_hides_the_far_one(faces):
     face = faces[0]
     matrix = scenes.similarity(120, 0, (64, 64))
     canvas, target = np.zeros((128, 128, 3), np.uint8), np.full((128, 128), 255, np.uint8)
-    image, after = scenes.paste(canvas, target, face, matrix, face.person)
+    image, after = scenes.paste(canvas, target, face, matrix)
     opacity, mask = scenes.warp(face.person, matrix, (128, 128)), scenes.warp(face.mask, matrix, (128, 128))
     np.testing.assert_array_equal(after[opacity > 127], mask[opacity > 127])
     assert (after[opacity <= 127] == 255).all()
