@@ -1,7 +1,4 @@
-"""Paths and hyperparameters: the defaults of every command, with the reason beside each number.
-
-Nothing here reads or writes; every function of the project takes these values as explicit arguments.
-"""
+"""Paths and hyperparameters: the defaults of every command, with the reason beside each number."""
 
 from pathlib import Path
 
@@ -61,6 +58,5 @@ RESULTS = {  # the results of a picture, NAME_mask.png and so on
 PICTURES_ONLY = ("cutout", "probability", "json")  # a video has no transparency, and its probabilities no use
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".heic", ".heif", ".avif")
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
-BUNDLED_WEIGHTS = WEIGHTS_DIR / "lite.pth"  # trained by `main.py train --model lite --recipe robust`
-# Its SHA-256; weights/README.md is its model card.
+BUNDLED_WEIGHTS = WEIGHTS_DIR / "lite.pth"  # its model card is weights/README.md
 BUNDLED_SHA256 = "21b9a970993ea03047253aa16203f09f3e6f5e24e999f13c21b069043cef7f4b"

@@ -36,15 +36,9 @@ def albumentations():
 
 
 def train_transform(size: int = const.IMG_SIZE, *, seed: int | None = const.SEED, cutout: str = "image+mask"):
-    """The original's augmentation, every argument that matters by its name in albumentations 2.
-
-    Args:
-        cutout: "image+mask"; "none" leaves CoarseDropout out; "image-only" is what the original's code comes to under
-            albumentations 2: one or two small black holes, of which the mask knows nothing.
-
-    Raises:
-        ValueError: for an argument that albumentations does not know.
-    """
+    """The original's augmentation, every argument that matters by its name in albumentations 2. With `cutout` "none"
+    without CoarseDropout; with "image-only" as the original's code comes out under albumentations 2: one or two small
+    black holes, of which the mask knows nothing. Raises ValueError: an argument that albumentations does not know."""
     A = albumentations()
     size_range = {"hole_height_range": const.HOLE_HEIGHT, "hole_width_range": const.HOLE_WIDTH}
     hole = {"num_holes_range": (1, 1), **size_range, "fill": const.HOLE_FILL, "fill_mask": 0}
@@ -117,7 +111,7 @@ class Celeb(Dataset):
             in memory that all loader processes share (4 bytes a pixel).
 
     Raises:
-        DataError: no pictures, or a picture without its mask, or a mask without its picture.
+        DataError: no pictures, or one without its partner.
     """
 
     def __init__(self, image_dir: Path, mask_dir: Path, transform=None, *, limit=None, cache: int | None = None):
@@ -196,16 +190,9 @@ class TestCeleb(Dataset):
 
 # --- Loading --------------------------------------------------------------------------------------------------------
 class EpochSampler(Sampler):
-    """Yields (index, seed) in an order and with seeds that depend on (seed, epoch) alone. Processes together see what
-    one would have seen.
-
-    Args:
-        length: pictures there are.
-        size: pictures an epoch shows, in whole shuffled passes but for the last; `length` without it.
-        group: how many pictures one process takes for a step; what is left at the end of an epoch, less than a step of
-            all processes, is left out. 0: nothing is left out.
-        rank, world_size: which process of how many.
-    """
+    """Yields (index, seed) in an order and with seeds that depend on (seed, epoch) alone: of `length` pictures `size`
+    an epoch (all without it), in whole passes but for the last. Processes together see what one would have seen: each
+    takes `group` for a step, and what is less than a step of all is left out; with 0 nothing is."""
 
     def __init__(self, length: int, *, seed: int, shuffle: bool, size=None, group=1, rank=0, world_size=1):
         self.length, self.seed, self.shuffle, self.epoch, self.size = length, seed, shuffle, 0, size or length
@@ -238,11 +225,8 @@ def _start_worker(_: int) -> None:
 def make_loader(
     dataset, batch_size: int, *, train, workers=0, seed=const.SEED, size=None, accumulate=1, rank=0, world_size=1
 ) -> DataLoader:
-    """A loader whose `sampler.epoch` is to be set before every epoch; see `EpochSampler` for the rest.
-
-    A training loader shuffles and drops the last, smaller batch: batch normalisation after DeepLabV3's global pooling
-    fails on a batch of one. Its length is a multiple of `accumulate`, the batches that make a step.
-    """
+    """A loader whose `sampler.epoch` is to be set before every epoch. A training loader shuffles and drops what is less
+    than a step of `accumulate` batches: DeepLabV3's batch normalisation fails on a batch of one."""
     shard = {"group": batch_size * accumulate if train else 0, "rank": rank, "world_size": world_size}
     return DataLoader(
         dataset,

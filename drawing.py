@@ -258,19 +258,12 @@ def _hide(picture: np.ndarray, mask: np.ndarray, blocks: int, enlarge: int) -> n
 
 @dataclass(frozen=True)
 class Output:
-    """What every prediction command carries: which results it leaves, and how they are drawn.
+    """What every prediction command carries: which results it leaves, and how they are drawn."""
 
-    Args:
-        results: of `const.RESULTS`; ValueError for others.
-        threshold: probability from which a pixel is face.
-        color: of overlay and contour, (r, g, b) or "#rrggbb"; see `parse_color`.
-        alpha: opacity of the overlay, 0 to 1.
-    """
-
-    results: tuple[str, ...] = ("mask", "overlay")
-    threshold: float = const.THRESHOLD
-    color: tuple[int, int, int] | str = const.OVERLAY_COLOR
-    alpha: float = const.OVERLAY_ALPHA
+    results: tuple[str, ...] = ("mask", "overlay")  # of `const.RESULTS`; ValueError for others
+    threshold: float = const.THRESHOLD  # probability from which a pixel is face
+    color: tuple[int, int, int] | str = const.OVERLAY_COLOR  # of overlay and contour, (r, g, b) or "#rrggbb"
+    alpha: float = const.OVERLAY_ALPHA  # opacity of the overlay, 0 to 1
 
     def __post_init__(self):
         if unknown := [kind for kind in self.results if kind not in const.RESULTS]:

@@ -35,9 +35,6 @@ def evaluate(
         limit: only the first so many pictures.
         exclude: a file of ids, such as robust/label_noise.py writes: a further row leaves those faces out.
 
-    Returns:
-        {row: {"dice", "iou", "precision", "recall", "boundary_iou", ...}}.
-
     Raises:
         UserError: no data set, a picture or list that cannot be read, or files that would replace others.
     """

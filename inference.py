@@ -69,20 +69,14 @@ class TorchBackend:
 
 
 class Segmenter:
-    """A network ready to predict. `net` stays as it was given; its `backend` computes.
+    """A network of model.py ready to predict. `net` stays as it was given; its `backend` computes.
 
     Args:
-        net: a network of model.py, with its weights.
-        info: what is known of the weights.
-        device: where to compute.
         flip: average with the mirrored picture; twice the time, a little more accurate.
         passes: 1 or 2; as the weights say without it.
         precision: "fp32", "bf16" or "fp16"; "auto" is the fastest of the device.
         backend: what computes in place of `TorchBackend`; may be called by several threads at once.
         log: told when fp16 overflows, which some cards always do, and fp32 takes over.
-
-    Raises:
-        UserError: when segmenting: the weights give values that are not finite.
     """
 
     def __init__(
@@ -117,12 +111,9 @@ class Segmenter:
     def logits(
         self, pictures: list[np.ndarray], boxes: list[list[tuple[int, int, int]]] | None = None
     ) -> list[np.ndarray]:
-        """Pictures uint8 (H, W, 3) RGB of any sizes -> logits float32 (H, W), each at its picture's size.
-
-        Args:
-            boxes: of each picture the squares (x, y, side) that hold its faces, where they are known: the fine pass
-                sees these, and there is no coarse one.
-        """
+        """Pictures uint8 (H, W, 3) RGB of any sizes -> logits float32 (H, W) of these sizes. `boxes`: of each picture
+        the squares (x, y, side) that hold its faces, where they are known: there is no coarse pass then. Raises
+        UserError: the weights give values that are not finite."""
         coarse = self._coarse_pass(pictures) if boxes is None or self.passes == 1 else [None] * len(pictures)
         if self.passes == 1:
             return [_enlarge(c, p.shape[:2]) for c, p in zip(coarse, pictures, strict=True)]

@@ -1,7 +1,6 @@
 """Counts pooled over a whole split, divided once: Dice, IoU, precision, recall, BCE, boundary IoU.
 
-Means over batches of per-batch ratios depend on the batch size and favour small faces; integer counts do not, add up
-over processes, and give the same figure in any order.
+Means of per-batch ratios depend on the batch size and favour small faces; counts do not, and add up over processes.
 """
 
 from __future__ import annotations

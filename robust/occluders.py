@@ -290,16 +290,13 @@ KINDS = {  # how often each is drawn, and by what
 def draw_occluder(
     rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, *, photo=None, other=None, kind: str | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Draw one random occluder over an aligned face.
+    """Draw one random occluder over an aligned face: (image uint8 (512, 512, 3), mask uint8 (512, 512), 0/255) to the
+    same, occluded, and the occluder's opacity uint8 (512, 512), all new.
 
     Args:
-        image, mask: uint8 (512, 512, 3), and uint8 (512, 512), 0/255, aligned as in CelebAMask-HQ.
         photo: any photograph, uint8 (H, W, 3), whose pieces serve as texture; flat colours without it.
         other: (image, mask) of another face whose skin colours a hand; the same face's without it.
         kind: one of `KINDS`, or "glasses"; random without it.
-
-    Returns:
-        (image, mask, opacity): the occluded face, its smaller mask, the occluder's opacity uint8 (512, 512), all new.
     """
     often = [share for share, _ in KINDS.values()]
     kind = kind or rng.choice(list(KINDS), p=np.array(often) / sum(often))

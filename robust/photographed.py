@@ -215,16 +215,8 @@ def _blurred(rng: np.random.Generator, rgb: np.ndarray, alpha: np.ndarray) -> tu
 def lay(
     rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, store: OccluderStore, *, kind: str | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Lay a photographed occluder over an aligned face. A quarter of the objects are held by a hand, and half of the
-    hands have the colours of the face.
-
-    Args:
-        image, mask: uint8 (512, 512, 3), and uint8 (512, 512), 0/255, aligned as in CelebAMask-HQ.
-        kind: one of `KINDS`; random without it.
-
-    Returns:
-        (image, mask, opacity): the occluded face, its smaller mask, the occluder's opacity uint8 (512, 512), all new.
-    """
+    """Lay a photographed occluder, of a random `KINDS` without `kind`, over an aligned face: in and out as of
+    `occluders.draw_occluder`. A hand holds a quarter of the objects; half of the hands have the face's colours."""
     kind = kind or str(rng.choice(KINDS, p=[0.55, 0.33, 0.12]))
     points = np.argwhere(mask > 127)
     if len(points) and rng.random() < 0.9:
