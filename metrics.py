@@ -83,26 +83,12 @@ class Counts:
         sums = devices.all_reduce_sum(values, device).tolist()
         return Counts(*(type(f.default)(value) for f, value in zip(fields(self), sums, strict=True)))
 
-    @property
-    def dice(self) -> float:
-        """1 where both masks are empty, as IoU."""
-        return _ratio(2 * self.tp, 2 * self.tp + self.fp + self.fn)
-
-    @property
-    def iou(self) -> float:
-        return _ratio(self.tp, self.tp + self.fp + self.fn)
-
-    @property
-    def precision(self) -> float:
-        return _ratio(self.tp, self.tp + self.fp)
-
-    @property
-    def recall(self) -> float:
-        return _ratio(self.tp, self.tp + self.fn)
-
-    @property
-    def boundary_iou(self) -> float:
-        return _ratio(self.boundary_inter, self.boundary_union)
+    # Each is 1 where there is nothing to divide by, as with two empty masks.
+    dice = property(lambda self: _ratio(2 * self.tp, 2 * self.tp + self.fp + self.fn))
+    iou = property(lambda self: _ratio(self.tp, self.tp + self.fp + self.fn))
+    precision = property(lambda self: _ratio(self.tp, self.tp + self.fp))
+    recall = property(lambda self: _ratio(self.tp, self.tp + self.fn))
+    boundary_iou = property(lambda self: _ratio(self.boundary_inter, self.boundary_union))
 
     @property
     def bce(self) -> float:
