@@ -108,9 +108,7 @@ class Segmenter:
             logits = (logits + mirrored[:, :, ::-1]) / 2
         return logits
 
-    def logits(
-        self, pictures: list[np.ndarray], boxes: list[list[tuple[int, int, int]]] | None = None
-    ) -> list[np.ndarray]:
+    def logits(self, pictures: list[np.ndarray], boxes: list[list[tuple]] | None = None) -> list[np.ndarray]:
         """Pictures uint8 (H, W, 3) RGB of any sizes -> logits float32 (H, W) of these sizes. `boxes`: of each picture
         the squares (x, y, side) that hold its faces, where they are known: there is no coarse pass then. Raises
         UserError: the weights give values that are not finite."""
@@ -130,17 +128,13 @@ class Segmenter:
 
     def _coarse_pass(self, pictures: list[np.ndarray]) -> list[np.ndarray]:
         scaled = [_scaled(p, self.info.size) for p in pictures]
-        out: list[np.ndarray | None] = [None] * len(pictures)
+        logits: dict[int, np.ndarray] = {}
         for shape in {s.shape for s, _ in scaled}:
             same = [i for i, (s, _) in enumerate(scaled) if s.shape == shape]
-            for i, logits in zip(same, self._logits([scaled[i][0] for i in same]), strict=True):
-                h, w = scaled[i][1]
-                out[i] = logits[:h, :w]
-        return out
+            logits.update(zip(same, self._logits([scaled[i][0] for i in same]), strict=True))
+        return [logits[i][:h, :w] for i, (_, (h, w)) in enumerate(scaled)]
 
-    def face_boxes(
-        self, coarse: np.ndarray, shape: tuple[int, int], threshold: float = COARSE_THRESHOLD
-    ) -> list[tuple[int, int, int]]:
+    def face_boxes(self, coarse: np.ndarray, shape: tuple[int, int], threshold=COARSE_THRESHOLD) -> list[tuple]:
         """Squares (x, y, side) in pixels of a picture of `shape` (H, W) around what its logits, float32 at any lower
         resolution, take for faces from a probability of `threshold`."""
         logit = float(np.log(threshold / (1 - threshold)))
@@ -193,10 +187,8 @@ def _crop(picture: np.ndarray, box: tuple[int, int, int], size: int) -> np.ndarr
     )
 
 
-def _assemble(
-    coarse: np.ndarray | None, shape: tuple[int, int], fine: list[tuple[tuple[int, int, int], np.ndarray]]
-) -> np.ndarray:
-    """The picture's logits from its fine passes; nothing is a face outside their squares."""
+def _assemble(coarse: np.ndarray | None, shape: tuple[int, int], fine: list[tuple]) -> np.ndarray:
+    """The picture's logits from its fine passes, (square (x, y, side), logits); nothing is a face outside these."""
     h, w = shape
     total, weight = np.full((h, w), -8.0, np.float32), np.zeros((h, w), np.float32)
     for (x, y, side), logits in fine:
