@@ -2,9 +2,8 @@
 
     python -m robust.label_noise --weights runs/lite-1/model.best.pth --data CelebAMask-HQ --split train --out ids.txt
 
-The rule: in one pass of a network that was trained with pasted occluders, a connected region of pixels that the label
-calls face and the network does not (probability below 0.2), what is left of it after an opening by 13 pixels at
-512x512, is at least 1.5 % of the labelled face. The opening removes what is uncertain along contours.
+The rule: a connected region that the label calls face and one pass of the network does not is at least 1.5 % of the
+labelled face. An opening removes what is uncertain along contours.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from common import exit_code, write_text
 from inference import Segmenter
 from pictures import read_known
 
-PROBABILITY = 0.2
+PROBABILITY = 0.2  # below which the network calls nothing face
 OPENING = 13  # pixels at 512x512
 FRACTION = 0.015  # of the labelled face
 

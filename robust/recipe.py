@@ -93,9 +93,7 @@ class Robust:
             raise TrainingError("--unlabelled needs --init: the weights that predict the masks.")
         if config.init is not None and networks.read_state(initial_weights(config))[1].model != config.model:
             raise TrainingError(f"{config.init} holds another network than {config.model}.")
-        pseudo = None
-        if config.unlabelled is not None:
-            pseudo = pseudo_label(config, run_dir / "pseudo", device, log=log)
+        pseudo = config.unlabelled and pseudo_label(config, run_dir / "pseudo", device, log=log)
         self.composer = self._composer(data, pseudo)
 
     def _composer(self, data: Path, pseudo: Path | None) -> scenes.SceneComposer:
