@@ -5,18 +5,15 @@
     python -m studies.benchmark --quick          few pictures, one run instead of five: not a result; results-quick/
     python -m studies.benchmark --data CelebAMask-HQ --mediapipe mesh/bin/python
 
-The baseline is fp32, contiguous tensors, no worker processes, and the original's loop written as simply as can be. It
-gets the same data, networks and weights. Without --data the faces are drawn ones (drawn_faces.py): how long a picture
-takes depends on its size, and hardly on what it shows, but their Dice says nothing. MediaPipe's face mesh needs a
-Python of its own: `python -m venv mesh && mesh/bin/pip install mediapipe==0.10.21`.
+The baseline is fp32, contiguous tensors, no worker processes, and the original's loop written as simply as can be, with
+the same data, networks and weights. Without --data the faces are drawn ones (drawn_faces.py): how long a picture takes
+depends on its size, and hardly on what it shows, but their Dice says nothing. MediaPipe's face mesh needs a Python of
+its own: `python -m venv mesh && mesh/bin/pip install mediapipe==0.10.21`.
 """
-
-from __future__ import annotations
 
 import argparse
 import copy
 import itertools
-import json
 import os
 import re
 import shutil
@@ -31,13 +28,21 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import cv2
+import numpy as np
+
 import const
+import data_preprocessing
 from common import UserError, exit_code, usable_cores, write_text
-from studies.timing import interleaved, machine
+from drawing import overlay, parse_color
+from pictures import read_picture
+from studies import drawn_faces
+from studies.shared import interleaved, machine, read_json, table, write_json
 
 SECTIONS = ("predict", "start", "folder", "busy", "train", "load", "growth")
 RESULTS = const.DIR_PATH / "results" / "benchmark.json"
-DISTINCT = 40  # faces drawn; more pictures are copies of their files
+DISTINCT = 40  # faces drawn; more pictures are links to their files
+PASSES = {1: "1 pass", 2: "2 passes"}
 PROGRAM = str(const.DIR_PATH / "main.py")
 
 
@@ -59,36 +64,26 @@ class Context:
         """Prepared folders: those of --data, else of `DISTINCT` drawn training faces and four for validation."""
         if self.data is not None:
             return self.data
-        import data_preprocessing
-        from studies import drawn_faces
-
         ids = [*const.IDS_TRAIN[: 12 if self.quick else DISTINCT], *const.IDS_VAL[:4]]
         drawn = drawn_faces.draw_celeb_tree(self.temp / "drawn", ids, image_size=1024, part_modes=("RGB",))
         data_preprocessing.prepare(drawn, self.temp / "prepared", progress=False)
         return self.temp / "prepared"
 
     def folder_of(self, count: int, size: int) -> Path:
-        """A folder of `count` pictures of size x size: `DISTINCT` of them, the rest hard links."""
-        import cv2
-
-        folder = self.temp / f"{count}-of-{size}"
-        if not folder.is_dir():
-            folder.mkdir()
-            sources = sorted((self.prepared / "images_train").glob("*.jpg"))[:DISTINCT]
-            files = [folder / f"{i:05d}.jpg" for i in range(count)]
-            for source, file in zip(sources, files, strict=False):
-                picture = cv2.resize(cv2.imread(str(source)), (size, size), interpolation=cv2.INTER_AREA)
-                cv2.imwrite(str(file), picture)
-            for i in range(len(sources), count):
-                os.link(files[i % len(sources)], files[i])
+        """A new folder of `count` pictures of size x size: `DISTINCT` of them, the rest hard links."""
+        folder = Path(tempfile.mkdtemp(dir=self.temp))
+        sources = sorted((self.prepared / "images_train").glob("*.jpg"))[:DISTINCT]
+        for i, source in enumerate(sources[:count]):
+            picture = cv2.resize(cv2.imread(str(source)), (size, size), interpolation=cv2.INTER_AREA)
+            cv2.imwrite(str(folder / f"{i:05d}.jpg"), picture)
+        for i in range(len(sources), count):
+            os.link(folder / f"{i % len(sources):05d}.jpg", folder / f"{i:05d}.jpg")
         return folder
 
 
 # --- The baseline ---------------------------------------------------------------------------------------------------
 def baseline_mask(net, picture, size: int):
     """(H, W) bool of one picture uint8 (H, W, 3), squashed and normalised as the original's loop did, in one pass."""
-    import cv2
-    import numpy as np
     import torch
 
     small = cv2.resize(picture, (size, size)).astype(np.float32) / 255
@@ -127,20 +122,16 @@ def baseline_training(net, batches: Iterable, lr: float) -> Iterator[float]:
 # --- One picture ----------------------------------------------------------------------------------------------------
 def predict(context: Context) -> list[dict]:
     """One picture on the CPU, at the original's 512x512, and the Dice of what is trained, on validation faces."""
-    import cv2
-
     from dataset import Celeb
     from metrics import Counts
-    from pictures import read_picture
 
-    side = 128 if context.quick else const.IMG_SIZE
-    data = context.prepared
+    side, data = 128 if context.quick else const.IMG_SIZE, context.prepared
     faces = []
     for image, mask in Celeb(data / "images_val", data / "masks_val", limit=4 if context.quick else 100).pairs:
-        picture = cv2.resize(read_picture(image), (side, side), interpolation=cv2.INTER_AREA)
-        target = cv2.resize(cv2.imread(str(mask), cv2.IMREAD_GRAYSCALE), (side, side), interpolation=cv2.INTER_AREA)
+        both = read_picture(image), cv2.imread(str(mask), cv2.IMREAD_GRAYSCALE)
+        picture, target = (cv2.resize(p, (side, side), interpolation=cv2.INTER_AREA) for p in both)
         faces.append((picture, target > 127))
-    ways = {name: (way, None) for name, way in untrained_ways(side).items()} | bundled_ways()
+    ways = untrained_ways(side) | bundled_ways()
     with face_mesh(context.mediapipe, side) if context.mediapipe else nullcontext() as mesh:
         if mesh:
             ways["MediaPipe's face mesh, hull of its oval"] = (mesh, "fp32")
@@ -148,7 +139,7 @@ def predict(context: Context) -> list[dict]:
         rows = []
         for name, (way, precision) in ways.items():
             row = {"what": name, "ms": 1000 * took[name], "times as fast": next(iter(took.values())) / took[name]}
-            if precision is not None:
+            if precision:
                 counts = Counts()
                 for picture, target in faces:
                     counts.add(way(picture) > 0, target, boundary=False)
@@ -157,8 +148,8 @@ def predict(context: Context) -> list[dict]:
     return rows
 
 
-def untrained_ways(side: int) -> dict[str, Callable]:
-    """Networks of random weights, which take as long as any: the baseline first."""
+def untrained_ways(side: int) -> dict[str, tuple[Callable, None]]:
+    """{name: (picture -> mask, None)} of networks of random weights, which take as long as any: the baseline first."""
     import torch
     from torchvision.models.segmentation import lraspp_mobilenet_v3_large
 
@@ -170,28 +161,38 @@ def untrained_ways(side: int) -> dict[str, Callable]:
     ours = Segmenter(copy.deepcopy(net), networks.Info("deeplabv3", side))
     small = lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=1).eval()
     return {
-        "DeepLabV3, plain (baseline)": lambda picture: baseline_mask(net, picture, side),
-        f"DeepLabV3, {ours.backend.precision}": ours.mask,
-        "LR-ASPP MobileNetV3-Large of torchvision, plain": lambda picture: baseline_mask(small, picture, side),
+        "DeepLabV3, plain (baseline)": (lambda picture: baseline_mask(net, picture, side), None),
+        f"DeepLabV3, {ours.backend.precision}": (ours.mask, None),
+        "LR-ASPP MobileNetV3-Large of torchvision, plain": (lambda picture: baseline_mask(small, picture, side), None),
     }
 
 
 def bundled_ways() -> dict[str, tuple[Callable, str]]:
     """{name: (picture -> mask, precision)} of the bundled network, for each backend there is."""
     from extras import openvino_backend
-    from main import Runner
 
-    kinds = [("torch", "auto")]
-    if openvino_backend.is_installed("openvino"):
-        has_int8 = openvino_backend.int8_path(const.BUNDLED_WEIGHTS).is_file()
-        kinds += [("openvino", "auto"), *[("openvino", "int8")] * has_int8]
+    kinds = [(name, "auto") for name in backends()]
+    if "openvino" in backends() and openvino_backend.int8_path(const.BUNDLED_WEIGHTS).is_file():
+        kinds.append(("openvino", "int8"))
     ways = {}
     for (backend, precision), passes in itertools.product(kinds, (1, 2)):
-        options = {"backend": backend, "precision": precision, "passes": passes}
-        segmenter = Runner("cpu", log=lambda *words: None).load("bundled", **options).segmenter
+        segmenter = bundled(backend=backend, precision=precision, passes=passes).segmenter
         computes, title = segmenter.backend.precision, {"torch": "PyTorch", "openvino": "OpenVINO"}[backend]
-        ways[f"bundled, {plural(passes, 'pass', 'passes')}, {title} {computes}"] = (segmenter.mask, computes)
+        ways[f"bundled, {PASSES[passes]}, {title} {computes}"] = (segmenter.mask, computes)
     return ways
+
+
+def backends() -> list[str]:
+    from extras.openvino_backend import is_installed
+
+    return ["torch", "openvino"] if is_installed("openvino") else ["torch"]
+
+
+def bundled(**options):
+    """A Runner on the CPU with the bundled network, which says nothing."""
+    from main import Runner
+
+    return Runner("cpu", log=lambda *words: None).load("bundled", **options)
 
 
 MESH = """
@@ -218,19 +219,16 @@ def face_mesh(python: str, side: int) -> Iterator[Callable]:
     Raises:
         UserError: it does not run.
     """
-    import numpy as np
-
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "bufsize": 0}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     process = subprocess.Popen([python, "-c", MESH, str(side)], **pipes)
 
     def mask(picture):
         with suppress(BrokenPipeError):
             process.stdin.write(picture.tobytes())
-        got = b""
-        while len(got) < side * side:
-            if not (part := process.stdout.read(side * side - len(got))):
-                raise UserError(f"{python} does not run MediaPipe's face mesh: pip install mediapipe==0.10.21 there.")
-            got += part
+            process.stdin.flush()
+        got = process.stdout.read(side * side)
+        if len(got) < side * side:
+            raise UserError(f"{python} does not run MediaPipe's face mesh: pip install mediapipe==0.10.21 there.")
         return np.frombuffer(got, np.uint8).reshape(side, side)
 
     try:
@@ -241,12 +239,6 @@ def face_mesh(python: str, side: int) -> Iterator[Callable]:
 
 
 # --- Commands -------------------------------------------------------------------------------------------------------
-def backends() -> list[str]:
-    from extras.openvino_backend import is_installed
-
-    return ["torch", "openvino"] if is_installed("openvino") else ["torch"]
-
-
 def start(context: Context) -> list[dict]:
     """A command from the shell to its end."""
     picture = next(iter((context.prepared / "images_val").glob("*.jpg")))
@@ -254,21 +246,16 @@ def start(context: Context) -> list[dict]:
     commands = {f"predict one picture, {backend}": [*command, "--backend", backend] for backend in backends()}
     commands |= {"import torch, torchvision": ["-c", "import torch, torchvision"], "--help": [PROGRAM, "--help"]}
 
-    def run(arguments: list[str]) -> None:
-        subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
-
-    took = interleaved({name: lambda a=arguments: run(a) for name, arguments in commands.items()}, context.runs)
+    ways = {
+        name: lambda a=arguments: subprocess.check_output([sys.executable, *a]) for name, arguments in commands.items()
+    }
+    took = interleaved(ways, context.runs)
     return [{"what": name, "s": value} for name, value in took.items()]
 
 
 def folder(context: Context) -> list[dict]:
     """A folder of 1024x1024 pictures to masks and overlays, with the bundled network."""
-    import cv2
-
-    from drawing import overlay, parse_color
-    from main import Runner
     from model import bundled_weights, load
-    from pictures import read_picture
 
     total, some = (8, 4) if context.quick else (500, 50)
     inputs, out = context.folder_of(total, 1024), context.temp / "folder-out"
@@ -283,20 +270,18 @@ def folder(context: Context) -> list[dict]:
             cv2.imwrite(str(out / f"{path.stem}_mask.png"), mask)
             cv2.imwrite(str(out / f"{path.stem}_overlay.jpg"), drawn, [cv2.IMWRITE_JPEG_QUALITY, 92])
 
-    ways = {"one after the other, fp32 (baseline)": baseline}
+    ways = {"one after the other, fp32 (baseline)": (some, baseline)}
     for name in backends():
-        runner = Runner("cpu", log=lambda *words: None).load("bundled", backend=name)
-        ways[f"{total} pictures, {name}"] = lambda n=name, r=runner: r.predict([inputs], out / n)
-    took = interleaved(ways, min(3, context.runs), warm=False)
-    rates = {name: (some if name.endswith("(baseline)") else total) / value for name, value in took.items()}
+        runner = bundled(backend=name)
+        ways[f"{total} pictures, {name}"] = (total, lambda n=name, r=runner: r.predict([inputs], out / n))
+    took = interleaved({name: way for name, (_, way) in ways.items()}, min(3, context.runs), warm=False)
+    rates = {name: count / took[name] for name, (count, _) in ways.items()}
     first = next(iter(rates.values()))
     return [{"what": name, "images/s": rate, "times as fast": rate / first} for name, rate in rates.items()]
 
 
 def busy(context: Context) -> list[dict]:
     """A video of 720p, decoding and encoding included, alone and with another process computing on each core."""
-    import cv2
-
     video, frames = context.temp / "clip.mp4", 4 if context.quick else 25
     writer = cv2.VideoWriter(str(video), cv2.VideoWriter_fourcc(*"mp4v"), 25, (1280, 720))
     picture = cv2.imread(str(const.TEST_DIR / "obama.jpg"))
@@ -305,13 +290,11 @@ def busy(context: Context) -> list[dict]:
     writer.release()
     command = ["predict", str(video), "--weights", "bundled", "--out", str(context.temp / "video")]
     ways = {}
-    for name, passes in itertools.product(*(["torch"], "1") if context.quick else (backends(), "21")):
-        title = f"{name}, {plural(int(passes), 'pass', 'passes')}"
-        ways[title] = [PROGRAM, *command, "--backend", name, "--passes", passes]
+    for name, passes in [("torch", 1)] if context.quick else itertools.product(backends(), (2, 1)):
+        ways[f"{name}, {PASSES[passes]}"] = [PROGRAM, *command, "--backend", name, "--passes", str(passes)]
 
     def rate(arguments: list[str]) -> float:
-        env = {**os.environ, "PYTHONPATH": str(const.DIR_PATH)}
-        said = subprocess.check_output([sys.executable, *arguments], env=env, stderr=subprocess.DEVNULL, text=True)
+        said = subprocess.check_output([sys.executable, *arguments], stderr=subprocess.DEVNULL, text=True)
         return float(re.search(r"([0-9.]+) frames/s", said)[1])
 
     idle = {name: rate(arguments) for name, arguments in ways.items()}
@@ -331,12 +314,19 @@ def train(context: Context) -> list[dict]:
     return [train_side_by_side(context, name, 64 if context.quick else 256, count) for name, count in steps.items()]
 
 
-def _loader(context: Context, size: int, workers: int, cache: bool = False):
-    import dataset
+def _recipe(context: Context, name: str, size: int, workers: int = 0, cache: bool = False):
+    from training import Config, Original
 
-    transform, data = dataset.train_transform(size), context.prepared
-    celeb = dataset.Celeb(data / "images_train", data / "masks_train", transform, cache=size if cache else None)
-    return dataset.make_loader(celeb, const.BATCH_SIZE, train=True, workers=workers)
+    config = Config(model=name, size=size, pretrained=False)
+    return Original(config, context.prepared, context.temp, workers=workers, cache=cache)
+
+
+def _trainer(context: Context, recipe, net) -> tuple:
+    """A Trainer, and its step from a batch to the loss."""
+    from training import Trainer
+
+    trainer = Trainer(recipe, context.temp, net=net.train(), val_loader=None, device="cpu")
+    return trainer, lambda image, target: trainer.step(image, target).item()
 
 
 def _epochs(loader) -> Iterator:
@@ -345,31 +335,18 @@ def _epochs(loader) -> Iterator:
         yield from loader
 
 
-def _trainer(context: Context, net, name: str, size: int, loader):
-    from training import Config, Original, Trainer
-
-    config, run_dir = Config(model=name, size=size, pretrained=False), context.temp / "run"
-    recipe = Original(config, context.temp, run_dir, workers=0)
-    recipe.loader = lambda _: loader
-    trainer = Trainer(recipe, run_dir, net=net, val_loader=loader, device="cpu")
-    trainer.net.train()
-    return trainer
-
-
 def train_side_by_side(context: Context, name: str, size: int, steps: int) -> dict:
     """The losses are means of the last quarter of the steps."""
     import torch
 
-    import model as networks
-
     torch.manual_seed(const.SEED)
-    net = networks.build(name)
     workers = max(0, min(4, usable_cores() - 1))
-    loader = _loader(context, size, workers)
-    trainer = _trainer(context, copy.deepcopy(net), name, size, loader)
+    recipe = _recipe(context, name, size, workers)
+    net = recipe.network()
+    trainer, step = _trainer(context, recipe, copy.deepcopy(net))
     streams = {
-        "baseline": baseline_training(net, _epochs(_loader(context, size, 0)), const.LR),
-        "ours": (trainer.step(image, target).item() for image, target in _epochs(loader)),
+        "baseline": baseline_training(net, _epochs(_recipe(context, name, size).loader(size)), const.LR),
+        "ours": itertools.starmap(step, _epochs(trainer.train_loader)),
     }
     block = max(1, steps // context.runs)
     losses = {way: [next(stream)] for way, stream in streams.items()}
@@ -386,15 +363,13 @@ def train_side_by_side(context: Context, name: str, size: int, steps: int) -> di
 
 def load(context: Context) -> list[dict]:
     """Images/s of a training step, and of a loader with one worker process that should keep it fed."""
-    import model as networks
-
     size, batches = (64, 2) if context.quick else (256, 50)
-    loader = _loader(context, size, 0)
-    trainer = _trainer(context, networks.build("lite"), "lite", size, loader)
-    image, target = next(iter(loader))
-    ways = {f"a step of lite, {size}x{size}": (lambda: trainer.step(image, target).item(), 1)}
+    recipe = _recipe(context, "lite", size)
+    trainer, step = _trainer(context, recipe, recipe.network())
+    batch = next(iter(trainer.train_loader))
+    ways = {f"a step of lite, {size}x{size}": (lambda: step(*batch), 1)}
     for title, cache in (("loader, 1 worker", False), ("loader, 1 worker, cached", True)):
-        stream = _epochs(_loader(context, size, 1, cache))
+        stream = _epochs(_recipe(context, "lite", size, 1, cache).loader(size))
         ways[title] = (lambda s=stream: list(itertools.islice(s, batches)), batches)
     took = interleaved({name: way for name, (way, _) in ways.items()}, context.runs)
     return [{"what": name, "images/s": count * const.BATCH_SIZE / took[name]} for name, (_, count) in ways.items()]
@@ -404,11 +379,9 @@ def load(context: Context) -> list[dict]:
 # A small process that runs a command and prints its peak memory. A child of a large process would be given the memory
 # that this one held when it was started.
 WATCH = """
-import os, sys
-quiet = [(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
-_, status, usage = os.wait4(os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ, file_actions=quiet), 0)
-print(usage.ru_maxrss)
-sys.exit(os.waitstatus_to_exitcode(status))
+import resource, subprocess, sys
+subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 """
 
 
@@ -417,21 +390,16 @@ def growth(context: Context) -> list[dict]:
     large, many = (512, 8) if context.quick else (6000, 1000)
     rows = []
     for size, count, batch in ((512, 1, 4), (large, 1, 4), (512, many // 8, 16), (256, many, 4)):
-        inputs, out = context.folder_of(count, size), Path(tempfile.mkdtemp(dir=context.temp))
-        command = [sys.executable, "-c", WATCH, sys.executable, PROGRAM, "predict", str(inputs), "--weights", "bundled"]
+        command = [sys.executable, "-c", WATCH, sys.executable, PROGRAM, "predict", str(context.folder_of(count, size))]
+        command += ["--weights", "bundled", "--batch-size", str(batch), "--out", tempfile.mkdtemp(dir=context.temp)]
         began = time.perf_counter()
-        peak = int(subprocess.check_output([*command, "--batch-size", str(batch), "--out", str(out)]))
-        took = time.perf_counter() - began
-        what = f"{plural(count, 'picture')} of {size}x{size}, batch {batch}"
-        rows.append({"what": what, "s": took, "peak MB": peak / (1e6 if sys.platform == "darwin" else 1e3)})
+        peak = int(subprocess.check_output(command)) / (1e6 if sys.platform == "darwin" else 1e3)
+        what = f"{count} picture{'s' if count > 1 else ''} of {size}x{size}, batch {batch}"
+        rows.append({"what": what, "s": time.perf_counter() - began, "peak MB": peak})
     return rows
 
 
 # --- Tables ---------------------------------------------------------------------------------------------------------
-def plural(count: int, one: str, many: str | None = None) -> str:
-    return f"{count} {one if count == 1 else many or one + 's'}"
-
-
 def shown(value, key: str = "") -> str:
     """A number for people: three digits, whole from a hundred up; four decimals of a Dice or a loss."""
     if isinstance(value, float):
@@ -443,78 +411,52 @@ def shown(value, key: str = "") -> str:
 
 def to_markdown(record: dict) -> str:
     """A table a section, with the machine that it was measured on where it is another than the section's before."""
-    lines, told = ["# Speed: the baseline and ours", "", "Medians of `python -m studies.benchmark`."], None
+    parts, told = ["# Speed: the baseline and ours", "Medians of `python -m studies.benchmark`."], None
     for name in (name for name in SECTIONS if name in record["sections"]):
         section = record["sections"][name]
         if section["machine"] != told:
             told = section["machine"]
-            lines += ["", ", ".join(f"{key} {shown(value)}" for key, value in told.items() if value is not None)]
-        columns = list(dict.fromkeys(key for row in section["rows"] for key in row))
-        lines += ["", f"## {name}{', quick: no result' if section['quick'] else ''}", ""]
-        lines += [f"| {' | '.join(['', *columns[1:]])} |", "|---" * len(columns) + "|"]
-        lines += [f"| {' | '.join(shown(row.get(key), key) for key in columns)} |" for row in section["rows"]]
-    return "\n".join(lines) + "\n"
+            parts.append(", ".join(f"{key} {shown(value)}" for key, value in told.items() if value is not None))
+        parts.append(f"## {name}{', quick: no result' if section['quick'] else ''}")
+        rows = [{key: shown(value, key) for key, value in row.items()} for row in section["rows"]]
+        parts.append(table(rows).replace("| what |", "|  |", 1))
+    return "\n\n".join(parts) + "\n"
 
 
 # --- The command ----------------------------------------------------------------------------------------------------
-def read_record(path: Path) -> dict:
-    """The sections measured so far; none without a file."""
-    if not path.exists():
-        return {"sections": {}}
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        to_markdown(record)
-        return record
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{path} is not what this script writes; remove it and measure again.") from None
-
-
 def measure(names: Iterable[str], out: Path, **options) -> None:
     """Run sections and write them into the JSON and the table, where others stay as they are."""
-    record = read_record(out)
+    record = read_json(out, "sections") or {"sections": {}}
+    write_json(out, record)  # what cannot be written fails before the first section is measured
     for name in names:
-        started = time.perf_counter()
+        began = time.perf_counter()
         with tempfile.TemporaryDirectory(prefix="benchmark-") as temp:
             rows = globals()[name](Context(Path(temp), **options))
-        print(f"{name} ({time.perf_counter() - started:.0f} s)")
+        print(f"{name} ({time.perf_counter() - began:.0f} s)")
         for row in rows:
             print("  " + ", ".join(f"{key} {shown(value, key)}" for key, value in row.items()), flush=True)
         record["sections"][name] = {"machine": machine(), "quick": options["quick"], "rows": rows}
-        write_text(out, json.dumps(record, indent=1) + "\n")
+        write_json(out, record)
         write_text(out.with_suffix(".md"), to_markdown(record))
 
 
-def build_parser() -> argparse.ArgumentParser:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Measures this repository against a baseline on this machine.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"sections, of {', '.join(SECTIONS)}; default: all")
     parser.add_argument("--data", type=Path, metavar="DIR", help="prepared folders; default: drawn faces")
     parser.add_argument("--mediapipe", metavar="PYTHON", help="a Python with mediapipe 0.10.21, for its face mesh")
     parser.add_argument("--out", type=Path, metavar="F", help="default: results/benchmark.json, or results-quick/")
     parser.add_argument("--quick", action="store_true", help="few pictures, one run: a check, not a result")
-    return parser
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = build_parser()
     args = parser.parse_args(argv)
-    unknown = [name for name in args.names if name not in SECTIONS]
-    if unknown:
+    if unknown := [name for name in args.names if name not in SECTIONS]:
         parser.error(f"there is no section {unknown[0]!r}; there are {', '.join(SECTIONS)}")
     out = args.out or (const.DIR_PATH / "results-quick" / RESULTS.name if args.quick else RESULTS)
 
     def work() -> None:
-        if args.data is not None:
-            from data_preprocessing import is_prepared
-
-            if not is_prepared(args.data):
-                raise UserError(f"{args.data} holds no prepared data; run `python data_preprocessing.py`.")
+        if args.data is not None and not data_preprocessing.is_prepared(args.data):
+            raise UserError(f"{args.data} holds no prepared data; run `python data_preprocessing.py`.")
         if args.mediapipe and not shutil.which(args.mediapipe):
             raise UserError(f"{args.mediapipe} is no program; give --mediapipe the Python that has it.")
-        if out.is_dir():
-            raise UserError(f"{out} is a folder; --out is the file to write.")
-        out.parent.mkdir(parents=True, exist_ok=True)
-        if not os.access(out.parent, os.W_OK):  # better now than after the first section
-            raise UserError(f"{out.parent} cannot be written to; give another --out.")
         measure(args.names or SECTIONS, out, quick=args.quick, data=args.data, mediapipe=args.mediapipe)
 
     return exit_code(work)

@@ -14,8 +14,7 @@ from PIL import Image
 import const
 from common import UserError, write_bytes
 
-MODES = ("L", "RGB", "P")  # the PNG modes found in the official archive
-NOTE = "These faces are drawn by drawn_faces.py; they are not CelebAMask-HQ and show nobody.\n"
+NOTE = "DRAWN.txt"
 SKINS = ((255, 224, 196), (224, 172, 125), (198, 134, 92), (141, 85, 54), (96, 58, 40))  # RGB
 HAIRS = ((30, 24, 22), (62, 40, 28), (110, 70, 40), (196, 150, 84), (170, 168, 166))  # RGB
 SKIN = "skin"  # the bare oval; as in CelebAMask-HQ the part of this name is all of it that no hair hides
@@ -93,47 +92,45 @@ def draw_face(seed, size: int = 512) -> tuple[np.ndarray, dict[str, np.ndarray]]
     return picture, {part: mask for part, mask in parts.items() if mask.any()}
 
 
-def encode_part(mask: np.ndarray, mode: str, index: int = 255) -> bytes:
+def _png(mask: np.ndarray, mode: str, index: int) -> bytes:
     """The PNG of a part mask, (H, W) bool, in mode L, RGB or P (`index` is then the palette's white)."""
+    picture = Image.fromarray(mask * np.uint8(index if mode == "P" else 255))
     if mode == "P":
-        picture = Image.fromarray(mask * np.uint8(index))
         picture.putpalette(bytes(3 * index) + b"\xff\xff\xff")
-    else:
-        picture = Image.fromarray(mask * np.uint8(255)).convert(mode)
     file = io.BytesIO()
-    picture.save(file, "PNG")
+    (picture if mode == "P" else picture.convert(mode)).save(file, "PNG")
     return file.getvalue()
 
 
-def _write_new(path: Path, data: bytes) -> None:
-    """Write a file that is not there yet; nothing where it holds these bytes already."""
-    if not path.exists():
-        write_bytes(path, data)
-    elif path.read_bytes() != data:
-        raise UserError(f"{path} is there already and is another picture; draw into another folder.")
+def _files(ids, image_size: int, part_modes) -> Iterator[tuple[str, bytes]]:
+    """(path, contents) of a data set."""
+    yield NOTE, b"These faces are drawn by drawn_faces.py; they are not CelebAMask-HQ and show nobody.\n"
+    yield "CelebAMask-HQ-mask-anno/.DS_Store", b"\0\0\0\1Bud1"
+    for i in ids:
+        picture, masks = draw_face([0, i], image_size)
+        jpeg = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])[1]
+        yield f"CelebA-HQ-img/{i}.jpg", jpeg.tobytes()
+        for number, (part, mask) in enumerate(masks.items()):
+            png = _png(mask, part_modes[(i + number) % len(part_modes)], (1, 255)[i % 2])
+            yield f"CelebAMask-HQ-mask-anno/{i // const.IDS_PER_FOLDER}/{i:05d}_{part}.png", png
 
 
-def draw_celeb_tree(root, ids, *, image_size: int = 512, part_modes=MODES) -> Path:
+def draw_celeb_tree(root, ids, *, image_size: int = 512, part_modes=("L", "RGB", "P")) -> Path:
     """Draws the faces `ids` in the official layout under `root`/CelebAMask-HQ, and returns that folder.
 
-    A face depends on its id alone; the PNG mode of its parts goes through `part_modes`. The official
-    archive's stray `.DS_Store` is there too, and a note that all is drawn.
+    A face depends on its id alone; the PNG mode of its parts goes through `part_modes`, by default those found in the
+    official archive, whose stray `.DS_Store` is there too, and a note that all is drawn.
 
     Raises:
         UserError: the folder holds files that were not drawn here. None is written over.
     """
     folder = Path(root) / "CelebAMask-HQ"
-    note, pictures, parts = folder / "DRAWN.txt", folder / "CelebA-HQ-img", folder / "CelebAMask-HQ-mask-anno"
-    if folder.exists() and not note.exists() and any(folder.iterdir()):
+    if folder.exists() and not (folder / NOTE).exists() and any(folder.iterdir()):
         raise UserError(f"{folder} holds files that were not drawn here; draw into another folder.")
-    _write_new(note, NOTE.encode())
-    _write_new(parts / ".DS_Store", b"\0\0\0\1Bud1")
-    for i in ids:
-        picture, masks = draw_face([0, i], image_size)
-        jpeg = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])[1]
-        _write_new(pictures / f"{i}.jpg", jpeg.tobytes())
-        for number, (part, mask) in enumerate(masks.items()):
-            mode, index = part_modes[(i + number) % len(part_modes)], (1, 255)[i % 2]
-            path = parts / str(i // const.IDS_PER_FOLDER) / f"{i:05d}_{part}.png"
-            _write_new(path, encode_part(mask, mode, index))
+    for name, data in _files(ids, image_size, part_modes):
+        path = folder / name
+        if not path.exists():
+            write_bytes(path, data)
+        elif path.read_bytes() != data:
+            raise UserError(f"{path} is there already and is another picture; draw into another folder.")
     return folder

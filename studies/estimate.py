@@ -7,9 +7,6 @@ the published throughput of ResNet-50 and EfficientNet-B0 in training, on the CP
 counted.
 """
 
-from __future__ import annotations
-
-import sys
 from functools import cache
 
 import const
@@ -40,14 +37,18 @@ def minutes(device: str, model: str, size: int, *, trained: int = 0, predicted: 
     return (3 * trained + predicted) * flops(model, size) / RATES[device][model] / 60
 
 
-def notebook_steps(device: str = "T4") -> dict[str, float]:
-    """Minutes of the steps that compute, with the data set at hand: the original's experiment."""
-    large = const.MODEL, const.IMG_SIZE
-    shown = const.EPOCHS * FACES
+def original(device: str, model: str = const.MODEL, size: int = const.IMG_SIZE) -> float:
+    """Of the original's training."""
+    return minutes(device, model, size, trained=const.EPOCHS * FACES, predicted=const.EPOCHS * FACES)
+
+
+def notebook_steps() -> dict[str, float]:
+    """Minutes of the steps that compute, with the data set at hand and a T4: the original's experiment."""
+    large = "T4", const.MODEL, const.IMG_SIZE
     return {
-        "5 Training": minutes(device, *large, trained=shown, predicted=shown),
-        "6 Evaluation": minutes(device, *large, predicted=FACES + 24 + 10),  # thresholds on 24, the worst 10
-        "7 Prediction": minutes(device, *large, predicted=6) + minutes(device, "lite", 352, predicted=100),
+        "5 Training": original("T4"),
+        "6 Evaluation": minutes(*large, predicted=FACES + 24 + 10),  # thresholds on 24, the worst 10
+        "7 Prediction": minutes(*large, predicted=6) + minutes("T4", "lite", 352, predicted=100),
     }
 
 
@@ -56,18 +57,12 @@ def shown(value: float) -> str:
     return "less than a minute" if value < 1 else f"about {value:.0f} minute{'s' if value >= 1.5 else ''}"
 
 
-def main() -> int:
+if __name__ == "__main__":
     for step, value in notebook_steps().items():
         print(f"{step:14} {shown(value)} on a T4, estimated from FLOPs")
-    everything = {"trained": const.EPOCHS * FACES, "predicted": const.EPOCHS * FACES}
     print(f"\nminutes of {const.EPOCHS} epochs on {FACES} faces, validated on as many, estimated from FLOPs")
     print(f"{'network':10} {'pixels':>6} {'GFLOPs':>8} " + " ".join(f"{device:>12}" for device in RATES))
     for model in ("deeplabv3", "unet", "lite"):
         for size in (256, 512):
-            cells = (f"{minutes(device, model, size, **everything):12.1f}" for device in RATES)
+            cells = (f"{original(device, model, size):12.1f}" for device in RATES)
             print(f"{model:10} {size:6} {flops(model, size) / 1e9:8.1f} " + " ".join(cells))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -19,38 +19,151 @@ nothing but with --gpu. Seeds come one after the other and the results are writt
 killed at any time: the same command goes on, with the settings that the first one left in RUNS/claims/plan.json.
 """
 
-from __future__ import annotations
-
 import argparse
+import hashlib
+import json
 import sys
 import time
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
+
+import cv2
+import numpy as np
 
 import const
 import data_preprocessing as preparation
+import dataset
+import model as networks
 from common import UserError, exit_code, usable_cores
-from data_preprocessing import DataError, positive
 from main import Runner
-from studies import estimate, report
-from studies.claims import (
-    NAMES,
-    OCCLUDED,
-    PLANS,
-    TRAINED,
-    Context,
-    cutout_fraction,
-    ids_of,
-    measure_all,
-    read_json,
-    segmenter,
-    speed,
-    validation_faces,
-    write_json,
-)  # fmt: skip
+from metrics import Counts, SplitCounts
+from pictures import find_jobs, read_known, read_picture
+from robust import occluders, photographed, scenes
+from studies import benchmark, estimate, report, robustness
+from studies.drawn_faces import draw_celeb_tree
+from studies.pasted import pasted_faces
+from studies.readme_figure import SHOWN, face_square, occluded
+from studies.report import CUTOUTS, GLASSES_MASKS, PHOTOGRAPHED
+from studies.shared import interleaved, machine, read_json, write_json
 from training import Config
 
 RESULTS_DIR = const.DIR_PATH / "results"
+NAMES = ("occluders", "glasses", "data-size", "models", "published")
+VARIANTS = {  # what a training changes: of its settings, or of its masks
+    "cutout-on": {},
+    "cutout-off": {"cutout": "none"},
+    "cutout-image-only": {"cutout": "image-only"},
+    "glasses-left-in": {},
+}
+TRAINED = {"occluders": list(CUTOUTS), "glasses": list(GLASSES_MASKS), "data-size": ["cutout-on"]}
+OCCLUDED = (*occluders.KINDS, *PHOTOGRAPHED)
+GLASSES = ("glasses", "real glasses")
+LOGITS = (0.0, 0.1, 0.5, 0.9)  # thresholds: probability 0.5, and the original's
+WORST = 10  # faces of lowest Dice that are listed
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Settings of the claims' trainings, and on how many faces they are measured."""
+
+    model: str = "lite"
+    pretrained: bool = True
+    size: int = 192
+    batch_size: int = 16
+    epochs: int = 12
+    epoch_size: int = 1000  # pictures shown in each: the same for 50 faces as for 2000
+    lr: float = 1e-3
+    ema: float = 0.99
+    precision: str = "auto"
+    val_limit: int = 300  # faces that choose the epoch
+    seeds: Sequence[int] = (1, 2, 3)
+    counts: Sequence[int] = (50, 100, 200, 500, 1000)  # training faces, beside all of them
+    val_faces: int = 2000  # measured as they are
+    occluded_faces: int = 200  # measured with every kind of occluder
+
+
+PLANS = {
+    "cpu": Plan(),
+    "gpu": Plan(size=512, epochs=8, epoch_size=2000, val_faces=1000, occluded_faces=100),
+    "quick": Plan(
+        pretrained=False, size=64, batch_size=4, epochs=2, epoch_size=8, ema=0.9, seeds=(1,),
+        counts=(6,), occluded_faces=2,
+    ),
+}  # fmt: skip
+
+
+@dataclass
+class Context:
+    """The folders, the plan and the device of a call."""
+
+    data: Path
+    runs: Path
+    folder: Path  # of the claims' trainings
+    whole: Path  # the prepared folders whose masks keep the glasses
+    out: Path
+    plan: Plan
+    runner: Runner
+    names: tuple[str, ...]
+    source: str | None
+    occluder_dir: Path | None
+    workers: int
+    quick: bool
+
+    @cached_property
+    def faces(self) -> dict[str, int]:
+        return {split: len(ids_of(self.data / f"images_{split}")) for split in ("train", "val")}
+
+    @property
+    def variants(self) -> dict[str, dict]:
+        """The variants of the claims asked for, the most telling first."""
+        wanted = {variant for name in self.names for variant in TRAINED.get(name, ())}
+        variants = {variant: change for variant, change in VARIANTS.items() if variant in wanted}
+        if "data-size" in self.names:
+            variants |= {f"faces-{n}": {"limit": n} for n in self.plan.counts if n < self.faces["train"]}
+        return variants
+
+    @property
+    def trainings(self) -> list[tuple[str, int]]:
+        """(variant, seed) of all that the plan asks for, seed by seed."""
+        return [(variant, seed) for seed in self.plan.seeds for variant in self.variants]
+
+    def config(self, variant: str, seed: int) -> Config:
+        shared = {f.name: getattr(self.plan, f.name) for f in fields(Config) if hasattr(self.plan, f.name)}
+        return Config(**{**shared, **self.variants[variant], "seed": seed})
+
+    def trained(self, variant: str, seed: int) -> dict | None:
+        """The record of a finished training; None for another.
+
+        Raises:
+            UserError: it had other settings.
+        """
+        folder = self.folder / f"{variant}-{seed}"
+        record, wanted = read_json(folder / "trained.json"), asdict(self.config(variant, seed))
+        for key, value in record.get("config", {}).items():
+            if wanted[key] != value:
+                raise UserError(f"{folder} holds a run with {key} {value}, not {wanted[key]}; give another --runs.")
+        return record or None
+
+    def networks(self) -> dict[str, Path]:
+        """The run directories of the original's two networks, and the bundled weights: {name: weights}."""
+        found = {}
+        for path in sorted(self.runs.glob("*/config.json")):
+            config, weights = json.loads(path.read_text(encoding="utf-8")), path.with_name("model.best.pth")
+            if config["recipe"] == "original" and config["model"] in ("unet", "deeplabv3") and weights.is_file():
+                found[path.parent.name] = weights
+        return {**found, "bundled": networks.bundled_weights()}
+
+    def segmenter(self, weights: Path, *, precision: str = "fp32"):
+        """Ready to predict; "fp32" is for measuring how good the weights are."""
+        quiet = Runner(self.runner.device_name, log=lambda *words: None)
+        return quiet.load(weights, precision=precision).segmenter
+
+
+# --- Faces ----------------------------------------------------------------------------------------------------------
+def ids_of(folder: Path) -> set[int]:
+    return {int(p.stem.split("_")[0]) for p in folder.iterdir() if p.stem.split("_")[0].isdecimal()}
 
 
 def prepare_whole(context: Context) -> None:
@@ -60,8 +173,12 @@ def prepare_whole(context: Context) -> None:
         DataError: no source with the part masks, or one that lacks some of the faces.
     """
     ids = {split: ids_of(context.data / f"masks_{split}") for split in ("train", "val")}
-    masks = {split: context.whole / f"masks_{split}" for split in ids}
-    if all(masks[split].is_dir() and ids_of(masks[split]) >= ids[split] for split in ids):
+
+    def complete() -> bool:
+        folders = {split: context.whole / f"masks_{split}" for split in ids}
+        return all(folder.is_dir() and ids_of(folder) >= ids[split] for split, folder in folders.items())
+
+    if complete():
         return
     source = preparation.find_source(context.source)
     index = source.index
@@ -72,35 +189,47 @@ def prepare_whole(context: Context) -> None:
 
     source.index = without_glasses  # as if nobody wore any
     preparation.prepare(source, context.whole, ids_train=ids["train"], ids_val=ids["val"])
-    if any(ids_of(masks[split]) != ids[split] for split in ids):
-        raise DataError(f"{source} does not hold all faces of {context.data}; give the --source that it was made from.")
+    if not complete():
+        raise UserError(f"{source} does not hold all faces of {context.data}; give the --source that it was made from.")
+
+
+def validation_faces(data: Path, limit: int | None = None) -> Iterator[tuple]:
+    """(name, image uint8 (H, W, 3), target uint8 (H, W)), the image at the mask's size."""
+    for image, mask in dataset.Celeb(data / "images_val", data / "masks_val", limit=limit).pairs:
+        target = read_known(mask, grey=True)
+        yield image.stem, cv2.resize(read_known(image), target.shape[::-1], interpolation=cv2.INTER_AREA), target
+
+
+def samples(context: Context, kind: str) -> list[tuple]:
+    """Validation faces of a kind: (image, target, boolean: what of the face is behind the occluder or the glasses)."""
+    if kind == "real glasses":
+        both = zip(validation_faces(context.data), validation_faces(context.whole), strict=True)
+        behind = ((image, target, (whole > 127) & (target <= 127)) for (_, image, target), (_, _, whole) in both)
+        return [sample for sample in behind if sample[2].any()]
+    folders = context.data / "images_val", context.data / "masks_val"
+    store = scenes.FaceStore(*folders, limit=context.plan.occluded_faces)
+    if kind in PHOTOGRAPHED:
+        cutouts = photographed.OccluderStore(context.occluder_dir, held_out=True)
+        return list(pasted_faces(store, cutouts, kind.removeprefix("photographed ")))
+    return list(robustness.occluded_faces(scenes.SceneComposer(store, scenes.PhotoStore([])), kind))
 
 
 # --- Training -------------------------------------------------------------------------------------------------------
-def trained(context: Context, variant: str, seed: int) -> dict | None:
-    """The record of a finished training; None for another.
-
-    Raises:
-        UserError: it had other settings.
-    """
-    path = context.folder / f"{variant}-{seed}" / "trained.json"
-    record, wanted = read_json(path), asdict(context.config(variant, seed))
-    for key, value in record.get("config", {}).items():
-        if wanted[key] != value:
-            raise UserError(f"{path.parent} holds a run with {key} {value}, not {wanted[key]}; give another --runs.")
-    return record or None
+def train_in(context: Context, folder: Path, config: Config, data: Path, **options) -> list[dict]:
+    """A training to its end, from where it stopped; its history."""
+    context.runner.log(f"--- {folder.name}, {time.strftime('%H:%M')}")
+    options |= {"resume": (folder / "last.pth").exists(), "workers": context.workers}
+    return context.runner.train(config, data, folder, **options)
 
 
 def train(context: Context, variant: str, seed: int) -> None:
-    """One training of the claims to its end, from where it stopped; nothing where it is finished."""
-    if trained(context, variant, seed):
+    """One training of the claims to its end; nothing where it is finished."""
+    if context.trained(variant, seed):
         return
     folder, config = context.folder / f"{variant}-{seed}", context.config(variant, seed)
-    context.runner.log(f"--- {folder.name}, {time.strftime('%H:%M')}")
     data = context.whole if variant == "glasses-left-in" else context.data
-    resume = (folder / "last.pth").exists()
-    cache = config.size < 512  # larger ones need more shared memory than containers have
-    history = context.runner.train(config, data, folder, resume=resume, workers=context.workers, cache=cache)
+    # larger pictures need more shared memory than containers have
+    history = train_in(context, folder, config, data, cache=config.size < 512)
     precision = read_json(folder / "config.json")["precision_used"]
     write_json(folder / "trained.json", {"config": asdict(config), "precision": precision, "history": history})
     (folder / "last.pth").unlink()  # 58 MB, of use for nothing but to go on
@@ -108,8 +237,6 @@ def train(context: Context, variant: str, seed: int) -> None:
 
 def train_original(context: Context) -> None:
     """The original's experiment with both networks, from COCO or ImageNet weights and from random ones, in RUNS."""
-    from model import ModelError
-
     tiny = {"size": 64, "epochs": 1, "limit": 4, "batch_size": 2} if context.quick else {}
     for model in ("deeplabv3", "unet"):
         for pretrained in (True, False):
@@ -117,34 +244,110 @@ def train_original(context: Context) -> None:
             folder = context.runs / f"{model}-{config.size}{'' if pretrained else '-random'}"
             if len(report.history(folder)) >= config.epochs:
                 continue
-            context.runner.log(f"--- {folder.name}, {time.strftime('%H:%M')}")
             try:
-                resume = (folder / "last.pth").exists()
-                context.runner.train(config, context.data, folder, resume=resume, workers=context.workers)
-            except ModelError as error:
+                train_in(context, folder, config, context.data)
+            except networks.ModelError as error:
                 context.runner.log(f"{folder.name} is left out: {error}")
+
+
+# --- Measuring ------------------------------------------------------------------------------------------------------
+def measure_clean(segmenter, faces) -> dict:
+    """Figures of faces as they are, at each of `LOGITS`: of pooled counts, and as the original's mean over batches of
+    each batch's ratio; and the faces of lowest Dice."""
+    batches = []
+    for i, (name, image, target) in enumerate(faces):
+        if i % const.BATCH_SIZE == 0:
+            batches.append(SplitCounts({str(t): t for t in LOGITS}))
+        batches[-1].add(name, segmenter.logits([image])[0], target > 127)
+    table = {}
+    for t in map(str, LOGITS):
+        parts = [batch.pooled[t] for batch in batches]
+        means = {f"batch_{key}": sum(getattr(part, key) for part in parts) / len(parts) for key in ("dice", "iou")}
+        table[t] = {**sum(parts, Counts()).summary(), **means}
+    each = sorted((counts.dice, name) for batch in batches for name, counts in batch.per_picture)
+    return {**table["0.0"], "thresholds": table, "worst": each[:WORST], "pictures": len(each)}
+
+
+def kinds_of(context: Context, name: str) -> list[str]:
+    """On what a network is measured."""
+    variant, kinds = name.rsplit("-", 1)[0], ["clean"]
+    if variant not in context.variants or variant in TRAINED["occluders"]:
+        kinds += [kind for kind in OCCLUDED if context.occluder_dir or kind not in PHOTOGRAPHED]
+    if variant not in context.variants or variant in TRAINED["glasses"]:
+        kinds += [kind for kind in GLASSES if context.whole.is_dir() or kind == "glasses"]
+    return kinds
+
+
+def measure_all(context: Context, weights: dict[str, Path]) -> dict[str, dict]:
+    """What has not been measured yet of these networks; of each {kind: figures}, kept in claims/measured/."""
+    kept, paths, loaded = {}, {}, {}
+    for name, file in weights.items():
+        paths[name] = context.folder / "measured" / f"{name}.json"
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        of = [digest, context.plan.val_faces, context.plan.occluded_faces, str(context.occluder_dir)]
+        record = read_json(paths[name])
+        kept[name] = record if record.get("of") == of else {"of": of, "kinds": {}}
+    for kind in ("clean", *OCCLUDED, *GLASSES):
+        todo = [name for name in weights if kind in kinds_of(context, name) and kind not in kept[name]["kinds"]]
+        if not todo:
+            continue
+        context.runner.log(f"--- measuring {len(todo)} networks: {kind}, {time.strftime('%H:%M')}")
+        faces = None if kind == "clean" else samples(context, kind)
+        if faces == []:  # nobody wears glasses
+            continue
+        for name in todo:
+            network = loaded[name] = loaded.get(name) or context.segmenter(weights[name])
+            if faces is None:
+                figures = measure_clean(network, validation_faces(context.data, context.plan.val_faces))
+            else:
+                figures = robustness.measure(network, faces)
+            kept[name]["kinds"][kind] = figures
+            write_json(paths[name], kept[name])
+    return {name: record["kinds"] for name, record in kept.items()}
+
+
+def speed(context: Context, weights: dict[str, Path]) -> dict[str, float]:
+    """Median seconds that `predict` takes for a 512x512 picture, interleaved."""
+    image = next(validation_faces(context.data))[1]
+    segmenters = {name: context.segmenter(path, precision="auto") for name, path in weights.items()}
+    ways = {name: lambda s=segmenter: s.logits([image]) for name, segmenter in segmenters.items()}
+    return interleaved(ways, 1 if context.quick else 9, at_least=0)
+
+
+def cutout_fraction(cutout: str, size: int, masks: list, draws: int) -> tuple[float, float]:
+    """The mean fractions of the picture and of the face that the augmentation's CoarseDropout takes.
+
+    Args:
+        masks: of faces, uint8 (512, 512), which it is drawn over in turn.
+    """
+    white = np.full((size, size, 3), 255, np.uint8)
+    masks = [(cv2.resize(mask, (size, size)) > 127).astype(np.uint8) for mask in masks]
+    taken = np.zeros(2)
+    for transform in dataset.train_transform(size, cutout=cutout).transforms:
+        if type(transform).__name__ == "CoarseDropout":
+            for seed in range(draws):
+                mask = masks[seed % len(masks)]
+                transform.set_random_seed(seed)
+                out = transform(image=white, mask=mask)
+                taken += (out["image"] != 255).any(2).mean(), 1 - out["mask"].sum() / max(mask.sum(), 1)
+    return tuple((taken / draws).tolist())
 
 
 # --- Results --------------------------------------------------------------------------------------------------------
 def collect(context: Context) -> None:
     """Measure what is finished, and write results.json, the tables, the plots and the sheets of faces."""
-    from studies.timing import machine
-
-    context, networks = replace(context, names=NAMES), context.networks()
-    runs = {f"{variant}-{seed}": (variant, seed) for seed in context.plan.seeds for variant in context.variants}
-    finished = {name: record for name, run in runs.items() if (record := trained(context, *run))}
-    weights = {name: context.folder / name / "model.best.pth" for name in finished} | networks
-    kinds, times = measure_all(context, weights), speed(context, networks, 1 if context.quick else 9)
-    masks, size = [target for _, _, target in validation_faces(context.data, 100)], context.plan.size
+    context, originals = replace(context, names=NAMES), context.networks()
+    runs = {f"{variant}-{seed}": (variant, seed) for variant, seed in context.trainings}
+    finished = {name: record for name, run in runs.items() if (record := context.trained(*run))}
+    weights = {name: context.folder / name / "model.best.pth" for name in finished} | originals
+    kinds, times = measure_all(context, weights), speed(context, originals)
+    masks, draws = [target for *_, target in validation_faces(context.data, 100)], 20 if context.quick else 1000
     results = {
         "quick": context.quick,
         "plan": asdict(context.plan),
         "faces": context.faces,
         "machine": machine(),
-        "cutout": {
-            cutout: cutout_fraction(cutout, size, masks, 20 if context.quick else 1000)
-            for cutout in report.CUTOUTS.values()
-        },
+        "cutout": {name: cutout_fraction(name, context.plan.size, masks, draws) for name in CUTOUTS.values()},
         "runs": {
             name: {"variant": runs[name][0], "seed": runs[name][1], **record, "kinds": kinds[name]}
             for name, record in finished.items()
@@ -152,7 +355,7 @@ def collect(context: Context) -> None:
         "networks": {
             name: {"seconds": times[name], "kinds": kinds[name]}
             | (report.described(path.parent) if name != "bundled" else {})
-            for name, path in networks.items()
+            for name, path in originals.items()
         },
     }
     write_json(context.out / "results.json", results)
@@ -163,61 +366,48 @@ def collect(context: Context) -> None:
 
 def draw_figures(context: Context, weights: dict[str, Path]) -> None:
     """Occluders drawn over freely licensed faces: the target, networks of the first seed, and the bundled network."""
-    from pictures import find_jobs, read_picture
-    from studies.readme_figure import SHOWN, face_square, occluded
-
     seed, finder = context.plan.seeds[0], Runner(context.runner.device_name, log=lambda *words: None).load("bundled")
-    rows = {
-        "occluders-faces": {report.CUTOUTS[v]: f"{v}-{seed}" for v in TRAINED["occluders"]},
-        "glasses-faces": {report.GLASSES_MASKS[v]: f"{v}-{seed}" for v in TRAINED["glasses"]},
+    sheets = {
+        "occluders-faces": {label: f"{variant}-{seed}" for variant, label in CUTOUTS.items()},
+        "glasses-faces": {label: f"{variant}-{seed}" for variant, label in GLASSES_MASKS.items()},
         "models-faces": {name: name for name in context.networks() if name != "bundled"},
     }
     examples = SHOWN[:1] if context.quick else SHOWN
     photos = {job.name: job.path for job in find_jobs([const.TEST_DIR], const.PREDICTIONS_DIR)}
     squares = {}
-    for name in dict.fromkeys(name for name, _, _ in examples):
+    for name, _, _ in examples:
         photo, square = face_square(finder, read_picture(photos[name]))
         squares[name] = photo[square], finder.predict_image(photo)[square]
-    for title, networks in rows.items():
-        networks = {row: weights[name] for row, name in networks.items() if name in weights}
-        if not networks:
+    for title, names in sheets.items():
+        rows = {row: context.segmenter(weights[name]) for row, name in names.items() if name in weights}
+        if not rows:
             continue
         shown = examples if title != "glasses-faces" else [(name, "glasses", 0) for name in squares]
-        faces = [occluded(*squares[name], kind, seed) for name, kind, seed in shown]
-        masks = {"target": [left for _, left in faces]}
-        for row, path in networks.items():
-            network = segmenter(context, path)
-            masks[row] = [network.mask(image) for image, _ in faces]
-        masks["bundled"] = [finder.predict_image(image) for image, _ in faces]
-        report.save_grid([image for image, _ in faces], masks, context.out / f"{title}.png")
+        images, targets = zip(*(occluded(*squares[name], kind, s) for name, kind, s in shown), strict=True)
+        rows["bundled"] = finder.segmenter
+        masks = {row: [segmenter.mask(image) for image in images] for row, segmenter in rows.items()}
+        report.save_grid(images, {"target": targets, **masks}, context.out / f"{title}.png")
 
 
 # --- The command ----------------------------------------------------------------------------------------------------
 def remaining(context: Context, gpu: bool) -> str:
     """How long the rest takes: by the seconds of finished trainings, without any by FLOPs."""
-    plan = context.plan
-    all_runs = [(variant, seed) for seed in plan.seeds for variant in context.variants]
-    records = [record for run in all_runs if (record := trained(context, *run))]
+    plan, trainings = context.plan, context.trainings
+    records = [record for run in trainings if (record := context.trained(*run))]
+    device, how = "H100" if gpu or context.runner.device.type == "cuda" else "2 CPU cores", "as long as the finished"
+    pictures = {"trained": plan.epochs * plan.epoch_size, "predicted": plan.epochs * plan.val_limit}
     if records:
         each = sum(row["seconds"] for record in records for row in record["history"]) / len(records) / 60
-        how = "as long as the finished ones took"
     else:
-        device = "H100" if gpu or context.runner.device.type == "cuda" else "2 CPU cores"
-        pictures = {"trained": plan.epochs * plan.epoch_size, "predicted": plan.epochs * plan.val_limit}
-        each = estimate.minutes(device, plan.model, plan.size, **pictures)
-        how = f"estimated from FLOPs for {'an H100' if device == 'H100' else device}"
+        each, how = estimate.minutes(device, plan.model, plan.size, **pictures), f"by FLOPs on {device}"
     measuring = 0.04 * (plan.val_faces + 0.4 * len(OCCLUDED) * plan.occluded_faces) / 60  # 0.4: not all on all kinds
-    left = len(all_runs) - len(records)
-    text = (
-        f"{len(all_runs)} trainings of {plan.epochs * plan.epoch_size} pictures at {plan.size} pixels, {len(records)} "
-        f"of them finished; each {each:.1f} minutes ({how}) and {measuring:.1f} to measure, all that is left "
-        f"{left * (each + measuring) / 60:.1f} hours."
+    hours = (len(trainings) - len(records)) * (each + measuring) / 60
+    if gpu:  # the original's networks, with and without pretrained weights
+        hours += 2 / 60 * sum(estimate.original("H100", model) for model in ("deeplabv3", "unet"))
+    return (
+        f"{len(trainings)} trainings of {pictures['trained']} pictures at {plan.size} pixels, {len(records)} of them "
+        f"finished; each {each:.1f} minutes ({how}) and {measuring:.1f} to measure, all that is left {hours:.1f} hours."
     )
-    if gpu:
-        shown = {"trained": const.EPOCHS * estimate.FACES, "predicted": const.EPOCHS * estimate.FACES}
-        large = sum(2 * estimate.minutes("H100", model, const.IMG_SIZE, **shown) for model in ("deeplabv3", "unet"))
-        text += f" Before them the original's four trainings, {large:.0f} minutes on an H100, estimated from FLOPs."
-    return text
 
 
 def run_all(context: Context, gpu: bool) -> None:
@@ -226,10 +416,7 @@ def run_all(context: Context, gpu: bool) -> None:
     if (there := read_json(context.out / "results.json")) and there["quick"] != context.quick:
         kind = "quick" if there["quick"] else "full"
         raise UserError(f"{context.out} holds the results of a {kind} run; give another --out.")
-    for seed in context.plan.seeds:
-        for variant in context.variants:
-            trained(context, variant, seed)  # other settings are refused before any work
-    context.runner.log(remaining(context, gpu))
+    context.runner.log(remaining(context, gpu))  # other settings are refused before any work
     if "glasses" in context.names:
         prepare_whole(context)
     if gpu:
@@ -239,8 +426,6 @@ def run_all(context: Context, gpu: bool) -> None:
             train(context, variant, seed)
         collect(context)
         if gpu and seed == context.plan.seeds[0]:
-            from studies import benchmark
-
             path = context.out / "benchmark.json"
             on_gpu = [s["machine"]["gpu"] for s in read_json(path).get("sections", {}).values()]
             if context.runner.device.type != "cuda" or not on_gpu or not all(on_gpu):
@@ -253,31 +438,31 @@ def find_context(args) -> Context:
     Raises:
         UserError: no data, no such folder, no GPU.
     """
-    runner, runs, data, source = Runner(args.device), args.runs, args.data, args.source
-    runs = runs or (const.RUNS_DIR / "experiments-quick" if args.quick else const.RUNS_DIR)
+    runner, data, source = Runner(args.device), args.data, args.source
+    runs = args.runs or (const.RUNS_DIR / "experiments-quick" if args.quick else const.RUNS_DIR)
     on_gpu = runner.device.type == "cuda"
     if args.gpu and not (on_gpu or args.quick or args.estimate):
         raise UserError("--gpu needs a GPU, and there is none; without it the claims are trained on the CPU.")
     if args.occluders is not None and not args.occluders.is_dir():
         raise UserError(f"There is no folder {args.occluders}.")
     if args.quick and data is None and source is None:
-        from studies.drawn_faces import draw_celeb_tree
-
         source, data = str(runs / "drawn"), runs / "drawn" / "prepared"
         draw_celeb_tree(runs / "drawn", [*const.IDS_TRAIN[:12], *const.IDS_VAL[:6]], image_size=256)
     data = data or const.CELEB_DIR
     if source is None or preparation.is_prepared(data):
         preparation.ensure(data, runner.log)
     else:
-        preparation.prepare(preparation.find_source(source), data)
+        preparation.prepare(source, data)
     plan = PLANS["quick" if args.quick else "gpu" if on_gpu or args.gpu else "cpu"]
     given = {name: value for name in PLAN_OPTIONS if (value := getattr(args, name)) is not None}
-    kept = read_json(runs / "claims" / "plan.json")
+    folder = runs / "claims"
+    kept = read_json(folder / "plan.json")
     plan = replace(plan, **{name: kept[name] for name in asdict(plan) if name in kept} | given)
     out = args.out or (RESULTS_DIR.with_name("results-quick") if args.quick else RESULTS_DIR)
     names = tuple(name for name in NAMES if name in (args.names or NAMES))
     workers = args.workers if args.workers is not None else 0 if args.quick else usable_cores() - 1
-    return Context(data, runs, out, plan, runner, names, source, args.occluders, workers, args.quick)
+    whole = folder / "glasses-left-in-data"
+    return Context(data, runs, folder, whole, out, plan, runner, names, source, args.occluders, workers, args.quick)
 
 
 PLAN_OPTIONS = {  # fields of the plan: nargs, help
@@ -306,7 +491,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--workers", type=int, help="loader processes; default: cores - 1")
     plan = parser.add_argument_group("the plan, kept in claims/plan.json")
     for name, (nargs, text) in PLAN_OPTIONS.items():
-        plan.add_argument(f"--{name.replace('_', '-')}", type=positive, nargs=nargs, metavar="N", help=text)
+        option = f"--{name.replace('_', '-')}"
+        plan.add_argument(option, type=preparation.positive, nargs=nargs, metavar="N", help=text)
     return parser
 
 
@@ -314,9 +500,8 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
 
     def work() -> None:
-        for name in args.names:
-            if name not in NAMES:
-                raise UserError(f"There is no experiment {name}; there are {', '.join(NAMES)}.")
+        if unknown := [name for name in args.names if name not in NAMES]:
+            raise UserError(f"There is no experiment {unknown[0]}; there are {', '.join(NAMES)}.")
         context = find_context(args)
         if args.estimate:
             print(remaining(context, args.gpu))

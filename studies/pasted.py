@@ -5,8 +5,6 @@ learn the traces of that, and measuring by the same code would flatter it. Here 
 face, placed, and softened at its edge by a pixel; half of the hands get the mean colour of the face.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import cv2

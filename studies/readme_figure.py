@@ -7,13 +7,22 @@ Photographs and occluders are freely licensed (test_path/, docs/occluders/). No 
 target is the prediction for the photograph without the occluder, minus the occluder.
 """
 
-from __future__ import annotations
-
 import argparse
+import sys
 from pathlib import Path
 
+import cv2
+import numpy as np
+from PIL import Image
+
 import const
-from common import exit_code
+from common import exit_code, write_bytes
+from drawing import encode, overlay, parse_color
+from main import Runner
+from pictures import find_jobs, read_picture
+from robust import occluders
+from robust.occluders import FACE_CENTRE, FACE_WIDTH, SIZE
+from studies import pasted
 
 OCCLUDERS = const.DIR_PATH / "docs" / "occluders"
 HANDS = ("fingers", "fist")
@@ -21,17 +30,13 @@ SHOWN = [  # (photograph, occluder, seed); the seeds were chosen by the look of 
     ("chris", "fingers", 7), ("bryan", "page", 6), ("luciano", "fist", 4), ("astronaut", "cup", 5),
     ("obama", "fingers", 6), ("chris", "saucer", 5), ("astronaut", "fist", 2), ("luciano", "cup", 6),
 ]  # fmt: skip
-TILE = 180  # pixels
+TILE, WIDE_TILE = 180, 260  # pixels
 HIDDEN = (0.15, 0.5)  # of the face: less, or more, shows little
 CROP = slice(70, 490), slice(46, 466)  # of the square, around the face
 
 
 def face_square(runner, photo):
     """The photo, scaled and extended so that its face is as wide as in CelebAMask-HQ, and the slices of its square."""
-    import cv2
-
-    from robust.occluders import FACE_CENTRE, FACE_WIDTH, SIZE
-
     x, y, w, h = cv2.boundingRect(runner.predict_image(photo))
     scale = FACE_WIDTH / w
     photo = cv2.resize(photo, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
@@ -46,13 +51,7 @@ def occluded(face, mask, kind: str, seed: int):
     Args:
         kind: a file of docs/occluders/, or one that `robust.occluders` draws.
     """
-    import numpy as np
-    from PIL import Image
-
-    from robust import occluders
-    from studies import pasted
-
-    if kind in occluders.KINDS:
+    if kind in occluders.KINDS or kind == "glasses":
         return occluders.draw_occluder(np.random.default_rng(seed), face, mask, kind=kind)[:2]
     with Image.open(OCCLUDERS / f"{kind}.webp") as file:
         cut = np.asarray(file.convert("RGBA"))
@@ -64,49 +63,36 @@ def occluded(face, mask, kind: str, seed: int):
     return image, left
 
 
-def draw(out: Path, weights: str) -> None:
-    """Write the figure: three rows of eight."""
-    import cv2
-    import numpy as np
+def painted(picture, mask):
+    return overlay(picture, mask, parse_color(const.OVERLAY_COLOR), const.OVERLAY_ALPHA)
 
-    from common import write_bytes
-    from drawing import encode, overlay, parse_color
-    from main import Runner
-    from pictures import find_jobs, read_picture
 
-    runner, columns = Runner().load(weights), []
-    paths = {job.name: job.path for job in find_jobs([const.TEST_DIR], out)}
+def tiled(pictures: list, side: int):
+    """A column of pictures, each side x side."""
+    return np.vstack([cv2.resize(picture, (side, side), interpolation=cv2.INTER_AREA) for picture in pictures])
+
+
+def opening(runner):
+    """Input, target and prediction: three rows of eight."""
+    columns = []
+    paths = {job.name: job.path for job in find_jobs([const.TEST_DIR], const.PREDICTIONS_DIR)}
     for name, kind, seed in SHOWN:
         photo, square = face_square(runner, read_picture(paths[name]))
         photo[square], target = occluded(photo[square], runner.predict_image(photo)[square], kind, seed)
         face, masks = photo[square][CROP], (target, runner.predict_image(photo)[square])
-        color = parse_color(const.OVERLAY_COLOR)
-        rows = [face, *(overlay(face, mask[CROP], color, const.OVERLAY_ALPHA) for mask in masks)]
-        columns.append(cv2.resize(np.vstack(rows), (TILE, 3 * TILE), interpolation=cv2.INTER_AREA))
-    write_bytes(out, encode(np.hstack(columns), ".jpg"))
-    print(f"{out}: {out.stat().st_size / 1e3:.0f} kB")
+        columns.append(tiled([face, *(painted(face, mask[CROP]) for mask in masks)], TILE))
+    return np.hstack(columns)
 
 
-def draw_limits(out: Path, weights: str) -> None:
-    """Write the figure of the model card: a wide neck, skin on skin, a printed face and a hand."""
-    import cv2
-    import numpy as np
-
-    from common import write_bytes
-    from drawing import encode, overlay, parse_color
-    from main import Runner
-    from pictures import read_picture
-
-    runner, columns = Runner().load(weights), []
+def limits(runner):
+    """For the model card, input and prediction: a wide neck, skin on skin, a printed face and a hand."""
     neck, chris, obama = (read_picture(const.TEST_DIR / name) for name in ("luciano.png", "chris.jpg", "obama.jpg"))
-    square, crop = face_square(runner, chris)
-    fingers = occluded(square[crop], runner.predict_image(square)[crop], "fingers", 7)[0]
-    printed = obama.copy()
-    printed[640:900, 330:560] = cv2.resize(chris[100:620, 100:560], (230, 260), interpolation=cv2.INTER_AREA)
-    for image in (neck, fingers, printed[-obama.shape[1] :]):
-        found = overlay(image, runner.predict_image(image), parse_color(const.OVERLAY_COLOR), const.OVERLAY_ALPHA)
-        columns.append(np.vstack([cv2.resize(i, (260, 260), interpolation=cv2.INTER_AREA) for i in (image, found)]))
-    write_bytes(out, encode(np.hstack(columns), ".jpg"))
+    photo, square = face_square(runner, chris)
+    fingers = occluded(photo[square], runner.predict_image(photo)[square], "fingers", 7)[0]
+    obama[640:900, 330:560] = cv2.resize(chris[100:620, 100:560], (230, 260), interpolation=cv2.INTER_AREA)
+    printed = obama[-obama.shape[1] :]
+    pictures = (neck, fingers, printed)
+    return np.hstack([tiled([p, painted(p, runner.predict_image(p))], WIDE_TILE) for p in pictures])
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -115,9 +101,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--weights", default="bundled")
     parser.add_argument("--limits", action="store_true", help="where the network fails, for the model card")
     args = parser.parse_args(argv)
-    name, figure = ("limits.jpg", draw_limits) if args.limits else ("occluded.jpg", draw)
-    return exit_code(lambda: figure(args.out or const.DIR_PATH / "docs" / name, args.weights))
+    name, figure = ("limits.jpg", limits) if args.limits else ("occluded.jpg", opening)
+    out = args.out or const.DIR_PATH / "docs" / name
+
+    def work() -> None:
+        write_bytes(out, encode(figure(Runner().load(args.weights)), ".jpg"))
+        print(f"{out}: {out.stat().st_size / 1e3:.0f} kB")
+
+    return exit_code(work)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

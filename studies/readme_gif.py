@@ -1,38 +1,36 @@
-"""A sheet of paper slides over a bespectacled face, and the mask avoids both: the picture that opens the README.
+"""A sheet of paper slides over a bespectacled face, and the mask avoids both: a picture of the README.
 
 python -m studies.readme_gif                               docs/paper.gif from test_path/bryan.png
 """
-
-from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import cv2
+import numpy as np
+
 import const
 from common import exit_code
+from drawing import overlay, parse_color, save_gif
+from main import Runner
+from pictures import read_picture
+from robust import occluders
 
 FRAMES, FPS, SIDE = 48, 12, 345
 
 
-def paper_slides(photo, seed: int = 3) -> Iterator:
+def paper_slides(photo: np.ndarray, seed: int = 3) -> Iterator[np.ndarray]:
     """Frames uint8 (SIDE, SIDE, 3): a written sheet comes in from the left, crosses the picture, and leaves."""
-    import cv2
-    import numpy as np
-
-    from robust import occluders
-
     photo = cv2.resize(photo, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
     sheet = occluders.paper(np.random.default_rng(seed))
     h, w = sheet.shape[:2]
     scale = 0.5 * SIDE / w
-    for i in range(FRAMES):
-        t = i / (FRAMES - 1)
+    for t in np.linspace(0, 1, FRAMES):
         x, y = SIDE * (-0.35 + 1.7 * t), SIDE * (0.5 - 0.08 * np.sin(2 * np.pi * t))
-        angle = np.radians(12 * np.sin(2 * np.pi * t))
-        linear = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-        matrix = np.column_stack([linear, np.array([x, y]) - linear @ [w / 2, h / 2]])
+        matrix = cv2.getRotationMatrix2D((w / 2, h / 2), -12 * np.sin(2 * np.pi * t), scale)
+        matrix[:, 2] += (x - w / 2, y - h / 2)
         alpha = cv2.warpAffine(np.full((h, w), 255, np.uint8), matrix, (SIDE, SIDE)).astype(np.float32) / 255
         moved = cv2.warpAffine(sheet, matrix, (SIDE, SIDE), borderMode=cv2.BORDER_REPLICATE)
         yield occluders.blend(moved, photo, alpha)
@@ -46,10 +44,6 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     def work() -> None:
-        from drawing import overlay, parse_color, save_gif
-        from main import Runner
-        from pictures import read_picture
-
         runner, color = Runner().load(args.weights), parse_color(const.OVERLAY_COLOR)
         frames = paper_slides(read_picture(args.photo))
         save_gif((overlay(f, runner.predict_image(f), color, const.OVERLAY_ALPHA) for f in frames), args.out, fps=FPS)

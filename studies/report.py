@@ -2,11 +2,8 @@
 
     python -m studies.report results       results/tables.md and the plots, anew
 
-The sentences are in results/README.md, written by hand. The sheets of faces need the networks: `experiments.py` draws
-them.
+The sentences are in results/README.md, written by hand.
 """
-
-from __future__ import annotations
 
 import csv
 import io
@@ -17,17 +14,18 @@ from pathlib import Path
 import numpy as np
 
 import const
-from common import write_bytes, write_text
+from common import UserError, exit_code, write_bytes, write_text
 from robust import occluders, photographed
+from studies.shared import read_json, table
 
-PUBLISHED = {  # (Dice, IoU, BCE)
-    "DeepLabV3": (0.96, 0.94, 0.049),
-    "U-Net": (0.96, 0.93, 0.053),
-}
-NETWORKS = {"deeplabv3": "DeepLabV3", "unet": "U-Net"}
+PUBLISHED = [  # rows of the tables, as the original rounded
+    {"network": "published, DeepLabV3", "start": "COCO", "Dice": "0.96", "IoU": "0.94", "BCE": "0.049"},
+    {"network": "published, U-Net", "start": "ImageNet", "Dice": "0.96", "IoU": "0.93", "BCE": "0.053"},
+]
 CUTOUTS = {"cutout-on": "image+mask", "cutout-off": "none", "cutout-image-only": "image-only"}
 GLASSES_MASKS = {"cutout-on": "without glasses", "glasses-left-in": "glasses left in"}
 PHOTOGRAPHED = tuple(f"photographed {kind}" for kind in photographed.KINDS)
+OCCLUDED = {"drawn": "drawn", **dict(zip(PHOTOGRAPHED, photographed.KINDS, strict=True))}  # kinds, and their heads
 RATE = "occluded_false_positive_rate"
 LEGEND = (
     "±: standard deviation over seeds. FP: of the face's pixels behind the occluder, those that are called face. Dice, "
@@ -38,22 +36,20 @@ COLORS = (
     "#1b6ca8", "#d1495b", "#8a8a8a", "#2e8b57", "#c98a1b", "#6a4c93", "#17a2b8", "#7f5539", "#d67ab1", "#2b2d42"
 )  # fmt: skip
 DPI, CELL = 110, 1.3  # pixels an inch; inches of a face in the sheets
-PREDICTED = (24000,)  # training faces: all of CelebAMask-HQ but its usual test faces
+PREDICTED = 24000  # training faces: all of CelebAMask-HQ but its usual test faces
 
 
 # --- Run directories ------------------------------------------------------------------------------------------------
 def history(run_dir: Path) -> list[dict]:
     """The rows of its history.csv; none without one."""
-    path = Path(run_dir) / "history.csv"
-    if not path.is_file():
-        return []
-    with open(path, encoding="utf-8", newline="") as file:
-        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+    path = run_dir / "history.csv"
+    rows = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))) if path.is_file() else ()
+    return [{key: float(value) for key, value in row.items()} for row in rows]
 
 
 def described(run_dir: Path) -> dict:
     """What the tables say of how a network was trained."""
-    config = json.loads((Path(run_dir) / "config.json").read_text(encoding="utf-8"))
+    config = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
     keys = ("model", "size", "pretrained", "batch_size", "epochs", "lr", "device", "cpu_threads", "precision_used",
             "torch", "train_pictures", "peak_memory_mb")  # fmt: skip
     return {**{key: config.get(key) for key in keys}, "history": history(run_dir)}
@@ -63,29 +59,29 @@ def described(run_dir: Path) -> dict:
 def spread(values, digits: int = 3, percent: bool = False) -> str:
     """ "0.912 ± 0.004": the mean and the standard deviation over seeds; the value alone where there is one."""
     values = np.asarray(list(values), float) * (100 if percent else 1)
-    unit = " %" if percent else ""
-    if len(values) == 1:
-        return f"{values[0]:.{digits}f}{unit}"
-    return f"{values.mean():.{digits}f} ± {values.std(ddof=1):.{digits}f}{unit}"
+    deviation = f" ± {values.std(ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{values.mean():.{digits}f}{deviation}{' %' if percent else ''}"
 
 
-def finished(results: dict, variant: str) -> list[dict]:
-    """What was measured of a variant's finished trainings, one entry a seed: {kind: figures}."""
-    runs = sorted(results["runs"].values(), key=lambda run: run["seed"])
-    return [run["kinds"] for run in runs if run["variant"] == variant]
+def by_variant(results: dict) -> dict[str, list[dict]]:
+    """The finished trainings of the claims, one entry a seed."""
+    found: dict[str, list[dict]] = {}
+    for run in sorted(results["runs"].values(), key=lambda run: run["seed"]):
+        found.setdefault(run["variant"], []).append(run)
+    return found
 
 
-def with_drawn(kinds: dict) -> dict:
-    """The figures of a network, and as the kind "drawn" their means over the kinds of drawn occluders."""
-    if not all(kind in kinds for kind in occluders.KINDS):
-        return kinds
-    means = {key: float(np.mean([kinds[kind][key] for kind in occluders.KINDS])) for key in ("dice", RATE)}
-    return {**kinds, "drawn": means}
+def measured(results: dict, names: dict) -> dict:
+    """{name: what was measured, {kind: figures} for each seed} of the variants in {variant: name} that are finished."""
+    found = by_variant(results)
+    return {name: [run["kinds"] for run in found[variant]] for variant, name in names.items() if variant in found}
 
 
-def partner(dice: float) -> float:
-    """The IoU of the same counts."""
-    return dice / (2 - dice)
+def add_drawn(kinds: dict) -> None:
+    """Add to the figures of a network, as the kind "drawn", their means over the kinds of drawn occluders."""
+    if kinds.keys() >= occluders.KINDS.keys():
+        means = {key: float(np.mean([kinds[kind][key] for kind in occluders.KINDS])) for key in ("dice", RATE)}
+        kinds["drawn"] = means
 
 
 def power_law(n: np.ndarray, error: np.ndarray) -> tuple[float, float, float]:
@@ -99,20 +95,22 @@ def power_law(n: np.ndarray, error: np.ndarray) -> tuple[float, float, float]:
     return tuple(float(v) for v in min(fits)[1:])
 
 
-def law(parameters: tuple, n) -> np.ndarray:
+def fit(n: np.ndarray, errors) -> tuple[float, float, float]:
+    """The law of the errors of each number of faces, one error a seed."""
+    return power_law(np.repeat(n, [len(row) for row in errors]), np.concatenate(errors))
+
+
+def fitted_dice(parameters: tuple, n) -> np.ndarray:
     a, b, c = parameters
-    return a + b * (np.asarray(n, float) / 50.0) ** -c
+    return 1 - (a + b * (np.asarray(n, float) / 50.0) ** -c)
 
 
-def dice_interval(errors: np.ndarray, n: np.ndarray, at) -> tuple[np.ndarray, np.ndarray]:
-    """The 90 % interval of the fitted Dice at these numbers of faces; `errors` (sizes, seeds), seeds are resampled."""
+def dice_interval(errors: list[np.ndarray], n: np.ndarray, at) -> tuple[np.ndarray, np.ndarray]:
+    """The 90 % interval of the fitted Dice at these numbers of faces; seeds are resampled."""
     from scipy.stats import bootstrap
 
-    def fitted(*rows):
-        return 1 - law(power_law(np.repeat(n, [len(row) for row in rows]), np.concatenate(rows)), at)
-
-    result = bootstrap(tuple(errors), fitted, n_resamples=300, vectorized=False, confidence_level=0.9,
-                       method="percentile", random_state=np.random.default_rng(0))  # fmt: skip
+    result = bootstrap(tuple(errors), lambda *rows: fitted_dice(fit(n, rows), at), n_resamples=300, vectorized=False,
+                       confidence_level=0.9, method="percentile", random_state=np.random.default_rng(0))  # fmt: skip
     return result.confidence_interval.low, result.confidence_interval.high
 
 
@@ -151,26 +149,19 @@ def save_grid(images: list, masks: dict[str, list], path: Path) -> None:
     _save(grid(rows, names=["picture", *masks], side=CELL), path, 256)
 
 
-def lines_and_dots(axis, x, table: np.ndarray, color, label) -> None:
-    """A dot for each seed, and a line at the mean; `table` (places, seeds)."""
-    axis.hlines(table.mean(1), x - 0.09, x + 0.09, color=color, lw=2, label=label)
-    axis.plot(np.repeat(x, table.shape[1]), table.ravel(), ".", color=color, ms=5, alpha=0.6)
-
-
 def plot_occluders(results: dict, path: Path) -> None:
-    """Dice, and the false-positive rate on occluded pixels, by kind of occluder."""
-    groups = {label: runs for variant, label in CUTOUTS.items() if (runs := finished(results, variant))}
-    if not groups:
+    """Dice, and the false-positive rate on occluded pixels, by kind of occluder: a dot a seed, a line at the mean."""
+    if not (groups := measured(results, CUTOUTS)):
         return
     figure = _figure(11, 4)
     axes = figure.subplots(1, 2)
     kinds = [kind for kind in ("clean", *occluders.KINDS, *PHOTOGRAPHED) if kind in next(iter(groups.values()))[0]]
-    for j, (label, runs) in enumerate(groups.items()):
-        dice = np.array([[run[kind]["dice"] for run in runs] for kind in kinds])
-        rate = np.array([[run[kind][RATE] for run in runs] for kind in kinds[1:]]) * 100
-        for axis, table in zip(axes, (dice, rate), strict=True):
-            lines_and_dots(axis, np.arange(len(table)) + (j - 1) * 0.22, table, COLORS[j], label)
-    for axis, names in zip(axes, (kinds, kinds[1:]), strict=True):
+    for axis, names, key, scale in ((axes[0], kinds, "dice", 1), (axes[1], kinds[1:], RATE, 100)):
+        for j, (label, runs) in enumerate(groups.items()):
+            values = np.array([[run[kind][key] for run in runs] for kind in names]) * scale  # (kinds, seeds)
+            x = np.arange(len(names)) + (j - 1) * 0.22
+            axis.hlines(values.mean(1), x - 0.09, x + 0.09, color=COLORS[j], lw=2, label=label)
+            axis.plot(np.repeat(x, len(runs)), values.ravel(), ".", color=COLORS[j], ms=5, alpha=0.6)
         names = [name.replace("photographed ", "photo: ") for name in names]
         axis.set_xticks(range(len(names)), names, rotation=45, ha="right")
         axis.set_xlim(-0.5, len(names) - 0.5)
@@ -185,12 +176,8 @@ def plot_occluders(results: dict, path: Path) -> None:
 def data_size(results: dict) -> tuple[np.ndarray, list[np.ndarray]]:
     """Numbers of training faces, and the errors 1 - Dice of each number's seeds."""
     counts = {f"faces-{n}": n for n in results["plan"]["counts"]} | {"cutout-on": results["faces"]["train"]}
-    found = {n: runs for variant, n in counts.items() if (runs := finished(results, variant))}
+    found = measured(results, counts)
     return np.array(list(found)), [np.array([1 - run["clean"]["dice"] for run in runs]) for runs in found.values()]
-
-
-def fit(n: np.ndarray, errors: list[np.ndarray]) -> tuple[float, float, float]:
-    return power_law(np.repeat(n, [len(row) for row in errors]), np.concatenate(errors))
 
 
 def plot_data_size(results: dict, path: Path) -> None:
@@ -204,7 +191,7 @@ def plot_data_size(results: dict, path: Path) -> None:
     axis.plot(n, [1 - row.mean() for row in errors], "o", color=COLORS[0], label="mean")
     if len(n) >= 4:
         at = np.geomspace(n[0], n[-1], 30)
-        axis.plot(at, 1 - law(fit(n, errors), at), "-", color=COLORS[0], label="fit")
+        axis.plot(at, fitted_dice(fit(n, errors), at), "-", color=COLORS[0], label="fit")
         if min(map(len, errors)) > 1:
             label = "90 % interval, seeds resampled"
             axis.fill_between(at, *dice_interval(errors, n, at), color=COLORS[0], alpha=0.15, lw=0, label=label)
@@ -218,18 +205,17 @@ def plot_data_size(results: dict, path: Path) -> None:
 
 def plot_curves(histories: dict[str, list[list[dict]]], path: Path) -> None:
     """Validation loss and Dice over the epochs, a line for each of a name's runs."""
-    histories = {name: runs for name, runs in histories.items() if runs}
     if not histories:
         return
     figure = _figure(9, 3.4)
     axes = figure.subplots(1, 2)
-    for j, (name, runs) in enumerate(histories.items()):
-        for i, rows in enumerate(runs):
-            for axis, key in zip(axes, ("val_loss", "dice"), strict=True):
+    last = max(len(rows) for runs in histories.values() for rows in runs)
+    labels = {"val_loss": "validation loss (BCE)", "dice": "validation Dice"}
+    for axis, (key, label) in zip(axes, labels.items(), strict=True):
+        for j, (name, runs) in enumerate(histories.items()):
+            for i, rows in enumerate(runs):
                 x, y = [row["epoch"] for row in rows], [row[key] for row in rows]
                 axis.plot(x, y, ".-", color=COLORS[j % len(COLORS)], lw=1, label=None if i else name)
-    last = max(len(rows) for runs in histories.values() for rows in runs)
-    for axis, label in zip(axes, ("validation loss (BCE)", "validation Dice"), strict=True):
         axis.set(xlabel="epoch", ylabel=label, xlim=(0.8, last + 0.2))
         axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         axis.grid(alpha=0.3)
@@ -238,15 +224,6 @@ def plot_curves(histories: dict[str, list[list[dict]]], path: Path) -> None:
 
 
 # --- Tables ---------------------------------------------------------------------------------------------------------
-def table(rows: list[dict[str, str]]) -> str:
-    """Rows of {head: cell}; a head that a row lacks is left empty in it."""
-    if not rows:
-        return ""
-    heads = list(dict.fromkeys(head for row in rows for head in row))
-    lines = [heads, ["---"] * len(heads), *([row.get(head, "") for head in heads] for row in rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def dice_and_rate(runs: list[dict], kinds: dict[str, str]) -> dict[str, str]:
     """Cells of Dice and false-positive rate over seeds, for {kind: its name in the head}; none of what was not
     measured."""
@@ -258,29 +235,25 @@ def dice_and_rate(runs: list[dict], kinds: dict[str, str]) -> dict[str, str]:
     return cells
 
 
-OCCLUDED = {"drawn": "drawn", **{kind: kind.split()[1] for kind in PHOTOGRAPHED}}
-
-
 def occluders_table(results: dict) -> str:
     rows = []
-    for variant, cutout in CUTOUTS.items():
-        if runs := finished(results, variant):
-            picture, face = results["cutout"][cutout]
-            rows.append({
-                "CoarseDropout in": cutout, "of the picture": f"{picture:.1%}", "of the face": f"{face:.1%}",
-                "seeds": str(len(runs)), "clean: Dice": spread(run["clean"]["dice"] for run in runs),
-                **dice_and_rate(runs, OCCLUDED),
-            })  # fmt: skip
+    for cutout, runs in measured(results, CUTOUTS).items():
+        picture, face = results["cutout"][cutout]
+        rows.append({
+            "CoarseDropout in": cutout, "of the picture": f"{picture:.1%}", "of the face": f"{face:.1%}",
+            "seeds": len(runs), "clean: Dice": spread(run["clean"]["dice"] for run in runs),
+            **dice_and_rate(runs, OCCLUDED),
+        })  # fmt: skip
     return table(rows)
 
 
 def glasses_table(results: dict) -> str:
     rows, kinds = [], {"real glasses": "real", "glasses": "drawn"}
-    for variant, name in GLASSES_MASKS.items():
-        if runs := [run for run in finished(results, variant) if "glasses" in run]:
-            faces = {f"{kinds[k]}: faces": str(runs[0][k]["pictures"]) for k in kinds if k in runs[0]}
+    for name, runs in measured(results, GLASSES_MASKS).items():
+        if runs := [run for run in runs if "glasses" in run]:
+            faces = {f"{kinds[k]}: faces": runs[0][k]["pictures"] for k in kinds if k in runs[0]}
             rows.append({
-                "masks in training": name, "seeds": str(len(runs)), **faces, **dice_and_rate(runs, kinds),
+                "masks in training": name, "seeds": len(runs), **faces, **dice_and_rate(runs, kinds),
                 "all faces: Dice": spread(run["clean"]["dice"] for run in runs),
             })  # fmt: skip
     return table(rows)
@@ -290,88 +263,78 @@ def data_size_table(results: dict) -> str:
     n, errors = data_size(results)
     shown = results["plan"]["epochs"] * results["plan"]["epoch_size"]
     rows = [
-        {"faces": str(k), "times each is shown": f"{shown / k:.0f}", "Dice": spread(1 - row, 4),
+        {"faces": k, "times each is shown": f"{shown / k:.0f}", "Dice": spread(1 - row, 4),
          "each seed": " ".join(f"{1 - v:.4f}" for v in row)}
         for k, row in zip(n, errors, strict=True)
     ]  # fmt: skip
     if len(n) < 4:
         return table(rows)
-    a, b, c = of_all = fit(n, errors)
-    at = [int(n[-1]), *(p for p in PREDICTED if p > n[-1])]
-    fitted = [{"faces": str(k), "fitted Dice": f"{1 - law(of_all, k):.4f}"} for k in at]
+    a, b, c = law = fit(n, errors)
+    at = [int(n[-1]), *([PREDICTED] if n[-1] < PREDICTED else [])]
+    fitted = [{"faces": k, "fitted Dice": float(fitted_dice(law, k))} for k in at]
     if min(map(len, errors)) > 1:
         for row, low, high in zip(fitted, *dice_interval(errors, n, np.array(at)), strict=True):
             row["90 % interval"] = f"{low:.4f} to {high:.4f}"
-    law_of = f"Fit: Dice = 1 - {a:.4f} - {b:.4f} (n / 50)^-{c:.2f}; the interval is of seeds resampled."
-    return "\n\n".join([table(rows), law_of, table(fitted)])
+    formula = f"Fit: Dice = 1 - {a:.4f} - {b:.4f} (n / 50)^-{c:.2f}; the interval is of seeds resampled."
+    return "\n\n".join([table(rows), formula, table(fitted)])
 
 
 def models_table(results: dict) -> str:
     """The original's networks, trained and measured; beside them the published figures and the bundled network."""
-    rows = [
-        {"network": f"published, {name}", "pixels": "512", "start": "COCO" if name == "DeepLabV3" else "ImageNet",
-         "epochs": "8", "Dice": f"{dice:.2f}", "IoU": f"{iou:.2f}", "BCE": f"{bce:.3f}"}
-        for name, (dice, iou, bce) in PUBLISHED.items()
-    ]  # fmt: skip
+    rows = [{**row, "pixels": 512, "epochs": 8} for row in PUBLISHED]
+    figures = {"Dice": "dice", "IoU": "iou", "precision": "precision", "recall": "recall",
+               "boundary IoU": "boundary_iou", "BCE": "bce"}  # fmt: skip
+    occluded, worst = [], []
+    kinds = {"glasses": "drawn glasses", "real glasses": "real glasses", **OCCLUDED}
     for name, e in results["networks"].items():
-        row, clean = {"network": name}, e["kinds"]["clean"]
+        clean = e["kinds"]["clean"]
+        row = {head: clean[key] for head, key in figures.items()}
         if "history" in e:
             device = f"CPU, {e['cpu_threads']} threads" if e["device"] == "cpu" else e["device"]
             start = ("COCO" if e["model"] == "deeplabv3" else "ImageNet") if e["pretrained"] else "random"
             row |= {
-                "pixels": str(e["size"]), "start": start, "epochs": f"{len(e['history'])} of {e['epochs']}",
+                "pixels": e["size"], "start": start, "epochs": f"{len(e['history'])} of {e['epochs']}",
                 "hardware": f"{device}, {e['precision_used']}",
                 "s/epoch": f"{np.median([epoch['seconds'] for epoch in e['history']]):.0f}",
                 "memory": f"{e['peak_memory_mb'] / 1000:.1f} GB" if e["peak_memory_mb"] else "",
             }  # fmt: skip
-        names = {"dice": "Dice", "iou": "IoU", "precision": "precision", "recall": "recall",
-                 "boundary_iou": "boundary IoU"}  # fmt: skip
-        row |= {head: f"{clean[key]:.4f}" for key, head in names.items() if clean[key] is not None}
-        rows.append({**row, "BCE": f"{clean['bce']:.4f}", "s/picture": f"{e['seconds']:.3f}"})
-    heads = ("network", "pixels", "start", "epochs", "Dice", "IoU", "precision", "recall", "boundary IoU", "BCE",
-             "s/epoch", "s/picture", "memory", "hardware")  # fmt: skip
-    kinds = {"glasses": "drawn glasses", "real glasses": "real glasses", **OCCLUDED}
-    occluded = [{"network": name, **dice_and_rate([e["kinds"]], kinds)} for name, e in results["networks"].items()]
-    worst = [
-        {"network": name, "faces of lowest Dice": ", ".join(f"{i} ({d:.2f})" for d, i in e["kinds"]["clean"]["worst"])}
-        for name, e in results["networks"].items()
-    ]
-    return "\n\n".join([table([{head: row.get(head, "") for head in heads} for row in rows]), table(occluded),
-                        table(worst)])  # fmt: skip
+        rows.append({"network": name, **row, "s/picture": f"{e['seconds']:.3f}"})
+        occluded.append({"network": name, **dice_and_rate([e["kinds"]], kinds)})
+        lowest = ", ".join(f"{i} ({dice:.2f})" for dice, i in clean["worst"])
+        worst.append({"network": name, "faces of lowest Dice": lowest})
+    heads = ["network", "pixels", "start", "epochs", *figures, "s/epoch", "s/picture", "memory", "hardware"]
+    return "\n\n".join([table(rows, heads), table(occluded), table(worst)])
 
 
 def published_table(results: dict) -> str:
     """At every threshold, pooled and as the original averaged; how far a mean's IoU lies above that of its Dice."""
-    rows = [
-        {"network": f"published, {name}", "mean Dice": f"{dice:.2f}", "mean IoU": f"{iou:.2f}",
-         "IoU of that Dice": f"{partner(dice):.3f}", "above it": f"{iou - partner(dice):.4f}"}
-        for name, (dice, iou, _) in PUBLISHED.items()
-    ]  # fmt: skip
+    rows = []
+    for row in PUBLISHED:
+        partner = float(row["Dice"]) / (2 - float(row["Dice"]))  # the IoU of the same counts
+        rows.append({"network": row["network"], "mean Dice": row["Dice"], "mean IoU": row["IoU"],
+                     "IoU of that Dice": f"{partner:.3f}", "above it": float(row["IoU"]) - partner})  # fmt: skip
     for name, e in results["networks"].items():
         for logit, t in e["kinds"]["clean"]["thresholds"].items():
+            partner = t["batch_dice"] / (2 - t["batch_dice"])
             rows.append({
-                "network": name, "logit": logit, "Dice": f"{t['dice']:.4f}", "IoU": f"{t['iou']:.4f}",
-                "mean Dice": f"{t['batch_dice']:.4f}", "mean IoU": f"{t['batch_iou']:.4f}",
-                "IoU of that Dice": f"{partner(t['batch_dice']):.4f}",
-                "above it": f"{t['batch_iou'] - partner(t['batch_dice']):.4f}",
+                "network": name, "logit": logit, "Dice": t["dice"], "IoU": t["iou"], "mean Dice": t["batch_dice"],
+                "mean IoU": t["batch_iou"], "IoU of that Dice": partner, "above it": t["batch_iou"] - partner,
             })  # fmt: skip
-    heads = ("network", "logit", "Dice", "IoU", "mean Dice", "mean IoU", "IoU of that Dice", "above it")
-    return table([{head: row.get(head, "") for head in heads} for row in rows])
+    return table(rows, list(rows[-1]))
 
 
 def settings_table(results: dict) -> str:
     """How each variant of the claims was trained, and whether its curve is flat: the last third's gain in Dice."""
     rows, plan = [], results["plan"]
-    for variant in dict.fromkeys(run["variant"] for run in results["runs"].values()):
-        runs = [run for run in results["runs"].values() if run["variant"] == variant]
+    for variant, runs in by_variant(results).items():
         gains = []
         for run in runs:
             dice = [epoch["dice"] for epoch in run["history"]]
             gains.append(max(dice) - max(dice[: max(1, len(dice) * 2 // 3)]))
         minutes = [sum(epoch["seconds"] for epoch in run["history"]) / 60 for run in runs]
         rows.append({
-            "variant": variant, "seeds": " ".join(str(run["seed"]) for run in runs), "pixels": str(plan["size"]),
-            "batch": str(plan["batch_size"]), "steps": str(plan["epochs"] * (plan["epoch_size"] // plan["batch_size"])),
+            "variant": variant, "seeds": " ".join(str(run["seed"]) for run in runs), "pixels": plan["size"],
+            "batch": plan["batch_size"], "steps": plan["epochs"] * (plan["epoch_size"] // plan["batch_size"]),
             "rate": f"{plan['lr']:g}", "EMA": f"{plan['ema']:g}", "precision": runs[0]["precision"],
             "minutes": spread(minutes, 1), "Dice gained in the last third": spread(gains, 4),
         })  # fmt: skip
@@ -389,15 +352,20 @@ TABLES = {  # title: (the command's names, table, needs)
 
 
 def write(out: Path) -> None:
-    """tables.md and the plots of `out`/results.json."""
-    results = json.loads((out / "results.json").read_text(encoding="utf-8"))
-    for part in ("runs", "networks"):
-        for entry in results[part].values():
-            entry["kinds"] = with_drawn(entry["kinds"])
+    """tables.md and the plots of `out`/results.json.
+
+    Raises:
+        UserError: it has none, or none of this form.
+    """
+    results = read_json(out / "results.json", "machine", "runs", "networks")
+    if not results:
+        raise UserError(f"{out} holds no results.json.")
+    for entry in (*results["runs"].values(), *results["networks"].values()):
+        add_drawn(entry["kinds"])
     m = results["machine"]
-    measured = f"{m['gpu'] or m['processor']}, {m['cores']} cores, PyTorch {m['torch']}, {m['date']}"
+    where = f"{m['gpu'] or m['processor']}, {m['cores']} cores, PyTorch {m['torch']}, {m['date']}"
     faces = f"{results['faces']['train']} training faces, {results['faces']['val']} validation faces"
-    parts = ["# Tables of the experiments", f"Measured on {measured}; {faces}. {LEGEND}"]
+    parts = ["# Tables of the experiments", f"Measured on {where}; {faces}. {LEGEND}"]
     if results["quick"]:
         parts.append("**A quick run, of the machinery alone: these figures mean nothing.**")
     for title, (names, tabulate, needs) in TABLES.items():
@@ -408,10 +376,9 @@ def write(out: Path) -> None:
     plot_data_size(results, out / "data-size.png")
     networks = {name: [e["history"]] for name, e in results["networks"].items() if "history" in e}
     plot_curves(networks, out / "models.png")
-    variants = dict.fromkeys(run["variant"] for run in results["runs"].values())
-    runs = {v: [run["history"] for run in results["runs"].values() if run["variant"] == v] for v in variants}
-    plot_curves(runs, out / "claims.png")
+    claims = {variant: [run["history"] for run in runs] for variant, runs in by_variant(results).items()}
+    plot_curves(claims, out / "claims.png")
 
 
 if __name__ == "__main__":
-    write(Path(sys.argv[1]))
+    sys.exit(exit_code(lambda: write(Path(sys.argv[1]))))

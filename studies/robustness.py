@@ -5,13 +5,10 @@
 
 Nothing measured here was trained on: the faces are the validation split's, and of the photographs without faces and
 the photographed occluders every fifth, in name order, is held out by the robust recipe. Occluders and changes have a
-fixed seed. Writes `robustness.json` and `robustness.md` to --out.
+fixed seed. Writes `robustness.json` and `robustness.md` to --out; how fast a network is, studies/benchmark.py measures.
 """
 
-from __future__ import annotations
-
 import argparse
-import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,15 +19,18 @@ import numpy as np
 import const
 from common import UserError, exit_code, write_text
 from data_preprocessing import is_prepared, positive
+from main import Runner
 from metrics import Counts
 from pictures import read_known
 from robust import occluders, photographed, scenes
 from studies.pasted import pasted_faces
-from studies.timing import interleaved
+from studies.shared import table, write_json
 
 SEED = 7
 SIZE = scenes.SIZE
 MANY_POSITIVES = 0.002  # of a picture without a face: more than this is counted as a face found where none is
+WIDTHS = ((0.03, 0.06), (0.06, 0.1), (0.1, 0.2), (0.2, 0.45), (0.06, 0.45))  # of faces in composed photographs
+SECTIONS = ("faces", "skin tone", "drawn occluders", "photographed occluders", "changes", "photographs", "no face")
 Sample = tuple[np.ndarray, np.ndarray]  # image uint8 (H, W, 3), target uint8 (H, W)
 
 
@@ -41,12 +41,11 @@ def of_image(change: Callable[[np.ndarray], np.ndarray]) -> Callable[..., Sample
 
 
 def rolled(degrees: float) -> Callable[..., Sample]:
-    def change(image, target) -> Sample:
-        matrix = cv2.getRotationMatrix2D((SIZE / 2, SIZE / 2), degrees, 1.0)
-        turned = cv2.warpAffine(image, matrix, (SIZE, SIZE), borderMode=cv2.BORDER_REFLECT_101)
-        return turned, cv2.warpAffine(target, matrix, (SIZE, SIZE), flags=cv2.INTER_NEAREST)
-
-    return change
+    matrix = cv2.getRotationMatrix2D((SIZE / 2, SIZE / 2), degrees, 1.0)
+    return lambda image, target: (
+        cv2.warpAffine(image, matrix, (SIZE, SIZE), borderMode=cv2.BORDER_REFLECT_101),
+        cv2.warpAffine(target, matrix, (SIZE, SIZE), flags=cv2.INTER_NEAREST),
+    )
 
 
 def quarter_turns(count: int) -> Callable[..., Sample]:
@@ -81,34 +80,25 @@ CHANGES = {
 
 
 # --- Sets of samples ------------------------------------------------------------------------------------------------
-def faces_of(store: scenes.FaceStore) -> Iterator[Sample]:
-    for i in range(len(store)):
-        yield store[i].image, store[i].mask
-
-
 def occluded_faces(composer: scenes.SceneComposer, kind: str) -> Iterator[tuple]:
     """Every face once with a drawn occluder of this kind, textured from the held-out photographs: (image, target, the
     face pixels under it)."""
     for i in range(len(composer.faces)):
         rng = np.random.default_rng((SEED, i))
         other = composer.faces[int(rng.integers(len(composer.faces)))]
-        face = composer.faces[i]
-        photo = composer.photos.draw(rng)
+        face, photo = composer.faces[i], composer.photos.draw(rng)
         image, mask, _ = occluders.draw_occluder(
             rng, face.image, face.mask, photo=photo, other=(other.image, other.mask), kind=kind
         )
         yield image, mask, (face.mask > 127) & (mask <= 127)
 
 
-def photographs(
-    composer: scenes.SceneComposer, count: int, widths: tuple[float, float], size=(480, 640)
-) -> Iterator[Sample]:
-    """Composed pictures with one to three of the people, faces `widths` (from, to) of the width."""
+def photographs(composer: scenes.SceneComposer, count: int, widths: tuple[float, float]) -> Iterator[Sample]:
+    """Composed pictures of 640x480 with one to three of the people, faces `widths` (from, to) of the width."""
     for i in range(count):
         rng = np.random.default_rng((SEED, i))
         people = rng.choice(len(composer.faces), size=min(1 + i % 3, len(composer.faces)), replace=False).tolist()
-        image, target, _ = composer.photograph(rng, people, size, widths)
-        yield image, target
+        yield composer.photograph(rng, people, (480, 640), widths)[:2]
 
 
 def skin_tone(image: np.ndarray, mask: np.ndarray) -> float:
@@ -116,6 +106,42 @@ def skin_tone(image: np.ndarray, mask: np.ndarray) -> float:
     lab = cv2.cvtColor((image / 255).astype(np.float32), cv2.COLOR_RGB2LAB)[mask > 127]
     lightness, _, yellow = np.median(lab, axis=0)
     return float(np.degrees(np.arctan2(lightness - 50, yellow)))
+
+
+def wears_glasses(mask: np.ndarray) -> bool:
+    """Whether the mask leaves out both eyes at their usual places, as it does where `eye_g` was annotated."""
+    return not any(mask[y - 6 : y + 7, x - 6 : x + 7].any() for x, y in occluders.EYES)
+
+
+def rows_of(section: str, composer, held_out: list[Path], scenes_count: int) -> Iterator[tuple[str, Iterator[Sample]]]:
+    """(name, samples) of each row of a section."""
+    store = composer.faces
+
+    def faces(ids=None) -> Iterator[Sample]:
+        return ((store[i].image, store[i].mask) for i in (range(len(store)) if ids is None else ids))
+
+    if section == "faces":
+        yield "clean", faces()
+        if worn := [i for i in range(len(store)) if wears_glasses(store[i].mask)]:
+            yield "with glasses", faces(worn)
+    elif section == "skin tone":
+        order = np.argsort([skin_tone(*sample) for sample in faces()])
+        for name, ids in zip(("darkest", "middle", "lightest"), np.array_split(order, 3), strict=True):
+            yield f"{name} third", faces(ids)
+    elif section == "drawn occluders":
+        for kind in ("glasses", *occluders.KINDS):
+            yield kind, occluded_faces(composer, kind)
+    elif section == "photographed occluders":
+        for kind in photographed.KINDS:
+            yield kind, pasted_faces(store, composer.occluders, kind)
+    elif section == "changes":
+        for name, change in CHANGES.items():
+            yield name, (change(*sample) for sample in faces())
+    elif section == "photographs":
+        for low, high in WIDTHS:
+            yield f"faces {low:.0%} to {high:.0%} of the width", photographs(composer, scenes_count, (low, high))
+    elif section == "no face":
+        yield "held-out photographs", ((p, np.zeros(p.shape[:2], np.uint8)) for p in map(read_known, held_out))
 
 
 # --- Measuring ------------------------------------------------------------------------------------------------------
@@ -126,15 +152,14 @@ def measure(segmenter, samples) -> dict:
     `occluded_false_positive_rate`. What is undefined is None: most figures without a face in the targets, and the
     number of pictures with many false positives where there is one.
     """
-    total, each, occluded, wrong = Counts(), [], 0, 0
+    each, occluded, wrong = [], 0, 0
     for image, target, *hidden in samples:
         logits = segmenter.logits([image])[0]
-        one = Counts().add(logits > 0, target > 127).add_bce(logits, target > 127)
-        each.append(one)
-        total = total + one
+        each.append(Counts().add(logits > 0, target > 127).add_bce(logits, target > 127))
         for under in hidden:
             occluded += int(np.count_nonzero(under))
             wrong += int(np.count_nonzero(under & (logits > 0)))
+    total = sum(each, Counts())
     lowest = sorted(one.dice for one in each)[: max(1, len(each) // 10)]
     many = sum(one.predicted_positive_rate > MANY_POSITIVES for one in each)
     has_face = total.tp + total.fn > 0
@@ -148,27 +173,12 @@ def measure(segmenter, samples) -> dict:
     }
 
 
-SECTIONS = (
-    "faces", "skin tone", "drawn occluders", "photographed occluders", "changes", "photographs", "no face", "speed",
-)  # fmt: skip
-
-
-def run(
-    segmenter,
-    data: Path,
-    backgrounds: Path | None,
-    occluder_dir: Path | None = None,
-    *,
-    limit: int | None = None,
-    scenes_count: int = 150,
-    sections=SECTIONS,
-    log=print,
-) -> dict:
-    """The tables of these sections, {section: {row: figures}}, and {"skipped": {section: the option that it needs}}.
-    `limit`: the first validation faces alone."""
-    store = scenes.FaceStore(data / "images_val", data / "masks_val", data / "persons_val", limit=limit)
-    held_out = scenes.find_backgrounds(backgrounds, held_out=True) if backgrounds else []
-    cutouts = photographed.OccluderStore(occluder_dir, held_out=True) if occluder_dir else None
+def run(segmenter, args) -> dict:
+    """The tables of the sections, {section: {row: figures}}, and {"skipped": {section: what it needs}}."""
+    folders = (args.data / f"{kind}_val" for kind in ("images", "masks", "persons"))
+    store = scenes.FaceStore(*folders, limit=args.limit)
+    held_out = scenes.find_backgrounds(args.backgrounds, held_out=True) if args.backgrounds else []
+    cutouts = photographed.OccluderStore(args.occluders, held_out=True) if args.occluders else None
     composer = scenes.SceneComposer(store, scenes.PhotoStore(held_out), cutouts)
     needs = {}
     if not cutouts:
@@ -177,111 +187,51 @@ def run(
         needs["no face"] = "photographs in --backgrounds"
     if not any(person for _, _, person in store.entries):
         needs["photographs"] = "silhouettes of the people: python data_preprocessing.py --persons"
-    table: dict[str, dict] = {"skipped": {name: needs[name] for name in sections if name in needs}}
-    for section in sections:
+    tables: dict[str, dict] = {"skipped": {name: needs[name] for name in args.only if name in needs}}
+    for section in args.only:
         if section in needs:
-            log(f"{section}: skipped, it needs {needs[section]}")
-        elif section == "speed":
-            table[section] = speed(segmenter, store[0].image)
-            for name, seconds in table[section].items():
-                log(f"{seconds:.3f} s  {name}")
-        else:
-            for name, samples in _rows(section, composer, held_out, scenes_count):
-                figures = measure(segmenter, samples)
-                table.setdefault(section, {})[name] = figures
-                cells = (f"{title} {cell}" for title, cell in _cells(figures).items() if cell != "-")
-                log(f"{section:15} {name:32} {'  '.join(cells)}")
-    return table
+            print(f"{section}: skipped, it needs {needs[section]}")
+            continue
+        for name, samples in rows_of(section, composer, held_out, args.scenes):
+            figures = measure(segmenter, samples)
+            tables.setdefault(section, {})[name] = figures
+            cells = (f"{title} {cell}" for title, cell in cells_of(figures).items() if cell != "-")
+            print(f"{section:15} {name:32} {'  '.join(cells)}")
+    return tables
 
 
-def _rows(section: str, composer, held_out: list[Path], scenes_count: int) -> Iterator[tuple[str, Iterator[Sample]]]:
-    """(name, samples) of each row of a section."""
-    store = composer.faces
-    if section == "faces":
-        yield "clean", faces_of(store)
-        if worn := [face for face in faces_of(store) if _wears_glasses(face[1])]:
-            yield "with glasses", worn
-    elif section == "skin tone":
-        order = np.argsort([skin_tone(image, mask) for image, mask in faces_of(store)])
-        for name, ids in zip(("darkest", "middle", "lightest"), np.array_split(order, 3), strict=True):
-            yield f"{name} third", ((store[i].image, store[i].mask) for i in ids)
-    elif section == "drawn occluders":
-        for kind in ("glasses", *occluders.KINDS):
-            yield kind, occluded_faces(composer, kind)
-    elif section == "photographed occluders":
-        for kind in photographed.KINDS:
-            yield kind, pasted_faces(store, composer.occluders, kind)
-    elif section == "changes":
-        for name, change in CHANGES.items():
-            yield name, (change(*sample) for sample in faces_of(store))
-    elif section == "photographs":
-        for low, high in ((0.03, 0.06), (0.06, 0.1), (0.1, 0.2), (0.2, 0.45), (0.06, 0.45)):
-            name = f"faces {low:.0%} to {high:.0%} of the width"
-            yield name, photographs(composer, scenes_count, (low, high))
-    elif section == "no face":
-        yield "held-out photographs", ((p, np.zeros(p.shape[:2], np.uint8)) for p in map(read_known, held_out))
-
-
-def speed(segmenter, picture: np.ndarray, runs: int = 15) -> dict[str, float]:
-    """Median seconds for one 512x512 picture as `predict` takes it, in the fastest precision, interleaved with
-    torchvision's LR-ASPP MobileNetV3-Large in fp32, as torchvision gives it."""
-    import torch
-    from torchvision.models.segmentation import lraspp_mobilenet_v3_large
-
-    from inference import Segmenter
-
-    ours = Segmenter(segmenter.net, segmenter.info, segmenter.device, flip=segmenter.flip, passes=segmenter.passes)
-    other = lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=1).eval().to(segmenter.device)
-    x = torch.zeros(1, 3, SIZE, SIZE, device=segmenter.device)
-    ways = {
-        "these weights, 512x512 picture": lambda: ours.logits([picture]),
-        "LR-ASPP MobileNetV3-Large, 512x512": lambda: other(x)["out"].cpu(),
-    }
-    with torch.inference_mode():
-        return interleaved(ways, runs, at_least=0)
-
-
-def _wears_glasses(mask: np.ndarray) -> bool:
-    """Whether the mask leaves out both eyes at their usual places, as it does where `eye_g` was annotated."""
-    return not any(mask[y - 6 : y + 7, x - 6 : x + 7].any() for x, y in occluders.EYES)
-
-
-def _cells(figures: dict) -> dict[str, str]:
-    """A row's figures by the table's heads; a dash for what is undefined."""
-    empty = figures["dice"] is None  # no face in the targets: every positive is a false one
-    positive_rate, many = figures["predicted_positive_rate"], figures["pictures_with_many_positives"]
+def cells_of(figures: dict) -> dict[str, str]:
+    """A row's figures by the table's heads; a dash for what is undefined. "Lowest decile": the mean Dice of the tenth
+    of pictures where it is lowest."""
+    has_face = figures["dice"] is not None  # else every positive is a false one
+    positive_rate = figures["predicted_positive_rate"]
     cells = {
         "Dice": (figures["dice"], ".4f"),
         "IoU": (figures["iou"], ".4f"),
         "boundary IoU": (figures["boundary_iou"], ".4f"),
         "lowest decile": (figures["lowest_decile_dice"], ".4f"),
-        "predicted positive": (None if empty else positive_rate, ".2%"),
-        "false positive": (positive_rate if empty else None, ".2%"),
-        f"pictures over {MANY_POSITIVES:.1%}": (many, "d"),
+        "predicted positive": (positive_rate if has_face else None, ".2%"),
+        "false positive": (None if has_face else positive_rate, ".2%"),
+        f"pictures over {MANY_POSITIVES:.1%}": (figures["pictures_with_many_positives"], "d"),
         "false positive on occluded pixels": (figures["occluded_false_positive_rate"], ".2%"),
         "pictures": (figures["pictures"], "d"),
     }
     return {title: "-" if value is None else format(value, form) for title, (value, form) in cells.items()}
 
 
-def to_markdown(table: dict) -> str:
-    """The figures in one table. "Lowest decile": the mean Dice of the tenth of pictures where it is lowest."""
-    lines = []
-    for section, rows in table.items():
-        if section not in ("skipped", "speed"):
-            for name, figures in rows.items():
-                cells = _cells(figures)
-                if not lines:
-                    lines = [f"| | {' | '.join(cells)} |", "|---" * (len(cells) + 1) + "|"]
-                lines.append(f"| {section}: {name} | {' | '.join(cells.values())} |")
-    for name, seconds in table.get("speed", {}).items():
-        lines += ["", f"{name}: {seconds:.3f} s (median)"]
-    for section, needed in table["skipped"].items():
-        lines += ["", f"{section}: skipped, it needs {needed}"]
-    return "\n".join(lines) + "\n"
+def to_markdown(tables: dict) -> str:
+    """The figures in one table, and what was skipped."""
+    sections = {section: rows for section, rows in tables.items() if section != "skipped"}
+    rows = [
+        {"": f"{section}: {name}", **cells_of(figures)}
+        for section, rows in sections.items()
+        for name, figures in rows.items()
+    ]
+    skipped = [f"{section}: skipped, it needs {needed}" for section, needed in tables["skipped"].items()]
+    return "\n\n".join([table(rows), *skipped]) + "\n"
 
 
-def build_parser() -> argparse.ArgumentParser:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description="Measure weights on occluders, changes, composed photographs and no face."
     )
@@ -299,12 +249,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--flip", action="store_true")
     parser.add_argument("--precision", choices=("fp32", "bf16", "int8"), default="fp32")
     parser.add_argument("--device", default="auto")
-    return parser
-
-
-def main(argv: list[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
-    from main import Runner
+    args = parser.parse_args(argv)
 
     def work() -> None:
         if not is_prepared(args.data):
@@ -313,12 +258,9 @@ def main(argv: list[str] | None = None) -> int:
             if folder is not None and not folder.is_dir():
                 raise UserError(f"There is no folder {folder}.")
         runner = Runner(args.device).load(args.weights, flip=args.flip, passes=args.passes, precision=args.precision)
-        table = run(
-            runner.segmenter, args.data, args.backgrounds, args.occluders,
-            limit=args.limit, scenes_count=args.scenes, sections=args.only,
-        )  # fmt: skip
-        write_text(args.out / "robustness.json", json.dumps({"weights": runner.weights_name, **table}, indent=2) + "\n")
-        write_text(args.out / "robustness.md", to_markdown(table))
+        tables = run(runner.segmenter, args)
+        write_json(args.out / "robustness.json", {"weights": runner.weights_name, **tables})
+        write_text(args.out / "robustness.md", to_markdown(tables))
         print(f"robustness.json and robustness.md are in {args.out}")
 
     return exit_code(work)

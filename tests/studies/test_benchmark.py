@@ -9,7 +9,7 @@ from conftest import leftovers, one_sentence, run
 
 import model
 from inference import Segmenter
-from studies import benchmark, timing
+from studies import benchmark, shared
 
 MESH = """#!/bin/sh
 exec {python} -c "import sys
@@ -54,7 +54,7 @@ def test_commands_are_timed_alone_and_on_a_busy_machine(tmp_path):
 
 def test_ways_are_interleaved(monkeypatch):
     clock, order = [0.0], []
-    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(shared.time, "perf_counter", lambda: clock[0])
 
     def way(name, durations):
         def go():
@@ -63,12 +63,12 @@ def test_ways_are_interleaved(monkeypatch):
 
         return go
 
-    took = timing.interleaved({"a": way("a", iter([9, 1, 5, 2])), "b": way("b", iter([9, 4, 3, 8]))}, 3)
+    took = shared.interleaved({"a": way("a", iter([9, 1, 5, 2])), "b": way("b", iter([9, 4, 3, 8]))}, 3)
     assert order == ["a", "b"] * 4  # the first round warms up
     assert took == {"a": 2, "b": 4}
 
     order.clear()
-    took = timing.interleaved({"a": way("a", iter([3, 3, 6, 0])), "b": way("b", iter([9, 4]))}, 1, at_least=7)
+    took = shared.interleaved({"a": way("a", iter([3, 3, 6, 0])), "b": way("b", iter([9, 4]))}, 1, at_least=7)
     assert order == ["a", "b", "a", "a", "a", "b"]  # what is short is repeated
     assert took == {"a": 3, "b": 4}
 
@@ -96,14 +96,14 @@ def test_sections_of_one_machine_share_its_line():
     predict = {"machine": MACHINE, "quick": False, "rows": ROWS}
     text = benchmark.to_markdown({"sections": {"load": predict, "predict": predict}})
     assert text.count("processor A Processor, cores 2, bf16 True, torch 2.0, date 2026-01-02") == 1
-    assert "## predict\n\n|  | ms | dice | peak MB |\n|---|---|---|---|\n| one | 2 | 0.9991 |  |\n" in text
+    assert "## predict\n\n|  | ms | dice | peak MB |\n| --- | --- | --- | --- |\n| one | 2 | 0.9991 |  |\n" in text
     assert "| two | 1234 |  | 612 |" in text
     other = {**predict, "machine": {**MACHINE, "cores": 8}}
     assert benchmark.to_markdown({"sections": {"predict": predict, "load": other}}).count("A Processor") == 2
 
 
 def test_the_table_in_the_repository_is_made_from_its_file():
-    record = benchmark.read_record(benchmark.RESULTS)
+    record = shared.read_json(benchmark.RESULTS)
     assert record["sections"].keys() <= set(benchmark.SECTIONS)
     assert not any(section["quick"] for section in record["sections"].values())
     assert benchmark.RESULTS.with_suffix(".md").read_text(encoding="utf-8") == benchmark.to_markdown(record)

@@ -13,7 +13,7 @@ from PIL import Image
 import model
 from main import Runner
 from metrics import Counts, SplitCounts
-from studies import benchmark, claims, experiments, report
+from studies import benchmark, experiments, report
 
 RUNS = ["cutout-on-1", "cutout-off-1", "cutout-image-only-1", "glasses-left-in-1", "faces-6-1"]
 
@@ -170,7 +170,7 @@ def test_the_original_s_average_is_not_the_pooled_figure():
     targets = [np.zeros((40, 40), np.uint8) for _ in range(5)]  # a batch of four, and one of one
     for i, target in enumerate(targets):
         target[:, 20 - 4 * i :] = 255
-    figures = claims.measure_clean(Rising(), ((str(i), np.zeros((40, 40, 3)), t) for i, t in enumerate(targets)))
+    figures = experiments.measure_clean(Rising(), ((str(i), np.zeros((40, 40, 3)), t) for i, t in enumerate(targets)))
     counts = SplitCounts({"0.0": 0.0})
     for target in targets:
         counts.add("", Rising().logits([target])[0], target > 127)
@@ -193,12 +193,12 @@ def results_of(plan) -> dict:
     def kinds():
         t = {key: float(rng.random()) for key in ("dice", "iou", "batch_dice", "batch_iou")}
         clean = dict.fromkeys(("precision", "recall", "boundary_iou", "bce", "iou"), 0.4)
-        clean |= {"worst": [[0.1, "24001"]], "thresholds": {str(logit): t for logit in claims.LOGITS}}
-        occluded = {kind: figures() for kind in (*claims.OCCLUDED, *claims.GLASSES)}
+        clean |= {"worst": [[0.1, "24001"]], "thresholds": {str(logit): t for logit in experiments.LOGITS}}
+        occluded = {kind: figures() for kind in (*experiments.OCCLUDED, *experiments.GLASSES)}
         return {"clean": figures(**clean), **occluded}
 
     epochs = [{"epoch": i + 1, "seconds": 60.0, "dice": 0.5 + i / 10, "val_loss": 1 / (i + 1)} for i in range(3)]
-    variants = [*claims.VARIANTS, *(f"faces-{n}" for n in plan.counts)]
+    variants = [*experiments.VARIANTS, *(f"faces-{n}" for n in plan.counts)]
     network = {"model": "unet", "size": 256, "pretrained": False, "epochs": 8, "device": "cpu", "cpu_threads": 2,
                "precision_used": "bf16", "peak_memory_mb": 1360, "history": epochs}  # fmt: skip
     return {
@@ -214,7 +214,7 @@ def results_of(plan) -> dict:
 
 
 def test_every_table_and_plot(tmp_path):
-    results = results_of(claims.Plan())
+    results = results_of(experiments.Plan())
     (tmp_path / "results.json").write_text(json.dumps(results))
     report.write(tmp_path)
     page = (tmp_path / "tables.md").read_text()
@@ -239,7 +239,7 @@ def test_every_table_and_plot(tmp_path):
 
 def test_tables_of_what_is_finished_so_far(tmp_path):
     """One seed, two variants, no network, nothing photographed: the other tables are left out."""
-    results = results_of(claims.Plan(seeds=(1,), counts=(50, 500)))
+    results = results_of(experiments.Plan(seeds=(1,), counts=(50, 500)))
     for name in ("cutout-off-1", "cutout-image-only-1", "glasses-left-in-1", "faces-50-1"):
         del results["runs"][name]
     for run in results["runs"].values():
@@ -280,10 +280,10 @@ def test_the_fit_finds_a_known_law():
 def test_the_hole_as_meant_and_as_lost():
     mask = np.zeros((512, 512), np.uint8)
     mask[150:430, 120:390] = 255
-    picture, face = claims.cutout_fraction("image+mask", 128, [mask], draws=200)
+    picture, face = experiments.cutout_fraction("image+mask", 128, [mask], draws=200)
     assert 0.14 < picture < 0.21  # 0.45 of the height x 0.55 of the width x p 0.7
     assert 0.25 < face < 0.5  # which lies in the middle
-    picture, face = claims.cutout_fraction("image-only", 128, [mask], draws=200)
+    picture, face = experiments.cutout_fraction("image-only", 128, [mask], draws=200)
     assert 0 < picture < 0.05
     assert face == 0
-    assert claims.cutout_fraction("none", 128, [mask], draws=5) == (0, 0)
+    assert experiments.cutout_fraction("none", 128, [mask], draws=5) == (0, 0)
