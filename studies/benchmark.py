@@ -245,10 +245,7 @@ def start(context: Context) -> list[dict]:
     command = [PROGRAM, "predict", str(picture), "--weights", "bundled", "--out", str(context.temp / "start")]
     commands = {f"predict one picture, {backend}": [*command, "--backend", backend] for backend in backends()}
     commands |= {"import torch, torchvision": ["-c", "import torch, torchvision"], "--help": [PROGRAM, "--help"]}
-
-    ways = {
-        name: lambda a=arguments: subprocess.check_output([sys.executable, *a]) for name, arguments in commands.items()
-    }
+    ways = {name: lambda a=args: subprocess.check_output([sys.executable, *a]) for name, args in commands.items()}
     took = interleaved(ways, context.runs)
     return [{"what": name, "s": value} for name, value in took.items()]
 
@@ -427,7 +424,9 @@ def to_markdown(record: dict) -> str:
 def measure(names: Iterable[str], out: Path, **options) -> None:
     """Run sections and write them into the JSON and the table, where others stay as they are."""
     record = read_json(out, "sections") or {"sections": {}}
-    write_json(out, record)  # what cannot be written fails before the first section is measured
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(out.parent, os.W_OK):  # better now than after the first section
+        raise UserError(f"{out.parent} cannot be written to; give another --out.")
     for name in names:
         began = time.perf_counter()
         with tempfile.TemporaryDirectory(prefix="benchmark-") as temp:

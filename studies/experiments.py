@@ -21,6 +21,7 @@ killed at any time: the same command goes on, with the settings that the first o
 
 import argparse
 import hashlib
+import itertools
 import json
 import sys
 import time
@@ -280,12 +281,11 @@ def kinds_of(context: Context, name: str) -> list[str]:
 
 def measure_all(context: Context, weights: dict[str, Path]) -> dict[str, dict]:
     """What has not been measured yet of these networks; of each {kind: figures}, kept in claims/measured/."""
-    kept, paths, loaded = {}, {}, {}
+    kept, loaded, folder = {}, {}, context.folder / "measured"
     for name, file in weights.items():
-        paths[name] = context.folder / "measured" / f"{name}.json"
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
         of = [digest, context.plan.val_faces, context.plan.occluded_faces, str(context.occluder_dir)]
-        record = read_json(paths[name])
+        record = read_json(folder / f"{name}.json")
         kept[name] = record if record.get("of") == of else {"of": of, "kinds": {}}
     for kind in ("clean", *OCCLUDED, *GLASSES):
         todo = [name for name in weights if kind in kinds_of(context, name) and kind not in kept[name]["kinds"]]
@@ -302,7 +302,7 @@ def measure_all(context: Context, weights: dict[str, Path]) -> dict[str, dict]:
             else:
                 figures = robustness.measure(network, faces)
             kept[name]["kinds"][kind] = figures
-            write_json(paths[name], kept[name])
+            write_json(folder / f"{name}.json", kept[name])
     return {name: record["kinds"] for name, record in kept.items()}
 
 
@@ -322,14 +322,12 @@ def cutout_fraction(cutout: str, size: int, masks: list, draws: int) -> tuple[fl
     """
     white = np.full((size, size, 3), 255, np.uint8)
     masks = [(cv2.resize(mask, (size, size)) > 127).astype(np.uint8) for mask in masks]
-    taken = np.zeros(2)
-    for transform in dataset.train_transform(size, cutout=cutout).transforms:
-        if type(transform).__name__ == "CoarseDropout":
-            for seed in range(draws):
-                mask = masks[seed % len(masks)]
-                transform.set_random_seed(seed)
-                out = transform(image=white, mask=mask)
-                taken += (out["image"] != 255).any(2).mean(), 1 - out["mask"].sum() / max(mask.sum(), 1)
+    taken, transforms = np.zeros(2), dataset.train_transform(size, cutout=cutout).transforms
+    for dropout in (one for one in transforms if type(one).__name__ == "CoarseDropout"):
+        for seed, mask in zip(range(draws), itertools.cycle(masks), strict=False):
+            dropout.set_random_seed(seed)
+            out = dropout(image=white, mask=mask)
+            taken += (out["image"] != 255).any(2).mean(), 1 - out["mask"].sum() / max(mask.sum(), 1)
     return tuple((taken / draws).tolist())
 
 
@@ -337,9 +335,12 @@ def cutout_fraction(cutout: str, size: int, masks: list, draws: int) -> tuple[fl
 def collect(context: Context) -> None:
     """Measure what is finished, and write results.json, the tables, the plots and the sheets of faces."""
     context, originals = replace(context, names=NAMES), context.networks()
-    runs = {f"{variant}-{seed}": (variant, seed) for variant, seed in context.trainings}
-    finished = {name: record for name, run in runs.items() if (record := context.trained(*run))}
-    weights = {name: context.folder / name / "model.best.pth" for name in finished} | originals
+    runs = {
+        f"{variant}-{seed}": {"variant": variant, "seed": seed, **record}
+        for variant, seed in context.trainings
+        if (record := context.trained(variant, seed))
+    }
+    weights = {name: context.folder / name / "model.best.pth" for name in runs} | originals
     kinds, times = measure_all(context, weights), speed(context, originals)
     masks, draws = [target for *_, target in validation_faces(context.data, 100)], 20 if context.quick else 1000
     results = {
@@ -348,10 +349,7 @@ def collect(context: Context) -> None:
         "faces": context.faces,
         "machine": machine(),
         "cutout": {name: cutout_fraction(name, context.plan.size, masks, draws) for name in CUTOUTS.values()},
-        "runs": {
-            name: {"variant": runs[name][0], "seed": runs[name][1], **record, "kinds": kinds[name]}
-            for name, record in finished.items()
-        },
+        "runs": {name: {**run, "kinds": kinds[name]} for name, run in runs.items()},
         "networks": {
             name: {"seconds": times[name], "kinds": kinds[name]}
             | (report.described(path.parent) if name != "bundled" else {})

@@ -100,16 +100,16 @@ def fit(n: np.ndarray, errors) -> tuple[float, float, float]:
     return power_law(np.repeat(n, [len(row) for row in errors]), np.concatenate(errors))
 
 
-def fitted_dice(parameters: tuple, n) -> np.ndarray:
-    a, b, c = parameters
-    return 1 - (a + b * (np.asarray(n, float) / 50.0) ** -c)
+def fitted_dice(n: np.ndarray, errors, at) -> np.ndarray:
+    a, b, c = fit(n, errors)
+    return 1 - (a + b * (np.asarray(at, float) / 50.0) ** -c)
 
 
-def dice_interval(errors: list[np.ndarray], n: np.ndarray, at) -> tuple[np.ndarray, np.ndarray]:
+def dice_interval(n: np.ndarray, errors, at) -> tuple[np.ndarray, np.ndarray]:
     """The 90 % interval of the fitted Dice at these numbers of faces; seeds are resampled."""
     from scipy.stats import bootstrap
 
-    result = bootstrap(tuple(errors), lambda *rows: fitted_dice(fit(n, rows), at), n_resamples=300, vectorized=False,
+    result = bootstrap(tuple(errors), lambda *rows: fitted_dice(n, rows, at), n_resamples=300, vectorized=False,
                        confidence_level=0.9, method="percentile", random_state=np.random.default_rng(0))  # fmt: skip
     return result.confidence_interval.low, result.confidence_interval.high
 
@@ -191,10 +191,10 @@ def plot_data_size(results: dict, path: Path) -> None:
     axis.plot(n, [1 - row.mean() for row in errors], "o", color=COLORS[0], label="mean")
     if len(n) >= 4:
         at = np.geomspace(n[0], n[-1], 30)
-        axis.plot(at, fitted_dice(fit(n, errors), at), "-", color=COLORS[0], label="fit")
+        axis.plot(at, fitted_dice(n, errors, at), "-", color=COLORS[0], label="fit")
         if min(map(len, errors)) > 1:
             label = "90 % interval, seeds resampled"
-            axis.fill_between(at, *dice_interval(errors, n, at), color=COLORS[0], alpha=0.15, lw=0, label=label)
+            axis.fill_between(at, *dice_interval(n, errors, at), color=COLORS[0], alpha=0.15, lw=0, label=label)
     axis.set(xscale="log", xlabel="training faces", ylabel="Dice, pooled counts", xlim=(n[0] / 1.1, n[-1] * 1.1))
     axis.set_xticks(n, [str(v) for v in n])
     axis.minorticks_off()
@@ -269,14 +269,13 @@ def data_size_table(results: dict) -> str:
     ]  # fmt: skip
     if len(n) < 4:
         return table(rows)
-    a, b, c = law = fit(n, errors)
-    at = [int(n[-1]), *([PREDICTED] if n[-1] < PREDICTED else [])]
-    fitted = [{"faces": k, "fitted Dice": float(fitted_dice(law, k))} for k in at]
+    at = [n[-1], PREDICTED] if n[-1] < PREDICTED else [n[-1]]
+    fitted = [{"faces": k, "fitted Dice": float(dice)} for k, dice in zip(at, fitted_dice(n, errors, at), strict=True)]
     if min(map(len, errors)) > 1:
-        for row, low, high in zip(fitted, *dice_interval(errors, n, np.array(at)), strict=True):
+        for row, low, high in zip(fitted, *dice_interval(n, errors, at), strict=True):
             row["90 % interval"] = f"{low:.4f} to {high:.4f}"
-    formula = f"Fit: Dice = 1 - {a:.4f} - {b:.4f} (n / 50)^-{c:.2f}; the interval is of seeds resampled."
-    return "\n\n".join([table(rows), formula, table(fitted)])
+    formula = "Fit: Dice = 1 - {:.4f} - {:.4f} (n / 50)^-{:.2f}; the interval is of seeds resampled."
+    return "\n\n".join([table(rows), formula.format(*fit(n, errors)), table(fitted)])
 
 
 def models_table(results: dict) -> str:

@@ -61,11 +61,11 @@ def read_json(path: Path, *keys: str) -> dict:
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        if isinstance(record, dict) and (record.keys() >= set(keys) or not record):
-            return record
-    except (OSError, ValueError):
-        pass
-    raise UserError(f"{path} is damaged, or was written by something else; remove it.")
+    except ValueError:
+        record = None
+    if isinstance(record, dict) and (not record or record.keys() >= set(keys)):
+        return record
+    raise UserError(f"{path} is damaged, or not of this version; remove it.")
 
 
 def write_json(path: Path, record: dict) -> None:
