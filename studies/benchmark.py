@@ -285,19 +285,20 @@ def busy(context: Context) -> list[dict]:
     for i in range(frames):
         writer.write(cv2.resize(picture[4 * i : 4 * i + 512], (1280, 720), interpolation=cv2.INTER_AREA))
     writer.release()
-    command = ["predict", str(video), "--weights", "bundled", "--out", str(context.temp / "video")]
-    ways = {}
-    for name, passes in [("torch", 1)] if context.quick else itertools.product(backends(), (2, 1)):
-        ways[f"{name}, {PASSES[passes]}"] = [PROGRAM, *command, "--backend", name, "--passes", str(passes)]
+    command = [sys.executable, PROGRAM, "predict", str(video), "--weights", "bundled", "--out", str(context.temp)]
+    ways = [("torch", 1)] if context.quick else list(itertools.product(backends(), (2, 1)))
 
-    def rate(arguments: list[str]) -> float:
-        said = subprocess.check_output([sys.executable, *arguments], stderr=subprocess.DEVNULL, text=True)
-        return float(re.search(r"([0-9.]+) frames/s", said)[1])
+    def rate(backend: str, passes: int) -> float:
+        way = [*command, "--backend", backend, "--passes", str(passes)]
+        return float(re.search(r"([0-9.]+) frames/s", subprocess.check_output(way, text=True))[1])
 
-    idle = {name: rate(arguments) for name, arguments in ways.items()}
+    idle = [rate(*way) for way in ways]
     others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(usable_cores())]
     try:
-        return [{"what": name, "idle frames/s": idle[name], "busy frames/s": rate(ways[name])} for name in ways]
+        return [
+            {"what": f"{name}, {PASSES[passes]}", "idle frames/s": before, "busy frames/s": rate(name, passes)}
+            for before, (name, passes) in zip(idle, ways, strict=True)
+        ]
     finally:
         for other in others:
             other.kill()

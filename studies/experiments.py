@@ -116,36 +116,34 @@ class Context:
     def faces(self) -> dict[str, int]:
         return {split: len(ids_of(self.data / f"images_{split}")) for split in ("train", "val")}
 
-    @property
-    def variants(self) -> dict[str, dict]:
-        """The variants of the claims asked for, the most telling first."""
+    @cached_property
+    def configs(self) -> dict[str, Config]:
+        """{VARIANT-SEED: settings} of the trainings asked for, seed by seed, the most telling variant first."""
         wanted = {variant for name in self.names for variant in TRAINED.get(name, ())}
         variants = {variant: change for variant, change in VARIANTS.items() if variant in wanted}
         if "data-size" in self.names:
             variants |= {f"faces-{n}": {"limit": n} for n in self.plan.counts if n < self.faces["train"]}
-        return variants
-
-    @property
-    def trainings(self) -> list[tuple[str, int]]:
-        """(variant, seed) of all that the plan asks for, seed by seed."""
-        return [(variant, seed) for seed in self.plan.seeds for variant in self.variants]
-
-    def config(self, variant: str, seed: int) -> Config:
         shared = {f.name: getattr(self.plan, f.name) for f in fields(Config) if hasattr(self.plan, f.name)}
-        return Config(**{**shared, **self.variants[variant], "seed": seed})
+        return {
+            f"{variant}-{seed}": Config(**{**shared, **change, "seed": seed})
+            for seed in self.plan.seeds
+            for variant, change in variants.items()
+        }
 
-    def trained(self, variant: str, seed: int) -> dict | None:
-        """The record of a finished training; None for another.
+    def trained(self) -> dict[str, dict]:
+        """The records of the trainings that are finished.
 
         Raises:
-            UserError: it had other settings.
+            UserError: one had other settings.
         """
-        folder = self.folder / f"{variant}-{seed}"
-        record, wanted = read_json(folder / "trained.json"), asdict(self.config(variant, seed))
-        for key, value in record.get("config", {}).items():
-            if wanted[key] != value:
-                raise UserError(f"{folder} holds a run with {key} {value}, not {wanted[key]}; give another --runs.")
-        return record or None
+        records = {name: read_json(self.folder / name / "trained.json") for name in self.configs}
+        for name, record in records.items():
+            wanted = asdict(self.configs[name])
+            for key, value in record.get("config", {}).items():
+                if wanted[key] != value:
+                    where = self.folder / name
+                    raise UserError(f"{where} holds a run with {key} {value}, not {wanted[key]}; give another --runs.")
+        return {name: record for name, record in records.items() if record}
 
     def networks(self) -> dict[str, Path]:
         """The run directories of the original's two networks, and the bundled weights: {name: weights}."""
@@ -171,27 +169,24 @@ def prepare_whole(context: Context) -> None:
     """The same faces with masks that keep the glasses: the part `skin` alone.
 
     Raises:
-        DataError: no source with the part masks, or one that lacks some of the faces.
+        UserError: no source with the part masks, or one that lacks some of the faces.
     """
     ids = {split: ids_of(context.data / f"masks_{split}") for split in ("train", "val")}
 
-    def complete() -> bool:
-        folders = {split: context.whole / f"masks_{split}" for split in ids}
-        return all(folder.is_dir() and ids_of(folder) >= ids[split] for split, folder in folders.items())
+    def bare() -> preparation.Folder | preparation.Archive:
+        source = preparation.find_source(context.source)
+        index = source.index
 
-    if complete():
-        return
-    source = preparation.find_source(context.source)
-    index = source.index
+        def without_glasses(wanted):  # as if nobody wore any
+            pictures, parts = index(wanted)
+            return pictures, {i: {k: v for k, v in own.items() if k != const.GLASSES_PART} for i, own in parts.items()}
 
-    def without_glasses(wanted):
-        pictures, parts = index(wanted)
-        return pictures, {i: {k: v for k, v in kinds.items() if k != const.GLASSES_PART} for i, kinds in parts.items()}
+        source.index = without_glasses
+        return source
 
-    source.index = without_glasses  # as if nobody wore any
-    preparation.prepare(source, context.whole, ids_train=ids["train"], ids_val=ids["val"])
-    if not complete():
-        raise UserError(f"{source} does not hold all faces of {context.data}; give the --source that it was made from.")
+    preparation.prepare(bare, context.whole, ids_train=ids["train"], ids_val=ids["val"])
+    if any(ids_of(context.whole / f"masks_{split}") != ids[split] for split in ids):
+        raise UserError(f"Faces of {context.data} are missing in the source; give the --source that it was made from.")
 
 
 def validation_faces(data: Path, limit: int | None = None) -> Iterator[tuple]:
@@ -223,12 +218,10 @@ def train_in(context: Context, folder: Path, config: Config, data: Path, **optio
     return context.runner.train(config, data, folder, **options)
 
 
-def train(context: Context, variant: str, seed: int) -> None:
-    """One training of the claims to its end; nothing where it is finished."""
-    if context.trained(variant, seed):
-        return
-    folder, config = context.folder / f"{variant}-{seed}", context.config(variant, seed)
-    data = context.whole if variant == "glasses-left-in" else context.data
+def train(context: Context, name: str) -> None:
+    """One training of the claims to its end."""
+    folder, config = context.folder / name, context.configs[name]
+    data = context.whole if name.startswith("glasses-left-in") else context.data
     # larger pictures need more shared memory than containers have
     history = train_in(context, folder, config, data, cache=config.size < 512)
     precision = read_json(folder / "config.json")["precision_used"]
@@ -271,10 +264,10 @@ def measure_clean(segmenter, faces) -> dict:
 
 def kinds_of(context: Context, name: str) -> list[str]:
     """On what a network is measured."""
-    variant, kinds = name.rsplit("-", 1)[0], ["clean"]
-    if variant not in context.variants or variant in TRAINED["occluders"]:
+    variant, kinds = name.rsplit("-", 1)[0] if name in context.configs else "", ["clean"]
+    if not variant or variant in TRAINED["occluders"]:
         kinds += [kind for kind in OCCLUDED if context.occluder_dir or kind not in PHOTOGRAPHED]
-    if variant not in context.variants or variant in TRAINED["glasses"]:
+    if not variant or variant in TRAINED["glasses"]:
         kinds += [kind for kind in GLASSES if context.whole.is_dir() or kind == "glasses"]
     return kinds
 
@@ -335,12 +328,8 @@ def cutout_fraction(cutout: str, size: int, masks: list, draws: int) -> tuple[fl
 def collect(context: Context) -> None:
     """Measure what is finished, and write results.json, the tables, the plots and the sheets of faces."""
     context, originals = replace(context, names=NAMES), context.networks()
-    runs = {
-        f"{variant}-{seed}": {"variant": variant, "seed": seed, **record}
-        for variant, seed in context.trainings
-        if (record := context.trained(variant, seed))
-    }
-    weights = {name: context.folder / name / "model.best.pth" for name in runs} | originals
+    finished = context.trained()
+    weights = {name: context.folder / name / "model.best.pth" for name in finished} | originals
     kinds, times = measure_all(context, weights), speed(context, originals)
     masks, draws = [target for *_, target in validation_faces(context.data, 100)], 20 if context.quick else 1000
     results = {
@@ -349,7 +338,10 @@ def collect(context: Context) -> None:
         "faces": context.faces,
         "machine": machine(),
         "cutout": {name: cutout_fraction(name, context.plan.size, masks, draws) for name in CUTOUTS.values()},
-        "runs": {name: {**run, "kinds": kinds[name]} for name, run in runs.items()},
+        "runs": {
+            name: {"variant": name.rsplit("-", 1)[0], "seed": record["config"]["seed"], **record, "kinds": kinds[name]}
+            for name, record in finished.items()
+        },
         "networks": {
             name: {"seconds": times[name], "kinds": kinds[name]}
             | (report.described(path.parent) if name != "bundled" else {})
@@ -390,8 +382,7 @@ def draw_figures(context: Context, weights: dict[str, Path]) -> None:
 # --- The command ----------------------------------------------------------------------------------------------------
 def remaining(context: Context, gpu: bool) -> str:
     """How long the rest takes: by the seconds of finished trainings, without any by FLOPs."""
-    plan, trainings = context.plan, context.trainings
-    records = [record for run in trainings if (record := context.trained(*run))]
+    plan, records, count = context.plan, context.trained().values(), len(context.configs)
     device, how = "H100" if gpu or context.runner.device.type == "cuda" else "2 CPU cores", "as long as the finished"
     pictures = {"trained": plan.epochs * plan.epoch_size, "predicted": plan.epochs * plan.val_limit}
     if records:
@@ -399,11 +390,11 @@ def remaining(context: Context, gpu: bool) -> str:
     else:
         each, how = estimate.minutes(device, plan.model, plan.size, **pictures), f"by FLOPs on {device}"
     measuring = 0.04 * (plan.val_faces + 0.4 * len(OCCLUDED) * plan.occluded_faces) / 60  # 0.4: not all on all kinds
-    hours = (len(trainings) - len(records)) * (each + measuring) / 60
+    hours = (count - len(records)) * (each + measuring) / 60
     if gpu:  # the original's networks, with and without pretrained weights
         hours += 2 / 60 * sum(estimate.original("H100", model) for model in ("deeplabv3", "unet"))
     return (
-        f"{len(trainings)} trainings of {pictures['trained']} pictures at {plan.size} pixels, {len(records)} of them "
+        f"{count} trainings of {pictures['trained']} pictures at {plan.size} pixels, {len(records)} of them "
         f"finished; each {each:.1f} minutes ({how}) and {measuring:.1f} to measure, all that is left {hours:.1f} hours."
     )
 
@@ -420,8 +411,9 @@ def run_all(context: Context, gpu: bool) -> None:
     if gpu:
         train_original(context)
     for seed in context.plan.seeds:
-        for variant in context.variants:
-            train(context, variant, seed)
+        for name, config in context.configs.items():
+            if config.seed == seed and name not in context.trained():
+                train(context, name)
         collect(context)
         if gpu and seed == context.plan.seeds[0]:
             path = context.out / "benchmark.json"

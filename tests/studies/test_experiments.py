@@ -38,7 +38,7 @@ def place(prepared, celeb_source, occluder_dir, tmp_path_factory):
             experiments.build_parser().parse_args([str(a) for a in ("--quick", "--runs", place / "runs", *data)])
         )
         folder = context.folder / "cutout-on-1"
-        Runner("cpu").train(context.config("cutout-on", 1), prepared, folder, workers=0, cache=True, stop_after=1)
+        Runner("cpu").train(context.configs["cutout-on-1"], prepared, folder, workers=0, cache=True, stop_after=1)
         calls, logged = [], []
         patch.setattr(model, "build", offline)
         patch.setattr(benchmark, "main", calls.append)
