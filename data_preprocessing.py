@@ -59,7 +59,6 @@ class SplitReport:
     there: int  # prepared before
     held: int | None = None  # of those wanted, in the source: the picture or any part
     prepared: int = 0  # pairs of picture and mask made now
-    persons: int = 0  # silhouettes made now
 
 
 @dataclass
@@ -71,22 +70,22 @@ class Report:
     skipped: list[str] = field(default_factory=list)  # "{id}: {reason}", sorted by id
     linked: int = 0
     copied: int = 0
+    persons: int = 0  # silhouettes made now
 
     @property
     def idle(self) -> bool:
-        return not self.skipped and not any(split.prepared or split.persons for split in self.splits.values())
+        return not (self.skipped or self.linked or self.copied or self.persons)
 
     def __str__(self) -> str:
         counts = {name: f"{name}: {s.there + s.prepared} of {s.wanted}" for name, s in self.splits.items()}
         if self.idle:
             return f"Nothing to do: {', '.join(counts.values())} faces are prepared in {self.out}."
-        lines = []
-        for name, split in self.splits.items():
-            persons = f", {split.persons} new silhouettes" if split.persons else ""
-            lines.append(f"{counts[name]} faces ({split.prepared} new{persons}; the source holds {split.held})")
-        if self.linked or self.copied:
-            lines.append(f"pictures: {self.linked} hard links to the source, {self.copied} copies")
-        return "\n".join([*lines, f"in {self.out}"])
+        lines = [
+            f"{counts[name]} faces ({split.prepared} new; the source holds {split.held})"
+            for name, split in self.splits.items()
+        ]
+        made = f"{self.linked} hard links to the source, {self.copied} copies; silhouettes: {self.persons} new"
+        return "\n".join([*lines, f"pictures: {made}", f"in {self.out}"])
 
 
 # --- The source ----------------------------------------------------------------------------------------------------
@@ -107,11 +106,15 @@ class Folder(_Source):
 
     def index(self, ids: set[int]) -> tuple[dict, dict]:
         """What `_index` makes of it; every folder is listed once."""
-        folders = [self.path / PARTS / str(number) for number in sorted({i // const.IDS_PER_FOLDER for i in ids})]
+        folders = [f"{PARTS}/{number}" for number in {i // const.IDS_PER_FOLDER for i in ids}]
+        files = []
         try:
-            return _index((file for folder in (self.path / IMAGES, *folders) for file in _files(folder)), ids)
+            for folder in (IMAGES, *folders):
+                with suppress(FileNotFoundError), os.scandir(self.path / folder) as entries:
+                    files += [(entry.name, entry.path) for entry in entries]
         except OSError as error:
             raise DataError(f"cannot read the source {self.path}: {error.strerror}") from error
+        return _index(files, ids)
 
     def open(self, entry: str) -> io.BufferedIOBase:
         if not os.path.isfile(entry):
@@ -122,7 +125,7 @@ class Folder(_Source):
 
     def link(self, entry: str, target: Path) -> bool:
         try:
-            os.link(entry, target)
+            os.link(os.path.realpath(entry), target)  # of a symlink what it leads to
         except OSError:  # another file system, one without links, or not allowed: the report counts it as a copy
             return False
         return True
@@ -156,15 +159,6 @@ def _index(files, ids: set[int]) -> tuple[dict, dict]:
             own, key = (parts[int(match[1])], match[2]) if match[2] else (pictures, int(match[1]))
             own[key] = entry
     return pictures, parts
-
-
-def _files(folder: Path) -> list[tuple[str, str]]:
-    """(name, path) of every file of a folder, none if it is missing; a symlink's path is what it leads to."""
-    try:
-        with os.scandir(folder) as entries:
-            return [(e.name, os.path.realpath(e.path) if e.is_symlink() else e.path) for e in entries]
-    except FileNotFoundError:
-        return []
 
 
 def _is_zip(path: str | Path) -> bool:
@@ -455,7 +449,7 @@ def _make_all(faces: list[_Face], source, report: Report, workers: int, progress
         results = pool.map(partial(_make, source, report.out), faces)
         for face in tqdm(results, total=len(faces), unit="face", disable=None if progress else True):
             report.splits[face.split].prepared += "pair" in face.made
-            report.splits[face.split].persons += "person" in face.made
+            report.persons += "person" in face.made
             report.linked += "link" in face.made
             report.copied += "copy" in face.made
             report.skipped += [face.error] if face.error else []
