@@ -45,11 +45,7 @@ def temporary_name(name: str) -> str:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed processes left unfinished in `folder`, never what a living one is writing.
-
-    Raises:
-        OSError: something cannot be removed.
-    """
+    """Remove what killed processes left unfinished in `folder`, never what a living one is writing."""
     for path in list(Path(folder).glob(f"{TEMP}*")):
         if not _is_abandoned(path):
             continue
@@ -77,13 +73,10 @@ def _is_abandoned(path: Path) -> bool:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path in the folder of `path`; what was written there takes its name when the block ends well.
-
-    Whatever happens, the temporary file is gone afterwards. Its name is short, however long the target's is, and an
-    OSError names the target in its place, or where it names nothing, as on a full disk.
-    """
+    """A temporary path in the folder of `path`; what was written there takes its name when the block ends well, and is
+    gone else. An OSError names the target in its place, or where it names nothing, as on a full disk."""
     path = Path(path)
-    temporary = path.with_name(temporary_name(f"{path.stem[:40]}{path.suffix}"))
+    temporary = path.with_name(temporary_name(f"{path.stem[:40]}{path.suffix}"))  # short, however long the target's is
     try:
         yield temporary
         os.replace(temporary, path)
@@ -98,12 +91,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def locked(path: Path, message: str) -> Iterator[None]:
-    """Hold the lock file `path` for the block; a process that dies lets go of it. Where the system has no such locks
-    (Windows, some network disks), nothing is held.
-
-    Raises:
-        UserError: another process holds it; with this message.
-    """
+    """Hold the lock file `path` for the block, else a UserError with this message; a process that dies lets go of it.
+    Where the system has no such locks (Windows, some network disks), nothing is held."""
     try:
         import fcntl
     except ImportError:
@@ -129,11 +118,7 @@ def locked(path: Path, message: str) -> Iterator[None]:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file, its folder made where it is missing.
-
-    Raises:
-        OSError: a full disk, no permission; nothing half-written stays.
-    """
+    """Write a file, its folder made where it is missing; an OSError leaves nothing half-written."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
@@ -204,13 +189,10 @@ def drive_link(file_id: str) -> str:
 
 
 def download(url: str, path: Path, *, resume: bool = False) -> None:
-    """Fetch `url`, such as https://drive.google.com/uc?id=..., to `path` with gdown 5 or 6.
+    """Fetch `url`, such as https://drive.google.com/uc?id=..., to `path` with gdown 5 or 6, else a DownloadError.
 
     What arrived is for the caller to check: Google Drive may answer with a web page, and with `resume` gdown takes any
     file that is at `path` for whole. A broken transfer leaves its parts beside `path`.
-
-    Raises:
-        DownloadError: gdown is missing, the transfer failed or nothing arrived.
     """
     import inspect
 

@@ -17,7 +17,6 @@ import re
 import sys
 import zipfile
 from collections import defaultdict
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -80,10 +79,9 @@ class Report:
         counts = {name: f"{name}: {s.there + s.prepared} of {s.wanted}" for name, s in self.splits.items()}
         if self.idle:
             return f"Nothing to do: {', '.join(counts.values())} faces are prepared in {self.out}."
-        lines = [
-            f"{counts[name]} faces ({split.prepared} new; the source holds {split.held})"
-            for name, split in self.splits.items()
-        ]
+        lines = []
+        for name, split in self.splits.items():
+            lines.append(f"{counts[name]} faces ({split.prepared} new; the source holds {split.held})")
         made = f"{self.linked} hard links to the source, {self.copied} copies; silhouettes: {self.persons} new"
         return "\n".join([*lines, f"pictures: {made}", f"in {self.out}"])
 
@@ -389,14 +387,7 @@ def is_prepared(out: str | Path) -> bool:
 
 
 def prepare(
-    source: Folder | Archive | str | Path | Callable[[], Folder | Archive] | None,
-    out: str | Path,
-    *,
-    workers: int | None = None,
-    persons: bool = False,
-    ids_train=const.IDS_TRAIN,
-    ids_val=const.IDS_VAL,
-    progress: bool = True,
+    source, out, *, workers=None, persons=False, ids_train=const.IDS_TRAIN, ids_val=const.IDS_VAL, progress=True
 ) -> Report:
     """Makes the train and validation sets in `out` as far as `source` goes, and leaves what is there alone.
 

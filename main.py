@@ -22,12 +22,8 @@ from common import UserError, exit_code, number, positive
 
 
 class Runner:
-    """Trains, evaluates and predicts; every method takes explicit values, and raises UserError with one sentence.
-
-    Args:
-        device: "auto" (a GPU where there is one), or what torch.device takes.
-        log: where lines for the user go.
-    """
+    """Trains, evaluates and predicts on a `device`, "auto" or what torch.device takes; every method takes explicit
+    values, and raises UserError with one sentence. `log` is told lines for the user."""
 
     def __init__(self, device: str = "auto", *, log=print):
         self.device_name, self.log, self.segmenter = device, log, None
@@ -40,15 +36,9 @@ class Runner:
         return devices.find_device(self.device_name, log=self.log)
 
     def load(self, weights: str | Path | None = None, *, online=False, precision="auto", backend="auto", **options):
-        """Get ready to predict, and give the runner itself.
-
-        Args:
-            weights: a file, "bundled" or "published"; see `model.find_weights` for the choice without it.
-            online: fetch the published weights where they would be the choice.
-            precision: "fp32" is for measuring how good they are.
-            backend: "torch", "openvino", or "auto": OpenVINO on a CPU if it is installed.
-            options: `flip` and `passes` of `inference.Segmenter`.
-        """
+        """Get ready to predict with weights, see `model.find_weights`; gives the runner. `precision` "fp32" is for
+        measuring how good they are; `backend` is "torch", "openvino", or "auto": OpenVINO on a CPU if it is installed;
+        `flip` and `passes` go to `inference.Segmenter`."""
         import model as networks
         from extras import openvino_backend
         from inference import Segmenter
@@ -184,9 +174,8 @@ _EXAMPLES = """examples:
 
 
 def _add_predict(p: argparse.ArgumentParser) -> None:
-    p.add_argument(
-        "inputs", nargs="*", type=_path, metavar="INPUT", help="pictures, folders, videos; -: standard input to output"
-    )
+    text = "pictures, folders of pictures, videos; - reads standard input"
+    p.add_argument("inputs", nargs="*", type=_path, metavar="INPUT", help=text)
     add = p.add_argument_group("results").add_argument
     add("--out", type=_path, default=const.PREDICTIONS_DIR, help="where results go; default: predictions/")
     add("--save", type=_kinds, metavar="A,B", help=f"of {','.join(const.RESULTS)}; default mask,overlay")
@@ -249,10 +238,8 @@ def _add_train(p: argparse.ArgumentParser) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description="Masks of the visible face, glasses and occluders cut out. Without a command: masks for the sample "
-        "photographs of test_path/, written to predictions/.",
-    )
+    text = "Masks of the visible face; without a command for the photographs of test_path/, into predictions/."
+    parser = argparse.ArgumentParser(description=text)
     parser.add_argument("--version", action="version", version=f"face-segmentation {const.VERSION}")
     parser.set_defaults(run=_main_job)
     commands = parser.add_subparsers(dest="command", metavar="{train,evaluate,predict,export,demo}")

@@ -69,11 +69,9 @@ class PictureError(UserError):
 
 
 # --- Reading --------------------------------------------------------------------------------------------------------
-def read_picture(
-    path: Path | io.BytesIO, *, name: str | None = None, animated: Callable[[str], None] | None = None
-) -> np.ndarray:
+def read_picture(path: Path | io.BytesIO, *, name: str | None = None, animated=None) -> np.ndarray:
     """Any picture as it is seen, of any depth and colour space: uint8 (H, W, 3) RGB, upright, transparency over white;
-    of an animation the first frame, and `animated` is told. Messages have `name`, or the path.
+    of an animation the first frame, and `animated` is called with its name. Messages have `name`, or the path.
 
     Raises:
         PictureError: the file is missing, is no picture, or is cut short.
@@ -227,11 +225,7 @@ def read_known(path: Path, *, grey: bool = False) -> np.ndarray:
 
 def to_array(picture) -> np.ndarray:
     """What Python code may hold as a picture, as uint8 (H, W, 3) RGB: a path, a Pillow image, or an array uint8
-    (H, W, 3), (H, W) in grey or (H, W, 4) RGBA, which is laid over white.
-
-    Raises:
-        PictureError: a file that cannot be read. ValueError: an array of another shape or type.
-    """
+    (H, W, 3), (H, W) in grey or (H, W, 4) RGBA, which is laid over white; another array is a ValueError."""
     from PIL import Image, ImageOps
 
     if isinstance(picture, (str, os.PathLike)):
@@ -257,11 +251,9 @@ def find_jobs(inputs: Iterable[Path], out: Path) -> list[Job]:
     return list(iter_jobs(inputs, out))
 
 
-def iter_jobs(
-    inputs: Iterable[Path], out: Path, skipped: list[str] | None = None, passed: list[str] | None = None
-) -> Iterator[Job]:
-    """The pictures of files and folders (searched through, in name order); `skipped` gets a sentence for each folder
-    that cannot be searched or holds no pictures, `passed` the files of folders that are no pictures.
+def iter_jobs(inputs: Iterable[Path], out: Path, skipped=None, passed=None) -> Iterator[Job]:
+    """The pictures of files and folders (searched through, in name order); lists get a sentence for each folder that
+    cannot be searched or holds no pictures (`skipped`), and the files of folders that are no pictures (`passed`).
 
     Results are named after the picture, below the same subfolders. Where two pictures would share a name, whatever the
     case of its letters, the later one gets its suffix appended (`cat_png`), then a number. Results of an earlier run
@@ -474,29 +466,18 @@ def _shrunk(picture: np.ndarray) -> np.ndarray:
 
 # --- A folder predicted and written ---------------------------------------------------------------------------------
 def predict(
-    segmenter,
-    inputs: Iterable[str | Path],
-    out: str | Path,
-    output: Output | None = None,
-    *,
-    batch_size: int = 4,
-    skip_existing: bool = False,
-    fail_empty: bool = False,
-    shard: tuple[int, int] = (1, 1),
-    log=print,
+    segmenter, inputs, out, output=None, *, batch_size=4, skip_existing=False, fail_empty=False, shard=(1, 1), log=print
 ) -> list[str]:
-    """Write results, by default NAME_mask.png and NAME_overlay.jpg, for every picture of files and folders.
+    """Write results, those of an `Output`, into the folder `out` for every picture of files and folders, `inputs`.
 
     Gives a sentence for each picture that could not be read or whose results would replace another file, and for each
-    folder without pictures. Folders are searched twice, once to count, so that a million are never listed.
+    folder without pictures; a UserError if there are no pictures at all, or results cannot be written. Folders are
+    searched twice, once to count, so that a million pictures are never listed.
 
     Args:
         skip_existing: leave out pictures whose results are all there, of the same file.
         fail_empty: pictures without a face are an error; else they are only named.
         shard: (i, n): the i-th of n parts of the pictures, for as many processes or machines.
-
-    Raises:
-        UserError: no pictures, or results that cannot be written.
     """
     from tqdm.auto import tqdm
 

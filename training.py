@@ -170,9 +170,7 @@ class Trainer:
         trackers: called with (row of the history) after every epoch, in the first process.
     """
 
-    def __init__(
-        self, recipe, run_dir: Path, *, net: nn.Module, val_loader: DataLoader, device, compiled=False, trackers=()
-    ):
+    def __init__(self, recipe, run_dir: Path, *, net: nn.Module, val_loader, device, compiled=False, trackers=()):
         self.recipe, self.config = recipe, recipe.config
         self.run_dir, self.device = Path(run_dir), torch.device(device)
         self.net = net.to(self.device, memory_format=torch.channels_last)
@@ -454,15 +452,10 @@ def run(
         torch.manual_seed(config.seed)
         with devices.rank_zero_first():  # pretrained weights are fetched once
             net = recipe.network() if state is None else networks.build(config.model)
-        trainer = Trainer(
-            recipe,
-            run_dir,
-            net=net,
-            val_loader=validation_loader(config, data, workers, cache),
-            device=device,
-            compiled=compiled,
-            trackers=[make(config, run_dir) for make in trackers] if devices.rank() == 0 else (),
-        )
+        val_loader = validation_loader(config, data, workers, cache)
+        logs = [make(config, run_dir) for make in trackers if devices.rank() == 0]
+        options = {"val_loader": val_loader, "compiled": compiled, "trackers": logs}
+        trainer = Trainer(recipe, run_dir, net=net, device=device, **options)
         if state is not None:
             trainer.resume(state)
             log(f"Resuming {run_dir} after epoch {trainer.epoch}")
@@ -499,11 +492,10 @@ def at_work(trainer: Trainer):
 def announce(trainer: Trainer, log) -> None:
     config = trainer.config
     shared = f", {devices.world_size()} processes" if devices.world_size() > 1 else ""
-    log(
-        f"Training {config.model} ({config.recipe}) on {trainer.train_loader.sampler.size} pictures an epoch, "
-        f"{trainer.effective_batch} pictures a step, validating on {len(trainer.val_loader.dataset)}, on "
-        f"{trainer.device}{shared} in {trainer.precision}; files in {trainer.run_dir}"
-    )
+    pictures = f"{trainer.train_loader.sampler.size} pictures an epoch, {trainer.effective_batch} pictures a step"
+    where = f"on {trainer.device}{shared} in {trainer.precision}; files in {trainer.run_dir}"
+    validated = len(trainer.val_loader.dataset)
+    log(f"Training {config.model} ({config.recipe}) on {pictures}, validating on {validated}, {where}")
     if trainer.epoch >= config.epochs:
         log(f"All {config.epochs} epochs are done; --epochs N trains for longer.")
 
