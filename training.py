@@ -179,9 +179,12 @@ class Trainer:
             devices.reuse_memory()
         self.size = recipe.size_at(0)
         self.train_loader = recipe.loader(self.size)
+        self.steps = len(self.train_loader) // self.config.accumulate  # of the optimizer, in an epoch
+        self.effective_batch = self.config.batch_size * self.config.accumulate * devices.world_size()  # of such a step
         self.optimizer, self.scheduler = recipe.optimizer(self.net, self.steps * self.config.epochs)
         self.by_validation = isinstance(self.scheduler, ReduceLROnPlateau)  # others change with every step
         self.ema = Ema(self.net, self.config.ema) if self.config.ema else None
+        self.eval_model = self.ema.module if self.ema else self.net  # what is validated and kept
         self._use_precision(self.config.precision)
         self.parallel = self.net  # what a step calls; the two share their weights
         if compiled:
@@ -201,11 +204,6 @@ class Trainer:
         self.precision, dtype = name, DTYPES[name]
         self.autocast = torch.autocast(self.device.type, dtype or torch.bfloat16, enabled=dtype is not None)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16)
-
-    @property
-    def steps(self) -> int:
-        """Steps of the optimizer in an epoch."""
-        return len(self.train_loader) // self.config.accumulate
 
     # -- one run
     def ask(self, number: int, _=None) -> None:
@@ -292,11 +290,6 @@ class Trainer:
                 self.ema.update(self.net)
         return loss.detach()
 
-    @property
-    def eval_model(self) -> nn.Module:
-        """The network that is validated and kept: the moving average where there is one."""
-        return self.net if self.ema is None else self.ema.module
-
     @torch.inference_mode()
     def validate(self) -> Counts:
         """Pooled counts over the validation split, of all processes, at the loader's size, probability 0.5."""
@@ -335,11 +328,6 @@ class Trainer:
             "peak_memory_mb": devices.peak_memory_mb(self.device),  # of this sitting
         }
         write_text(self.run_dir / "config.json", json.dumps(record, indent=2) + "\n")
-
-    @property
-    def effective_batch(self) -> int:
-        """Pictures that one step of the optimizer has seen, over all processes."""
-        return self.config.batch_size * self.config.accumulate * devices.world_size()
 
     def _record(self, loss: float, counts: Counts, seconds: float) -> None:
         rate = self.optimizer.param_groups[0]["lr"]
