@@ -289,13 +289,13 @@ def _walk(folder: Path, out: Path, skipped: list[str], passed: list[str]) -> Ite
 
     seen = set()  # a link may lead to a folder above it
     for root, folders, files in os.walk(folder, onerror=unsearched, followlinks=True):
-        status = os.stat(root)
-        if (status.st_dev, status.st_ino) in seen:
+        real = Path(root).resolve()
+        if real in seen:
             folders.clear()
             continue
-        seen.add((status.st_dev, status.st_ino))
+        seen.add(real)
         folders[:] = sorted(f for f in folders if not f.startswith("."))
-        own = Path(root).resolve().is_relative_to(out.resolve())
+        own = real.is_relative_to(out.resolve())
         for name in sorted(files):
             path = Path(root) / name
             if name.startswith(".") or (own and read_tag(path)):
