@@ -30,6 +30,13 @@ class UserError(Exception):
     """Something that the user can mend; the message is one sentence. Every error of this kind in the project is one."""
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the memory does not suffice: Python's error, torch's of a GPU or of the CPU, mmap's or OpenCV's."""
+    words = ("can't allocate memory", "Cannot allocate memory", "Insufficient memory", "bad_alloc", "not enough memory")
+    of_kind = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return of_kind or any(word in str(error) for word in words)
+
+
 def reason(error: BaseException) -> str:
     """The first line of an error's text, or its kind."""
     return str(error).partition("\n")[0] or type(error).__name__
@@ -151,11 +158,9 @@ def _sentence(error: Exception, options: Container[str]) -> str | None:
     """What a person is told of an error; None for one that is none of theirs."""
     if isinstance(error, UserError):
         return str(error)
-    of_gpu = type(error).__name__ == "OutOfMemoryError"  # torch's
-    words = ("can't allocate memory", "Cannot allocate memory", "Insufficient memory", "bad_alloc", "not enough memory")
-    if of_gpu or isinstance(error, MemoryError) or any(word in str(error) for word in words):
+    if is_out_of_memory(error):
         smaller = {"batch_size": "a smaller --batch-size", "size": "a smaller --size"}
-        smaller |= {"device": "--device cpu"} if of_gpu else {}
+        smaller |= {"device": "--device cpu"} if type(error).__name__ == "OutOfMemoryError" else {}  # of a GPU
         advice = " or ".join(text for name, text in smaller.items() if name in options)
         return f"The memory does not suffice; give {advice or 'the machine more'}."
     if isinstance(error, OSError):

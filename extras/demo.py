@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 
 import const
-from common import UserError
+from common import UserError, is_out_of_memory
 from drawing import Output, encode, find_faces
 from inference import to_mask
 from pictures import find_jobs, read_picture
@@ -115,7 +115,7 @@ def _sentence(error: Exception) -> str:
     """An error as the command line has it; what is no mistake of the user's is raised again."""
     if isinstance(error, UserError):
         return f"⚠ {error}"
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if is_out_of_memory(error):
         return "⚠ The memory does not suffice; take a smaller file."
     if isinstance(error, OSError):
         return f"⚠ {Path(error.filename or 'writing').name}: {error.strerror or error}."
