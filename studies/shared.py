@@ -65,7 +65,7 @@ def read_json(path: Path, *keys: str) -> dict:
         record = None
     if isinstance(record, dict) and (not record or record.keys() >= set(keys)):
         return record
-    raise UserError(f"{path} is damaged, or not of this version; remove it.")
+    raise UserError(f"{path} is damaged, or of another version; move it away or remove it.")
 
 
 def write_json(path: Path, record: dict) -> None:
