@@ -100,6 +100,19 @@ def _as_main(what: list[str], args: list[str], cwd: str, env: dict, files: list[
         atexit._run_exitfuncs()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_curves():
+    """Of runs in this process; they take a third of its small epochs. Commands in one of their own draw them."""
+    import cv2
+    import numpy as np
+
+    import drawing
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(drawing, "save_curves", lambda history, path: cv2.imwrite(str(path), np.zeros((1, 1), np.uint8)))
+        yield
+
+
 @pytest.fixture(scope="session")
 def celeb_source(tmp_path_factory) -> Path:
     """A folder with a drawn data set in the official layout: 12 training and 6 validation faces, some with glasses."""
