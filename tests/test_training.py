@@ -171,7 +171,7 @@ def test_what_cannot_be_resumed(finished, prepared, capsys, tmp_path):
 
 # --- Killed and resumed ---------------------------------------------------------------------------------------------
 RECIPES = {
-    "original": ["--lr", "0.01", "--epochs", "5"],
+    "original": ["--lr", "0.01", "--epochs", "8"],
     "robust": ["--recipe", "robust", "--lr", "0.003", "--epochs", "5", "--limit", "12"],
 }
 
