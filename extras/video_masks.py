@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 
 import cv2
@@ -128,3 +129,12 @@ def _is_still(mask: np.ndarray, alike: np.ndarray) -> bool:
     near = cv2.resize(mask, alike.shape[::-1], interpolation=cv2.INTER_AREA)
     near = cv2.dilate(near, np.ones((5, 5))) > 0 if near.any() else np.ones(alike.shape, bool)
     return float((alike[near] < 0.5).mean()) <= CHANGED
+
+
+def flicker(masks: list[np.ndarray]) -> float:
+    """How much masks change from frame to frame: the mean of 1 - IoU of neighbours."""
+    changes = []
+    for a, b in itertools.pairwise(masks):
+        union = np.count_nonzero(a | b)
+        changes.append(1 - np.count_nonzero(a & b) / union if union else 0.0)
+    return float(np.mean(changes)) if changes else 0.0

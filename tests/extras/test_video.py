@@ -1,7 +1,6 @@
 """Videos, cameras and GIFs: what comes out is played back and looked at."""
 
 import io
-import itertools
 import os
 import resource
 import sys
@@ -189,15 +188,6 @@ def test_a_video_that_is_not_all_on_the_disk_gets_no_name(red, clip, tmp_path, m
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def flicker(masks: list[np.ndarray]) -> float:
-    """How much masks change from frame to frame: the mean of 1 - IoU of neighbours."""
-    changes = []
-    for a, b in itertools.pairwise(masks):
-        union = np.count_nonzero(a | b)
-        changes.append(1 - np.count_nonzero(a & b) / union if union else 0.0)
-    return float(np.mean(changes)) if changes else 0.0
-
-
 def test_smoothing_calms_a_still_face_and_a_stride_segments_it_seldom(red):
     """The frame-to-frame change of masks on a still, noisy face falls to less than half."""
     rng = np.random.default_rng(0)
@@ -206,7 +196,7 @@ def test_smoothing_calms_a_still_face_and_a_stride_segments_it_seldom(red):
     changes = {}
     for smooth in (0.0, 0.6):
         masked = video_masks.masked_frames(red, enumerate(noisy), threshold=0.5, smooth=smooth)
-        changes[smooth] = flicker([mask > 0 for *_, mask in masked][5:])
+        changes[smooth] = video_masks.flicker([mask > 0 for *_, mask in masked][5:])
     assert changes[0.0] > 0.02
     assert changes[0.6] < changes[0.0] / 2
     counting = Counting(RedNet(), Info("lite", 64, 1))
