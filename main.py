@@ -71,6 +71,26 @@ class Runner:
             self.load()
         return predict(self.segmenter, inputs, out, output, log=self.log, **options)
 
+    # -- export
+    def export(self, out: Path | None = None, *, faces: Path | None = None) -> float:
+        """Write the loaded network as ONNX to `out`, compared with PyTorch on the sample photographs; the largest
+        difference. With prepared folders `faces` in int8 for OpenVINO, by some of their pictures; the IoU with fp32."""
+        from extras import onnx_export, openvino_backend
+        from pictures import find_jobs, read_picture
+
+        pictures = [read_picture(job.path) for job in find_jobs([const.TEST_DIR], const.PREDICTIONS_DIR)]
+        if not pictures:
+            raise UserError(f"{const.TEST_DIR} holds no pictures to compare the export on.")
+        if faces is None:
+            out = out or const.PREDICTIONS_DIR / f"{self.weights.stem}.onnx"
+            return onnx_export.export(self.segmenter.net, self.segmenter.info, out, pictures, log=self.log)
+        from data_preprocessing import ensure
+
+        found = sorted((ensure(faces, self.log) / "images_train").glob("*.jpg"))
+        some = (read_picture(path) for path in found[:: max(1, len(found) // openvino_backend.FACES)])
+        out = out or openvino_backend.int8_path(self.weights)
+        return openvino_backend.quantize(self.segmenter, self.weights, some, pictures, out, log=self.log)
+
     # -- train
     def train(self, config, data: Path, run_dir: Path, **options) -> list[dict]:
         """Train as `config` says (training.Config or robust.recipe.RobustConfig) on the prepared folders of `data`; the
@@ -351,23 +371,8 @@ def _predict_stream(args) -> int:
 
 
 def _export(args) -> None:
-    from extras import onnx_export, openvino_backend
-    from pictures import find_jobs, read_picture
-
     runner = Runner("cpu").load(args.weights, backend="torch")
-    segmenter, weights = runner.segmenter, runner.weights
-    pictures = [read_picture(job.path) for job in find_jobs([const.TEST_DIR], const.PREDICTIONS_DIR)]
-    if not pictures:
-        raise UserError(f"{const.TEST_DIR} holds no pictures to compare the export on.")
-    if not args.int8:
-        out = args.out or const.PREDICTIONS_DIR / f"{weights.stem}.onnx"
-        onnx_export.export(segmenter.net, segmenter.info, out, pictures)
-        return
-    from data_preprocessing import ensure
-
-    found = sorted((ensure(args.data) / "images_train").glob("*.jpg"))
-    some = (read_picture(path) for path in found[:: max(1, len(found) // openvino_backend.FACES)])
-    openvino_backend.quantize(segmenter, weights, some, pictures, args.out or openvino_backend.int8_path(weights))
+    runner.export(args.out, faces=args.data if args.int8 else None)
 
 
 def _demo(args) -> None:
