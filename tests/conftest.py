@@ -89,6 +89,7 @@ def _as_main(what: list[str], args: list[str], cwd: str, env: dict, files: list[
     os.environ.update(env)
     os.chdir(cwd)
     sys.argv = [what[0], *args]
+    multiprocessing.set_start_method(None, force=True)  # workers start as everywhere
     try:
         if what[0] == "-c":
             exec(what[1], {"__name__": "__main__"})

@@ -388,7 +388,9 @@ def test_compile_without_a_compiler_is_one_sentence(prepared, tmp_path):
     """With one it needs a minute, too long for a test; that the option arrives is seen here."""
     env = {"CXX": "/nonexistent", "TORCHINDUCTOR_CACHE_DIR": tmp_path / "cache"}
     options = ["--epochs", 1, "--workers", 0, "--limit", 4, "--compile"]
-    result = run("main.py", "train", "--data", prepared, "--run-dir", tmp_path / "run", *TINY, *options, env=env)
+    result = run(
+        "main.py", "train", "--data", prepared, "--run-dir", tmp_path / "run", *TINY, *options, env=env, fresh=True
+    )
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
     assert "train without --compile" in result.stderr.splitlines()[-1]
