@@ -355,7 +355,7 @@ def collect(context: Context) -> None:
 
 
 def draw_figures(context: Context, weights: dict[str, Path]) -> None:
-    """Occluders drawn over freely licensed faces: the target, networks of the first seed, and the bundled network."""
+    """Occluders over freely licensed faces: the target, networks of the first seed, and the bundled network."""
     seed, finder = context.plan.seeds[0], Runner(context.runner.device_name, log=lambda *words: None).load("bundled")
     sheets = {
         "occluders-faces": {label: f"{variant}-{seed}" for variant, label in CUTOUTS.items()},
