@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from common import UserError
+from common import UserError, reason
 
 STEP_TIMEOUT = timedelta(seconds=60)  # for another process in a step; after it the job ends with an error
 LONG_TIMEOUT = timedelta(days=7)  # for what one process does alone, or one machine more slowly than another
@@ -42,10 +42,10 @@ def find_device(name: str = "auto", *, log=print) -> torch.device:
         (some @ some).cpu()
         return device
     except (RuntimeError, AssertionError, ImportError) as error:  # of a kind that this PyTorch has no module for
-        reason = str(error).splitlines()[0]
+        why = reason(error)
     if name != "auto":
-        raise UserError(f"The device {name!r} cannot be used ({reason}); try --device cpu.")
-    log(f"The GPU cannot be used ({reason}); going on with the CPU.")
+        raise UserError(f"The device {name!r} cannot be used ({why}); try --device cpu.")
+    log(f"The GPU cannot be used ({why}); going on with the CPU.")
     return torch.device("cpu")
 
 
@@ -140,8 +140,7 @@ def process_group(device: torch.device):
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
-        reason = str(error).splitlines()[0]
-        raise UserError(f"Another process of the job died or does not answer ({reason}).") from None
+        raise UserError(f"Another process of the job died or does not answer ({reason(error)}).") from None
     finally:
         _groups.clear()
         dist.destroy_process_group()

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import const
-from common import DownloadError, UserError, download, drive_link, replacing, sweep, temporary_name
+from common import DownloadError, UserError, download, drive_link, reason, replacing, sweep, temporary_name
 
 
 class ModelError(UserError):
@@ -233,8 +233,7 @@ def build(name: str, *, pretrained: bool = False) -> nn.Module:
     try:
         return NETWORKS[name](pretrained=True)
     except (OSError, RuntimeError) as error:  # no network, no such host, a broken or wrong file
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(f"The weights of {name} cannot be fetched ({reason}): see --no-pretrained.") from error
+        raise ModelError(f"The weights of {name} cannot be fetched ({reason(error)}): see --no-pretrained.") from error
 
 
 def identify(state: dict) -> Info:

@@ -211,8 +211,11 @@ def read_known(path: Path, *, grey: bool = False) -> np.ndarray:
     """A picture of a data set, uint8 (H, W, 3) RGB, or (H, W) with `grey`: as `read_picture`, but whole JPEGs, and with
     `grey` PNGs, by OpenCV, in half of the time."""
     path = Path(path)
-    with _opened(path, str(path)) as file:
-        data = file.read()
+    try:
+        with _opened(path, str(path)) as file:
+            data = file.read()
+    except OSError as error:  # of a disk
+        raise PictureError(f"{path} cannot be read ({error.strerror}).") from None
     known = data[:8] == b"\x89PNG\r\n\x1a\n" if grey else data[:3] == b"\xff\xd8\xff" and b"\xff\xd9" in data[-64:]
     if known and 0 < count_pixels(path) <= MOST_PIXELS:
         with suppress(MemoryError, cv2.error):
@@ -244,6 +247,18 @@ class Job:
     path: Path  # the picture
     name: str  # of its results, below the output folder, without suffix
     source: str | None = None  # the picture's `identity`, taken before it is read
+
+
+class Some(list):
+    """The first thousand names of however many there are, `total`; threads may append to it."""
+
+    total, _lock = 0, threading.Lock()
+
+    def append(self, name: str) -> None:
+        with self._lock:
+            self.total += 1
+            if len(self) < 1000:
+                super().append(name)
 
 
 def find_jobs(inputs: Iterable[Path], out: Path) -> list[Job]:
@@ -481,7 +496,7 @@ def predict(
     """
     from tqdm.auto import tqdm
 
-    inputs, out, errors, passed = [Path(p) for p in inputs], Path(out), [], []
+    inputs, out, errors, passed = [Path(p) for p in inputs], Path(out), [], Some()
     total = sum(1 for _ in iter_jobs(inputs, out, errors, passed))
     if not total:
         raise UserError(" ".join([errors[0], *_said_of_passed(passed)]))
@@ -502,7 +517,7 @@ def predict(
     before = f", {folder.skipped} were there already" if folder.skipped else ""
     log(f"{done} of {of} done{before}: {', '.join(folder.output.results)} in {out}")
     if folder.animated:
-        many = _counted(len(folder.animated), "animation")
+        many = _counted(folder.animated.total, "animation")
         log(f"{many}, of which the first frame was taken: {_listed(folder.animated)}.")
     for sentence in _said_of_passed(passed):
         log(sentence)
@@ -516,7 +531,7 @@ class _Results:
 
     def __init__(self, out: Path, output: Output, inputs: set[Path], skip_existing: bool):
         self.out, self.output, self.inputs, self.skip_existing = out, output, inputs, skip_existing
-        self.skipped, self.faceless, self.animated = 0, [], []
+        self.skipped, self.faceless, self.animated = 0, Some(), Some()
 
     def paths(self, job: Job) -> dict[str, Path]:
         return {kind: self.out / f"{job.name}_{kind}{const.RESULTS[kind]}" for kind in self.output.results}
@@ -554,17 +569,17 @@ class _Results:
             write_bytes(path, tagged(data, path.suffix, job.source or "0" * 16))
 
     def said_of_faceless(self) -> str:
-        said = f"{_counted(len(self.faceless), 'picture')} without a face: {_listed(self.faceless)}."
+        said = f"{_counted(self.faceless.total, 'picture')} without a face: {_listed(self.faceless)}."
         hidden = {"blurred", "pixelated"} & set(self.output.results)
         return f"Warning: {said} Nothing was hidden there, so they went out as they were." if hidden else said
 
 
-def _said_of_passed(passed: list[str]) -> list[str]:
+def _said_of_passed(passed: Some) -> list[str]:
     if not passed:
         return []
     videos = any(Path(name).suffix.lower() in const.VIDEO_SUFFIXES for name in passed)
-    is_no = "is not a picture" if len(passed) == 1 else "are not pictures"
-    return [f"{_counted(len(passed), 'file')} {is_no}: {_listed(passed)}{'; give videos by name' if videos else ''}."]
+    is_no = "is not a picture" if passed.total == 1 else "are not pictures"
+    return [f"{_counted(passed.total, 'file')} {is_no}: {_listed(passed)}{'; give videos by name' if videos else ''}."]
 
 
 def _counted(number: int, noun: str) -> str:

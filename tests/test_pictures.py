@@ -524,6 +524,19 @@ def save_face(path, *faces) -> None:
     Image.fromarray(painted(ellipses((80, 100), *faces))).save(path)
 
 
+def test_of_many_names_the_first_are_kept():
+    names = pictures.Some()
+    for i in range(5000):
+        names.append(str(i))
+    assert (names.total, len(names), names[0]) == (5000, 1000, "0")
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="no file that fails to be read")
+def test_a_disk_that_fails_is_named():
+    with pytest.raises(PictureError, match="/proc/self/mem cannot be read"):
+        pictures.read_known("/proc/self/mem")
+
+
 def test_what_is_passed_over_is_named(tmp_path):
     for name in ("a.png", "sub/b.png"):
         save_face(tmp_path / name, (50, 40, 20))
