@@ -16,7 +16,7 @@ import numpy as np
 
 from common import UserError
 from pictures import MOST_PIXELS, count_pixels, read_known
-from robust.occluders import FACE_CENTRE, FACE_WIDTH, SIZE, blend, flat, polygon, rotation, unit
+from robust.occluders import FACE_CENTRE, FACE_WIDTH, SIZE, blend, flat, photo_patch, polygon, rotation, unit
 
 KINDS = ("hands", "objects", "masks")
 HELD_OUT = 5  # every fifth
@@ -154,9 +154,16 @@ def _prolong(rng, layer, start, direction, width: float, texture) -> np.ndarray:
     return np.dstack([rgb, np.maximum(layer[..., 3], shape)])
 
 
-def object_layer(rng: np.random.Generator, cut: np.ndarray, centre) -> np.ndarray:
+def object_layer(rng, cut: np.ndarray, centre, texture: np.ndarray, skin: np.ndarray) -> np.ndarray:
+    """An object, large or small; a third are its outline filled with a texture, a fifth in the colours of `skin`, since
+    there are far fewer objects than faces, and each would be known by heart."""
     degrees = rng.normal(0, 20) if rng.random() < 0.5 else rng.uniform(0, 360)
-    return _place(cut, centre, FACE_WIDTH * rng.uniform(0.35, 1.4), degrees, flip=rng.random() < 0.5)
+    length = FACE_WIDTH * np.exp(rng.uniform(np.log(0.2), np.log(1.4)))
+    layer = _place(cut, centre, length, degrees, flip=rng.random() < 0.5)
+    kind = rng.random()
+    if kind < 0.33:
+        return np.dstack([photo_patch(rng, texture), layer[..., 3]])
+    return recoloured(rng, layer, skin) if kind < 0.53 else layer
 
 
 def mask_layer(rng: np.random.Generator, cut: np.ndarray) -> np.ndarray:
@@ -173,9 +180,9 @@ def recoloured(rng: np.random.Generator, layer: np.ndarray, skin: np.ndarray) ->
     """The layer's own pixels moved to the mean and, in part, the contrast of `skin` uint8 (N, 3), in CIELAB."""
     lab = cv2.cvtColor(layer[..., :3], cv2.COLOR_RGB2LAB).astype(np.float32)
     own = lab[layer[..., 3] > 127]
-    wanted = cv2.cvtColor(skin[None], cv2.COLOR_RGB2LAB)[0].astype(np.float32)
-    if not len(own) or not len(wanted):
+    if not len(own) or not len(skin):
         return layer
+    wanted = cv2.cvtColor(skin[None], cv2.COLOR_RGB2LAB)[0].astype(np.float32)
     gain = np.clip(wanted.std(0) / (own.std(0) + 1), 0.6, 1.3)
     lab = (lab - own.mean(0)) * gain + wanted.mean(0) + rng.normal(0, (8, 2.5, 2.5)).astype(np.float32)
     rgb = cv2.cvtColor(lab.clip(0, 255).astype(np.uint8), cv2.COLOR_LAB2RGB)
@@ -213,11 +220,12 @@ def _blurred(rng: np.random.Generator, rgb: np.ndarray, alpha: np.ndarray) -> tu
 
 
 def lay(
-    rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, store: OccluderStore, *, kind: str | None = None
+    rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, store: OccluderStore, texture, *, kind=None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Lay a photographed occluder, of a random `KINDS` without `kind`, over an aligned face: in and out as of
-    `occluders.draw_occluder`. A hand holds a quarter of the objects; half of the hands have the face's colours."""
-    kind = kind or str(rng.choice(KINDS, p=[0.55, 0.33, 0.12]))
+    `occluders.draw_occluder`. A hand holds a quarter of the objects; half of the hands have the face's colours; of some
+    objects there is the outline alone, filled with a `texture` uint8 (H, W, 3)."""
+    kind = kind or str(rng.choice(KINDS, p=[0.5, 0.4, 0.1]))
     points = np.argwhere(mask > 127)
     if len(points) and rng.random() < 0.9:
         y, x = points[int(rng.integers(len(points)))]
@@ -228,7 +236,7 @@ def lay(
     if kind == "masks":
         layers.append(mask_layer(rng, store.draw(rng, "masks")))
     if kind == "objects":
-        layers.append(object_layer(rng, store.draw(rng, "objects"), centre))
+        layers.append(object_layer(rng, store.draw(rng, "objects"), centre, texture, _skin(image, mask)))
     if kind == "hands" or (kind == "objects" and rng.random() < 0.25):
         layers.append(_hand_of_a_face(rng, store, image, mask, centre, 25))
     opacity = np.zeros((SIZE, SIZE), np.float32)
@@ -254,6 +262,9 @@ def lone_hand(rng: np.random.Generator, store: OccluderStore, image, mask) -> np
 def _hand_of_a_face(rng, store: OccluderStore, image, mask, centre, spread: float) -> np.ndarray:
     cut, place = store.draw(rng, "hands"), centre + rng.normal(0, spread, 2)
     layer = hand_layer(rng, cut, place, store.draw(rng, "textures"))
-    if rng.random() < 0.5 and (mask > 127).any():
-        layer = recoloured(rng, layer, image[mask > 127][::97])
-    return layer
+    return recoloured(rng, layer, _skin(image, mask)) if rng.random() < 0.5 else layer
+
+
+def _skin(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Some of the face's pixels, uint8 (N, 3)."""
+    return image[mask > 127][::97]

@@ -192,7 +192,7 @@ class SceneComposer:
             kinds += [None] * (1 if rng.random() < 0.75 else 2)
         for kind in kinds:
             if kind is None and self.occluders is not None and rng.random() < 0.65:
-                image, mask, opacity = photographed.lay(rng, image, mask, self.occluders)
+                image, mask, opacity = photographed.lay(rng, image, mask, self.occluders, self._texture(rng))
             else:
                 other = self.faces[int(rng.integers(len(self.faces)))]
                 image, mask, opacity = occluders.draw_occluder(

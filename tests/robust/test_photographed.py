@@ -50,11 +50,11 @@ def test_a_fifth_of_each_kind_is_held_out(folder, tmp_path):
 def test_the_mask_loses_what_the_occluder_hides(folder, face, kind):
     store = photographed.OccluderStore(folder)
     image, mask = face
-    hidden = 0
+    texture, hidden = store.draw(np.random.default_rng(0), "textures"), 0
     for seed in range(12):
         before = image.copy(), mask.copy()
-        new, smaller, opacity = photographed.lay(np.random.default_rng(seed), image, mask, store, kind=kind)
-        again = photographed.lay(np.random.default_rng(seed), image, mask, store, kind=kind)
+        new, smaller, opacity = photographed.lay(np.random.default_rng(seed), image, mask, store, texture, kind=kind)
+        again = photographed.lay(np.random.default_rng(seed), image, mask, store, texture, kind=kind)
         for a, b in zip((new, smaller, opacity), again, strict=True):
             np.testing.assert_array_equal(a, b)
         np.testing.assert_array_equal(image, before[0])
