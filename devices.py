@@ -56,13 +56,26 @@ def cpu_has_bf16() -> bool:
     return any(getattr(torch.cpu, name, bool)() for name in names)
 
 
+def emulates_bf16(device: torch.device) -> bool:
+    """Whether a device computes in bf16 without hardware for it: right, and up to fifty times slower than in fp32."""
+    if device.type == "cuda":  # such as a T4
+        return not torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and not cpu_has_bf16()
+
+
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
     """The 16-bit format for `torch.autocast` on a device, or None for full precision."""
-    if device.type == "cuda":  # on a T4 bf16 is emulated, and slow
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    if device.type == "cpu" and cpu_has_bf16():
+    if device.type not in ("cuda", "cpu"):
+        return None
+    if not emulates_bf16(device):
         return torch.bfloat16
-    return None
+    return torch.float16 if device.type == "cuda" else None
+
+
+def warn_of_emulation(precision: str, device: torch.device, log=print) -> None:
+    """Say so where a precision is asked for that the device only emulates."""
+    if precision == "bf16" and emulates_bf16(device):
+        log("Warning: this device has no hardware for bf16 and emulates it, many times slower than --precision auto.")
 
 
 # --- Memory ---------------------------------------------------------------------------------------------------------

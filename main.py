@@ -39,6 +39,7 @@ class Runner:
         """Get ready to predict with weights, see `model.find_weights`; gives the runner. `precision` "fp32" is for
         measuring how good they are; `backend` is "torch", "openvino", or "auto": OpenVINO on a CPU if it is installed;
         `flip` and `passes` go to `inference.Segmenter`."""
+        import devices
         import model as networks
         from extras import openvino_backend
         from inference import Segmenter
@@ -47,6 +48,8 @@ class Runner:
         net, info = networks.load(path)
         self.weights, self.weights_name, device = path, path.name, self.device
         chosen = openvino_backend.choose(backend, net, path, device, precision, log=self.log)
+        if chosen is None:
+            devices.warn_of_emulation(precision, device, self.log)
         self.segmenter = Segmenter(net, info, device, backend=chosen, precision=precision, log=self.log, **options)
         return self
 

@@ -376,7 +376,8 @@ class Trainer:
     def resume(self, state: dict) -> None:
         """Take up the state of `last.pth`; TrainingError if it is of another network. Random numbers need no keeping:
         order, augmentation and dropout are seeded by (seed, epoch)."""
-        if self.config.precision == "auto" and state["device"] == self.device.type:
+        emulated = state["precision"] == "bf16" and devices.emulates_bf16(self.device)
+        if self.config.precision == "auto" and state["device"] == self.device.type and not emulated:
             self._use_precision(state["precision"])  # of another processor, perhaps
         try:
             self.net.load_state_dict(state["model"])
@@ -484,6 +485,7 @@ def announce(trainer: Trainer, log) -> None:
     where = f"on {trainer.device}{shared} in {trainer.precision}; files in {trainer.run_dir}"
     validated = len(trainer.val_loader.dataset)
     log(f"Training {config.model} ({config.recipe}) on {pictures}, validating on {validated}, {where}")
+    devices.warn_of_emulation(trainer.precision, trainer.device, log)
     if trainer.epoch >= config.epochs:
         log(f"All {config.epochs} epochs are done; --epochs N trains for longer.")
 

@@ -90,7 +90,8 @@ class Backend:
 
     Args:
         network: the path of a network.xml; what OpenVINO compiles stays beside it, for a quick start.
-        precision: "fp32", "bf16" or "int8"; int8 needs a network of `quantize`.
+        precision: "fp32", "bf16" or "int8"; int8 needs a network of `quantize`. The attribute says what it became:
+            OpenVINO takes fp32 where the processor has no bf16.
 
     Raises:
         UserError: it cannot be compiled.
@@ -101,8 +102,9 @@ class Backend:
         hint = "bf16" if precision == "bf16" or (precision == "int8" and devices.cpu_has_bf16()) else "f32"
         self._config = {"INFERENCE_PRECISION_HINT": hint, "CACHE_DIR": str(network.parent), "ENABLE_CPU_PINNING": False}
         self._compiled: dict[int, object] = {}  # by the number of threads of a call
-        self._lock, self._own, self.precision = threading.Lock(), threading.local(), precision
-        self._request()
+        self._lock, self._own = threading.Lock(), threading.local()
+        computes = self._request().get_compiled_model().get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        self.precision = "fp32" if precision == "bf16" and computes == "f32" else precision  # a processor without bf16
 
     def _request(self):
         """This thread's infer request. Where PyTorch gave a thread a part of the cores, each part is a stream."""
@@ -155,7 +157,7 @@ def choose(choice: str, net: torch.nn.Module, weights: Path, device: torch.devic
             raise
         log(f"{error} Going on with PyTorch.")
         return None
-    log(f"OpenVINO computes, in {precision}.")
+    log(f"OpenVINO computes, in {backend.precision}.")
     return backend
 
 

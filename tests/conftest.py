@@ -25,6 +25,23 @@ FACE_SEG_DATA = Path(os.environ["FACE_SEG_DATA"]) if os.environ.get("FACE_SEG_DA
 
 TRAIN_IDS = range(16000, 16012)
 VAL_IDS = range(24000, 24006)
+SLOW = ("test_training", "test_experiments", "test_notebook", "test_openvino_backend", "test_inference")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config) -> None:
+    """All of the suite on all cores where pytest-xdist is installed, each file's tests in one process."""
+    given = config.option
+    whole = all(Path(arg).is_dir() for arg in config.args)
+    if "PYTEST_XDIST_WORKER" in os.environ or not whole or not config.pluginmanager.hasplugin("xdist"):
+        return  # one of the processes itself, a file alone, or no pytest-xdist
+    if given.numprocesses is None and not given.usepdb:
+        given.numprocesses, given.dist, given.loadscopereorder = "auto", "loadfile", False
+
+
+def pytest_collection_modifyitems(items) -> None:
+    """The slow files first, so that no core is left alone with one of them at the end."""
+    items.sort(key=lambda item: SLOW.index(item.path.stem) if item.path.stem in SLOW else len(SLOW))
 
 
 # A process that has imported PyTorch once, of which each command gets a copy: 3 s less than an interpreter of its own.

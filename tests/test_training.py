@@ -346,18 +346,32 @@ def test_auto_is_what_the_processor_has(prepared, tmp_path, monkeypatch):
         assert trainer(prepared, tmp_path, config).precision == precision
 
 
-def test_a_resumed_run_keeps_its_format(prepared, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("before", "after", "goes_on"), [(False, True, "fp32"), (True, False, "fp32"), (True, True, "bf16")]
+)
+def test_a_resumed_run_keeps_its_format_unless_that_is_emulated(
+    before, after, goes_on, prepared, tmp_path, monkeypatch
+):
     config = Config("lite", size=32, epochs=2, lr=0.01)
-    monkeypatch.setattr(devices, "cpu_has_bf16", lambda: True)
+    monkeypatch.setattr(devices, "cpu_has_bf16", lambda: before)
     first = trainer(prepared, tmp_path, config)
     first.fit(stop_after=1)
-    assert first.precision == json.loads((tmp_path / "config.json").read_text())["precision_used"] == "bf16"
-    monkeypatch.setattr(devices, "cpu_has_bf16", lambda: False)
+    used = json.loads((tmp_path / "config.json").read_text())["precision_used"]
+    assert first.precision == used == ("bf16" if before else "fp32")
+    monkeypatch.setattr(devices, "cpu_has_bf16", lambda: after)
     again = trainer(prepared, tmp_path, config)
-    assert again.precision == "fp32"
     again.resume(training.state_to_resume(tmp_path, config))
-    assert again.precision == "bf16"
+    assert again.precision == goes_on
     assert len(again.fit()) == 2
+
+
+def test_a_precision_that_is_emulated_is_warned_of(prepared, tmp_path, monkeypatch):
+    for has in (False, True):
+        monkeypatch.setattr(devices, "cpu_has_bf16", lambda has=has: has)
+        for precision in ("bf16", "auto"):
+            lines = []
+            training.announce(trainer(prepared, tmp_path, Config("lite", size=32, precision=precision)), lines.append)
+            assert any("emulates" in line for line in lines) == (precision == "bf16" and not has)
 
 
 def test_accumulated_batches_step_like_a_large_one(prepared, tmp_path):
