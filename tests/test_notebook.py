@@ -1,7 +1,7 @@
 """The notebook: what is committed of it, and what it makes when it is run from top to bottom.
 
-FACE_SEG_BUDGET=tiny makes a run short: 12 + 6 drawn faces at 64 pixels, one epoch. There are two of them, 11 s of one
-core each, and one of the first cells, on copies of the project and without a network.
+FACE_SEG_BUDGET=tiny makes a run short: 12 + 6 drawn faces at 64 pixels, one epoch. One is of all
+cells, two are of the first ones, on copies of the project and without a network.
 """
 
 import base64
@@ -186,7 +186,7 @@ def test_runs_from_another_folder_and_goes_on_when_run_again(execute, tmp_path):
     run = check_files(clone, clone / "data" / "drawn-12", epochs=1)
     first = (run / "history.csv").read_text()
 
-    printed = execute(elsewhere, replace=[(EPOCHS, "epochs=2,")], FACE_SEG_HOME=clone)
+    printed = execute(elsewhere, replace=[(EPOCHS, "epochs=2,")], until="runner.evaluate(", FACE_SEG_HOME=clone)
     assert "after epoch 1" in printed
     assert "Nothing to do" in printed
     check_files(clone, clone / "data" / "drawn-12", epochs=2)
