@@ -169,19 +169,33 @@ def _read_tiff(file, shown: str) -> np.ndarray:
     """A TIFF that Pillow does not know: of 16-bit or floating-point colour."""
     from PIL import Image
 
+    picture = None
     file.seek(0)
     if file.read(4) not in (b"II*\0", b"MM\0*"):
         raise PictureError(f"{shown} is not a picture.")
-    if _tiff_pixels(file) > MOST_PIXELS:
-        raise Image.DecompressionBombError
-    file.seek(0)
-    picture = cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_UNCHANGED)
+    with suppress(KeyError):  # tags that are missing
+        if _tiff_pixels(file) > MOST_PIXELS:
+            raise Image.DecompressionBombError
+        file.seek(0)
+        with opencv_silent():
+            picture = cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_UNCHANGED)
     if picture is None or max(picture.shape[:2]) > LONGEST_SIDE:
         raise PictureError(f"{shown} is not a picture.")
     picture = picture[..., None] if picture.ndim == 2 else picture[..., 2::-1]
     if picture.dtype == np.uint8:
         return np.ascontiguousarray(np.broadcast_to(picture, (*picture.shape[:2], 3)))
     return _to_8_bits(picture, deep=picture.dtype == np.uint16)
+
+
+@contextmanager
+def opencv_silent():
+    """Without OpenCV's own lines on standard error."""
+    log = cv2.utils.logging
+    level = log.setLogLevel(log.LOG_LEVEL_SILENT)
+    try:
+        yield
+    finally:
+        log.setLogLevel(level)
 
 
 def _tiff_pixels(file) -> int:
@@ -515,7 +529,8 @@ def predict(
         raise UserError(f"The results cannot be written to {out} ({error.strerror or error}).") from error
     of = _counted(part, "picture") + (f" of part {shard[0]}/{shard[1]}" if shard[1] > 1 else "")
     before = f", {folder.skipped} were there already" if folder.skipped else ""
-    log(f"{done} of {of} done{before}: {', '.join(folder.output.results)} in {out}")
+    where = f": {', '.join(folder.output.results)} in {out}" if done else "."
+    log(f"{done} of {of} done{before}{where}")
     if folder.animated:
         many = _counted(folder.animated.total, "animation")
         log(f"{many}, of which the first frame was taken: {_listed(folder.animated)}.")

@@ -23,7 +23,7 @@ import cv2
 import numpy as np
 
 from common import UserError, replacing
-from pictures import identity, tagged
+from pictures import identity, opencv_silent, tagged
 
 FPS = Fraction(25)  # where a file or a camera does not say
 COPIED = ("aac", "mp3", "mp3float")  # sound that every player of MP4 knows; other is encoded again, as AAC
@@ -127,13 +127,9 @@ def _probe_with_opencv(path: Path) -> Clip:
 def captured(source: Path | int) -> Iterator[cv2.VideoCapture]:
     """A file or a camera, opened without OpenCV's complaints on standard error."""
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-    log = cv2.utils.logging
     with nullcontext(source) if isinstance(source, int) else _utf8_name(source) as name:
-        level = log.setLogLevel(log.LOG_LEVEL_SILENT)
-        try:
+        with opencv_silent():
             capture = cv2.VideoCapture(name)
-        finally:
-            log.setLogLevel(level)
         try:
             yield capture
         finally:

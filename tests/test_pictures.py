@@ -210,6 +210,20 @@ def test_headers_that_claim_too_much_are_refused_before_memory_is_taken(tmp_path
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 3 * 2**20  # KiB
 
 
+def test_a_damaged_tiff_is_one_sentence_and_no_more(tmp_path, capfd):
+    path = tmp_path / "deep.tiff"
+    cv2.imwrite(str(path), scene()[..., ::-1].astype(np.uint16) * 257)
+    whole = path.read_bytes()
+    damaged = bytearray(whole)
+    for at in (60, 100, 200, -100, -40):
+        damaged[at] ^= 0xFF
+    for data in (damaged, whole[: len(whole) // 2] + whole[-300:]):
+        path.write_bytes(data)
+        with pytest.raises(PictureError, match="is not a picture"):
+            read_picture(path)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_odd_sizes(tmp_path):
     for w, h in ((1, 1), (1000, 3), (2, 700)):
         Image.new("RGB", (w, h), (9, 8, 7)).save(tmp_path / "x.png")
