@@ -59,4 +59,4 @@ PICTURES_ONLY = ("cutout", "probability", "json")  # a video has no transparency
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".heic", ".heif", ".avif")
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 BUNDLED_WEIGHTS = WEIGHTS_DIR / "lite.pth"  # its model card is weights/README.md
-BUNDLED_SHA256 = "21b9a970993ea03047253aa16203f09f3e6f5e24e999f13c21b069043cef7f4b"
+BUNDLED_SHA256 = "d89e5a7d8366da08372557015a1a94269164681e7035ba33306e74fa2b8cbc5c"
