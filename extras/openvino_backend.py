@@ -283,7 +283,10 @@ def quantize(
         with _one_sentence("The network cannot be quantized"):
             mixed = nncf.QuantizationPreset.MIXED  # activations are not symmetric about 0
             model = ov.Core().read_model(str(network))
-            ov.save_model(nncf.quantize(model, nncf.Dataset(seen), preset=mixed, subset_size=len(seen)), file)
+            # Without VNNI a processor adds products in 16 bits, which only weights of 7 bits cannot overflow.
+            narrow = nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE)
+            options = {"preset": mixed, "subset_size": len(seen), "advanced_parameters": narrow}
+            ov.save_model(nncf.quantize(model, nncf.Dataset(seen), **options), file)
         quantized, exact, counts = with_backend(Backend(file, "int8")), with_backend(None), Counts()
         for sample in samples:
             counts.add(quantized.mask(sample) > 0, exact.mask(sample) > 0, boundary=False)
