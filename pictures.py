@@ -169,16 +169,14 @@ def _read_tiff(file, shown: str) -> np.ndarray:
     """A TIFF that Pillow does not know: of 16-bit or floating-point colour."""
     from PIL import Image
 
-    picture = None
     file.seek(0)
     if file.read(4) not in (b"II*\0", b"MM\0*"):
         raise PictureError(f"{shown} is not a picture.")
-    with suppress(KeyError):  # tags that are missing
-        if _tiff_pixels(file) > MOST_PIXELS:
-            raise Image.DecompressionBombError
-        file.seek(0)
-        with opencv_silent():
-            picture = cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_UNCHANGED)
+    if _tiff_pixels(file) > MOST_PIXELS:
+        raise Image.DecompressionBombError
+    file.seek(0)
+    with opencv_silent():
+        picture = cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_UNCHANGED)
     if picture is None or max(picture.shape[:2]) > LONGEST_SIDE:
         raise PictureError(f"{shown} is not a picture.")
     picture = picture[..., None] if picture.ndim == 2 else picture[..., 2::-1]
@@ -205,7 +203,7 @@ def _tiff_pixels(file) -> int:
     tags = ImageFileDirectory_v2(file.read(8))
     file.seek(tags.next)
     tags.load(file)
-    return int(tags[IMAGEWIDTH]) * int(tags[IMAGELENGTH])
+    return int(tags.get(IMAGEWIDTH, 0)) * int(tags.get(IMAGELENGTH, 0))
 
 
 def count_pixels(path: Path) -> int:

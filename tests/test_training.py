@@ -631,8 +631,8 @@ def test_a_damaged_state_changes_nothing(finished, prepared, tmp_path, capsys):
     run_dir = shutil.copytree(finished[0], tmp_path / "run")
     whole = torch.load(run_dir / "last.pth", weights_only=True)
     damages = [{k: v for k, v in whole.items() if k != gone} for gone in whole]
-    others = {key: next(v for v in ("text", 3.5) if not isinstance(v, training._PARTS[key])) for key in whole}
-    damages += [{**whole, key: value} for key, value in others.items()]
+    damages += [{**whole, key: value} for key in whole for value in ("text", 3.5, [1], {"a": 1})
+                if not isinstance(value, training._PARTS[key])]  # fmt: skip
     damages += [{**whole, "config": {**whole["config"], name: ["x"]}} for name in ("lr", "seed", "size")]
     damages += [{**whole, "optimizer": {}}, {**whole, "model": {}}, {**whole, "scheduler": {}, "history": []}]
     for what, state in enumerate(damages):
