@@ -48,7 +48,7 @@ def notebook_steps() -> dict[str, float]:
     return {
         "5 Training": original("T4"),
         "6 Evaluation": minutes(*large, predicted=FACES + 24 + 10),  # thresholds on 24, the worst 10
-        "7 Prediction": minutes(*large, predicted=6) + minutes("T4", "lite", 352, predicted=100),
+        "7 Prediction": minutes(*large, predicted=6) + minutes("T4", "lite", 384, predicted=100),
     }
 
 
