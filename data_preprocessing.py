@@ -33,6 +33,7 @@ PARTS = "CelebAMask-HQ-mask-anno"
 KAGGLE = (Path("/kaggle/input/celebamaskhq"), Path("/kaggle/input/datasets/ipythonx/celebamaskhq"))
 DRIVE_LINK = drive_link(const.CELEB_DRIVE_ID)
 MADE = {"images": ".jpg", "masks": f"_{const.FACE_PART}.png", "persons": "_person.png"}  # how names of results end
+UNFINISHED = ".preparing"  # a file that is in the prepared folder while it is filled, and after that was cut short
 MIN_PICTURE, MAX_PICTURE = 256, 8192  # pixels a side; the official pictures have 1024, a damaged header claims more
 MAX_MEMBER = 64 << 20  # bytes of a picture or part; the largest official one has under 1 MB
 SEARCH_DEPTH = 5  # /kaggle/input/datasets/ipythonx/celebamaskhq/CelebAMask-HQ is 4 below /kaggle/input
@@ -70,6 +71,7 @@ class Report:
     linked: int = 0
     copied: int = 0
     persons: int = 0  # silhouettes made now
+    lacking: int = 0  # silhouettes of prepared faces that the source cannot give
 
     @property
     def idle(self) -> bool:
@@ -77,12 +79,13 @@ class Report:
 
     def __str__(self) -> str:
         counts = {name: f"{name}: {s.there + s.prepared} of {s.wanted}" for name, s in self.splits.items()}
+        lacking = f"; the source lacks {self.lacking} silhouettes" if self.lacking else ""
         if self.idle:
-            return f"Nothing to do: {', '.join(counts.values())} faces are prepared in {self.out}."
+            return f"Nothing to do: {', '.join(counts.values())} faces are prepared in {self.out}{lacking}."
         lines = []
         for name, split in self.splits.items():
             lines.append(f"{counts[name]} faces ({split.prepared} new; the source holds {split.held})")
-        made = f"{self.linked} hard links to the source, {self.copied} copies; silhouettes: {self.persons} new"
+        made = f"{self.linked} hard links to the source, {self.copied} copies; silhouettes: {self.persons} new{lacking}"
         return "\n".join([*lines, f"pictures: {made}", f"in {self.out}"])
 
 
@@ -382,8 +385,9 @@ def _finished(out: Path, split: str, *kinds: str) -> set[int]:
 
 
 def is_prepared(out: str | Path) -> bool:
-    """Whether `out` holds at least one pair of picture and mask in each of train and val."""
-    return all(_finished(Path(out), split, "images", "masks") for split in ("train", "val"))
+    """Whether `out` holds a pair of picture and mask in each of train and val, and no preparation was cut short."""
+    pairs = [_finished(Path(out), split, "images", "masks") for split in ("train", "val")]
+    return all(pairs) and not Path(out, UNFINISHED).exists()
 
 
 def prepare(
@@ -422,6 +426,10 @@ def prepare(
             faces.append(_Face(i, split, pictures.get(i), parts.get(i, {}), i in pairs, i in silhouettes))
     if faces:
         _make_all(faces, source, report, workers or usable_cores(), progress)
+    (report.out / UNFINISHED).unlink(missing_ok=True)
+    for split, wanted in ids.items() if persons else ():
+        pairs, silhouettes = _finished(report.out, split, "images", "masks"), _finished(report.out, split, "persons")
+        report.lacking += len(wanted & pairs - silhouettes)
     return report
 
 
@@ -434,6 +442,7 @@ def _make_all(faces: list[_Face], source, report: Report, workers: int, progress
     for kind in MADE if any(face.person for face in faces) else ("images", "masks"):
         for split in report.splits:
             (report.out / f"{kind}_{split}").mkdir(parents=True, exist_ok=True)
+    (report.out / UNFINISHED).touch()
     # Threads, as OpenCV and zlib let go of the interpreter; processes would each read the zip's 420,000 names.
     pool = ThreadPoolExecutor(min(workers, len(faces)))
     try:
@@ -455,7 +464,10 @@ def ensure(out: str | Path, log=print) -> Path:
     if not is_prepared(out):
         try:
             source = find_source(out)
-        except DataError:
+        except DataError as error:
+            if (out / UNFINISHED).exists():
+                how = f"run `python data_preprocessing.py --out {out}` with its --source again"
+                raise DataError(f"The preparation of {out} was cut short; {how}.") from error
             source = find_source()
         log(f"Preparing {out} from {source}")
         for reason in prepare(source, out).skipped:

@@ -24,14 +24,14 @@ WORST = 10  # pictures on the sheet
 
 
 def evaluate(
-    segmenter, data: Path, out: Path, *, weights="", limit: int | None = None, exclude: Path | None = None, log=print
+    segmenter, data: Path, out: Path, *, about=None, limit: int | None = None, exclude: Path | None = None, log=print
 ) -> dict:
     """Measure on the validation pictures of `data`, each at its mask's own size, from counts pooled over the split.
     Writes `metrics.json` and `worst.jpg` to `out`. The processes of a torchrun job share the pictures.
 
     Args:
         segmenter: an inference.Segmenter, of precision "fp32".
-        weights: their name, for the record.
+        about: what the record says of the network, see `Runner.described`.
         limit: only the first so many pictures.
         exclude: a file of ids, such as robust/label_noise.py writes: a further row leaves those faces out.
 
@@ -47,6 +47,8 @@ def evaluate(
     with devices.rank_zero_first():
         data = ensure(data, log)
     pairs = dataset.Celeb(data / "images_val", data / "masks_val", limit=limit).pairs
+    if exclude and not excluded & {image.stem for image, _ in pairs}:
+        raise UserError(f"{exclude} names none of the {len(pairs)} faces; it lists ids such as {pairs[0][0].stem}.")
     rank, world_size = devices.rank(), devices.world_size()
     logit = const.ORIGINAL_LOGIT_THRESHOLD
     counts = SplitCounts({"probability 0.5": 0.0, f"logit {logit}": logit})
@@ -64,13 +66,10 @@ def evaluate(
         row = f"0.5, {len(rest)} faces"
         table[row], pictures[row] = sum(rest, Counts()).summary(), len(rest)
     record = {
-        "weights": weights,
-        "model": segmenter.info.model,
-        "passes": segmenter.passes,
-        "precision": segmenter.backend.precision,
+        **(about or {}),
         "data": str(data),
         "pictures": len(pairs),
-        "device": str(segmenter.device),
+        "exclude": exclude and str(exclude),
         "world_size": world_size,
         "metrics": table,
     }

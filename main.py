@@ -46,12 +46,21 @@ class Runner:
 
         path = networks.find_weights(weights, online=online, log=self.log)
         net, info = networks.load(path)
-        self.weights, self.weights_name, device = path, path.name, self.device
+        self.weights, device = path, self.device
         chosen = openvino_backend.choose(backend, net, path, device, precision, log=self.log)
         if chosen is None:
             devices.warn_of_emulation(precision, device, self.log)
         self.segmenter = Segmenter(net, info, device, backend=chosen, precision=precision, log=self.log, **options)
         return self
+
+    def described(self) -> dict:
+        """What figures of the loaded weights belong to."""
+        import hashlib
+
+        one, digest = self.segmenter, hashlib.sha256(self.weights.read_bytes()).hexdigest()
+        computed = {"passes": one.passes, "flip": one.flip, "backend": one.backend.name}
+        weights = {"weights": str(self.weights), "sha256": digest, "model": one.info.model}
+        return {**weights, **computed, "precision": one.backend.precision, "device": str(self.device)}
 
     # -- predict
     def predict_image(self, picture, threshold: float = const.THRESHOLD):
@@ -111,8 +120,7 @@ class Runner:
         import evaluation
 
         with devices.process_group(self.device):
-            options |= {"weights": self.weights_name, "log": self.log}
-            return evaluation.evaluate(self.segmenter, data, out, **options)
+            return evaluation.evaluate(self.segmenter, data, out, about=self.described(), log=self.log, **options)
 
 
 # --- The command line -----------------------------------------------------------------------------------------------
@@ -412,8 +420,8 @@ def _evaluate(args) -> None:
     runner.evaluate(args.data, out, limit=args.limit, exclude=args.exclude)
 
 
-def recipe_of(name: str) -> tuple[type, type]:
-    """The class of a recipe and that of its settings."""
+def recipe_of(name: str | None) -> tuple[type, type]:
+    """The class of a recipe, the original's without a name, and that of its settings."""
     if name == "robust":
         from robust.recipe import Robust, RobustConfig
 
@@ -429,17 +437,19 @@ def _train(args) -> None:
     import training
 
     run_dir = args.run_dir or (args.resume and args.model is None and training.latest_run(const.RUNS_DIR))
-    run_dir = run_dir or const.RUNS_DIR / (args.model or const.MODEL)
+    run_dir = run_dir or const.RUNS_DIR / (args.model or recipe_of(args.recipe)[1].model)
     settings = training.read_run(run_dir)["config"] if args.resume else {}
-    _, config_class = recipe_of(args.recipe or settings.get("recipe", "original"))
+    _, config_class = recipe_of(args.recipe or settings.get("recipe"))
     names = {field.name for field in fields(config_class)}
     given = {name: value for name, value in vars(args).items() if value is not None}
     if foreign := [name for name in _ROBUST if name in given and name not in names]:
         raise UserError(f"--{foreign[0].replace('_', '-')} belongs to --recipe robust.")
     if not settings and config_class is not training.Config:
         settings = config_class.defaults(second=args.init is not None)
-    if args.size is not None and args.size != settings.get("size"):
-        settings["progressive"] = []  # one size throughout
+        if args.size is not None:
+            settings["progressive"] = []  # one size throughout
+        if args.limit is not None:
+            settings["val_limit"] = min(args.limit, config_class.val_limit)
     config = training.configured(config_class, settings | {name: given[name] for name in names & set(given)})
     logs = [name for name in ("clearml", "tensorboard") if getattr(args, name)]
     if logs:

@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import UnionType
 from typing import get_args, get_origin, get_type_hints
@@ -55,7 +55,7 @@ class Config:
     seed: int = const.SEED
     pretrained: bool = True
     limit: int | None = None
-    val_limit: int | None = None  # validation pictures, where they are to be fewer than `limit`
+    val_limit: int | None = None  # validation pictures, where they are to be other than `limit`
     accumulate: int = 1  # batches that make one step of the optimizer
     precision: str = "auto"  # auto, fp32, bf16 or fp16
     epoch_size: int | None = None  # pictures an epoch shows; all of them once without it
@@ -71,7 +71,8 @@ class Original:
     """The original's recipe; robust/recipe.py has another with the same members. `data` are the prepared folders."""
 
     passes = 1  # of prediction with the weights that it makes
-    fixed = ("model", "recipe", "size", "batch_size", "accumulate", "seed", "limit", "epoch_size", "ema", "cutout")
+    fixed = ("model", "recipe", "size", "batch_size", "accumulate", "seed", "limit", "val_limit", "epoch_size", "ema",
+             "cutout")  # fmt: skip
     loss = staticmethod(bce)
 
     def __init__(self, config: Config, data: Path, run_dir: Path, *, workers: int, cache: bool = False, **_):
@@ -179,6 +180,7 @@ class Trainer:
             devices.reuse_memory()
         self.size = recipe.size_at(0)
         self.train_loader = recipe.loader(self.size)
+        self.pictures = [len(loader.dataset) for loader in (self.train_loader, val_loader) if loader]
         self.steps = len(self.train_loader) // self.config.accumulate  # of the optimizer, in an epoch
         self.effective_batch = self.config.batch_size * self.config.accumulate * devices.world_size()  # of such a step
         self.optimizer, self.scheduler = recipe.optimizer(self.net, self.steps * self.config.epochs)
@@ -224,15 +226,15 @@ class Trainer:
         `on_epoch` is called after every epoch, the files being written."""
         if devices.rank() == 0:
             self.run_dir.mkdir(parents=True, exist_ok=True)
-            self._write_config()
-            if self.history:  # a run may be killed between last.pth and these
-                self._write_history()
+            if self.history:  # a run may be killed between last.pth and these; before the first it leaves no file
+                self._write_rest()
         while self.epoch < min(self.config.epochs, stop_after or self.config.epochs):
             started = time.perf_counter()
             loss = self.train_epoch()
             counts = self.validate()
             if not math.isfinite(both := loss + counts.bce):
-                how = "start again, or --resume, with a smaller --lr"
+                or_resume = ", or --resume," if self.epoch and "lr" not in self.recipe.fixed else ""
+                how = f"start again{or_resume} with a smaller --lr"
                 raise TrainingError(f"The loss became {both} in epoch {self.epoch + 1}; {how}.")
             if self.by_validation:
                 self.scheduler.step(counts.bce)
@@ -337,13 +339,9 @@ class Trainer:
         self.epoch += 1
         if devices.rank() != 0:
             return
-        if counts.bce < self.best:
-            self.best = counts.bce
-            info = networks.Info(self.config.model, self.config.size, self.recipe.passes, self.config.recipe)
-            networks.save_state(self.eval_model.state_dict(), self.run_dir / "model.best.pth", info)
+        self.best = min(self.best, counts.bce)
         networks.save_atomically(self.state(), self.run_dir / "last.pth")
-        self._write_config()
-        self._write_history()
+        self._write_rest()
         tqdm.write(
             f"epoch {row['epoch']:3d}/{self.config.epochs}  loss {loss:.4f}  val loss {counts.bce:.4f}  "
             f"Dice {counts.dice:.4f}  IoU {counts.iou:.4f}  lr {rate:.1e}  {seconds:.0f} s"
@@ -351,9 +349,14 @@ class Trainer:
         for track in self.trackers:
             track(row)
 
-    def _write_history(self) -> None:
+    def _write_rest(self) -> None:
+        """What follows from `last.pth`."""
         from drawing import save_curves
 
+        if self.history[-1]["val_loss"] == self.best:
+            info = networks.Info(self.config.model, self.config.size, self.recipe.passes, self.config.recipe)
+            networks.save_state(self.eval_model.state_dict(), self.run_dir / "model.best.pth", info)
+        self._write_config()
         lines = [COLUMNS, *([row[name] for name in COLUMNS] for row in self.history)]
         write_text(self.run_dir / "history.csv", "".join(",".join(map(str, line)) + "\n" for line in lines))
         save_curves(self.history, self.run_dir / "curves.png")
@@ -368,14 +371,18 @@ class Trainer:
             "epoch": self.epoch,
             "best": self.best,
             "history": self.history,
+            "pictures": self.pictures,
             "model": self.net.state_dict(),
             "ema": None if self.ema is None else self.ema.state_dict(),
             **{name: getattr(self, name).state_dict() for name in ("optimizer", "scheduler", "scaler")},
         }
 
     def resume(self, state: dict) -> None:
-        """Take up the state of `last.pth`; TrainingError if it is of another network. Random numbers need no keeping:
-        order, augmentation and dropout are seeded by (seed, epoch)."""
+        """Take up the state of `last.pth`; TrainingError if it is of another network or of other data. Random numbers
+        need no keeping: order, augmentation and dropout are seeded by (seed, epoch)."""
+        if (before := state.get("pictures", self.pictures)) != self.pictures:
+            what = f"has {before} training and validation pictures, here are {self.pictures}"
+            raise TrainingError(f"The run in {self.run_dir} {what}; resume it with the same --data.")
         emulated = state["precision"] == "bf16" and devices.emulates_bf16(self.device)
         if self.config.precision == "auto" and state["device"] == self.device.type and not emulated:
             self._use_precision(state["precision"])  # of another processor, perhaps
@@ -433,6 +440,8 @@ def run(
     holding = held(run_dir, resume=resume) if devices.rank() == 0 else nullcontext()
     with devices.process_group(device), holding:
         state = state_to_resume(run_dir, config, recipe_class) if resume else None
+        if state is not None:  # how the run began is no choice any more
+            config = replace(config, pretrained=state["config"].get("pretrained", config.pretrained))
         with devices.rank_zero_first():
             data_preprocessing.ensure(data, log)
         if workers is None:  # one core is left to each training process of this machine
@@ -465,7 +474,7 @@ def at_work(trainer: Trainer):
     except Exception as error:
         trainer.check()
         if "DataLoader worker" in reason(error):
-            how = "start again, or --resume, with fewer --workers, or more memory"
+            how = f"start again{', or --resume,' if trainer.epoch else ''} with fewer --workers, or more memory"
             raise TrainingError(f"A loader process died ({reason(error)}); {how}.") from None
         if type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
             sentence = f"torch.compile does not work here ({reason(error)}); train without --compile."
@@ -533,7 +542,7 @@ def configured(config_class: type, settings: dict) -> Config:
 
 
 _PARTS = {"config": dict, "device": str, "precision": str, "steps": int, "epoch": int, "best": float, "history": list,
-          "model": dict, "ema": (dict, type(None)), "optimizer": dict, "scheduler": dict, "scaler": dict}  # fmt: skip
+          "pictures": list, "model": dict, "ema": (dict, type(None)), "optimizer": dict, "scheduler": dict, "scaler": dict}  # fmt: skip
 
 
 def read_run(run_dir: Path) -> dict:
@@ -551,7 +560,10 @@ def read_run(run_dir: Path) -> dict:
 
 
 def _is_state(state) -> bool:
-    if not isinstance(state, dict) or not all(k in state and isinstance(state[k], v) for k, v in _PARTS.items()):
+    if not isinstance(state, dict):
+        return False
+    state = {"pictures": [], **state}  # which a version before did not write
+    if not all(k in state and isinstance(state[k], v) for k, v in _PARTS.items()):
         return False
     needed, rows = {"model", "recipe", "size", "batch_size", "epochs", "lr", "seed"}, state["history"]
     whole = all(isinstance(row, dict) and set(row) == set(COLUMNS) for row in rows)

@@ -97,6 +97,8 @@ class Backend:
         UserError: it cannot be compiled.
     """
 
+    name = "openvino"
+
     def __init__(self, network: Path, precision: str):
         self._core, self._network, self._cores = _import("openvino").Core(), network, torch.get_num_threads()
         hint = "bf16" if precision == "bf16" or (precision == "int8" and devices.cpu_has_bf16()) else "f32"

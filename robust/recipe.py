@@ -81,7 +81,7 @@ class Robust:
     """See `training.Original`, whose members these are."""
 
     passes = 2
-    fixed = (*Original.fixed, "epochs", "lr")  # its schedule is drawn over the whole run
+    fixed = (*Original.fixed, "epochs", "lr", "init")  # its schedule is drawn over the whole run
     loss = staticmethod(edge_bce_dice)
 
     def __init__(self, config: RobustConfig, data: Path, run_dir: Path, *, workers: int, device, log=print, **_):
@@ -91,8 +91,6 @@ class Robust:
                 raise TrainingError(f"There is no folder {folder} (--{name}).")
         if config.unlabelled is not None and config.init is None:
             raise TrainingError("--unlabelled needs --init: the weights that predict the masks.")
-        if config.init is not None and networks.read_state(initial_weights(config))[1].model != config.model:
-            raise TrainingError(f"{config.init} holds another network than {config.model}.")
         pseudo = config.unlabelled and pseudo_label(config, run_dir / "pseudo", device, log=log)
         self.composer = self._composer(data, pseudo)
 
@@ -107,6 +105,8 @@ class Robust:
             self.log(f"No {persons}: nobody is cut out; make it with `data_preprocessing.py --persons`.")
         exclude = read_ids(config.exclude) if config.exclude else frozenset()
         faces = scenes.FaceStore(images, masks, persons, limit=config.limit, exclude=exclude)
+        if exclude:
+            self.log(f"{faces.excluded} faces are left out, of {len(exclude)} that {config.exclude} lists.")
         if not len(faces):
             raise TrainingError(f"{masks} holds no masks; run `python data_preprocessing.py` again.")
         if pseudo is not None:  # the annotated faces twice, so that they count for more
@@ -119,7 +119,10 @@ class Robust:
     def network(self) -> nn.Module:
         if self.config.init is None:
             return networks.build(self.config.model, pretrained=self.config.pretrained)
-        return networks.load(initial_weights(self.config))[0]
+        net, info = networks.load(initial_weights(self.config))
+        if info.model != self.config.model:
+            raise TrainingError(f"{self.config.init} holds another network than {self.config.model}.")
+        return net
 
     def size_at(self, epoch: int) -> int:
         """The picture size of an epoch: progressive resizing, small pictures first."""

@@ -139,7 +139,8 @@ class Context:
         records = {name: read_json(self.folder / name / "trained.json") for name in self.configs}
         for name, record in records.items():
             wanted = asdict(self.configs[name])
-            for key, value in record.get("config", {}).items():
+            wanted["faces"] = self.faces
+            for key, value in (record.get("config", {}) | {"faces": record.get("faces", self.faces)}).items():
                 if wanted[key] != value:
                     where = self.folder / name
                     raise UserError(f"{where} holds a run with {key} {value}, not {wanted[key]}; give another --runs.")
@@ -225,7 +226,8 @@ def train(context: Context, name: str) -> None:
     # larger pictures need more shared memory than containers have
     history = train_in(context, folder, config, data, cache=config.size < 512)
     precision = read_json(folder / "config.json")["precision_used"]
-    write_json(folder / "trained.json", {"config": asdict(config), "precision": precision, "history": history})
+    record = {"config": asdict(config), "faces": context.faces, "precision": precision, "history": history}
+    write_json(folder / "trained.json", record)
     (folder / "last.pth").unlink()  # 58 MB, of use for nothing but to go on
 
 
@@ -277,7 +279,7 @@ def measure_all(context: Context, weights: dict[str, Path]) -> dict[str, dict]:
     kept, loaded, folder = {}, {}, context.folder / "measured"
     for name, file in weights.items():
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
-        of = [digest, context.plan.val_faces, context.plan.occluded_faces, str(context.occluder_dir)]
+        of = [digest, context.faces, context.plan.val_faces, context.plan.occluded_faces, str(context.occluder_dir)]
         record = read_json(folder / f"{name}.json")
         kept[name] = record if record.get("of") == of else {"of": of, "kinds": {}}
     for kind in ("clean", *OCCLUDED, *GLASSES):
@@ -496,6 +498,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.estimate:
             print(remaining(context, args.gpu))
             return
+        context.trained()  # refuses other settings than those of the trainings that are there
         write_json(context.folder / "plan.json", asdict(context.plan))
         run_all(context, args.gpu)
 

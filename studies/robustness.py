@@ -95,9 +95,10 @@ def occluded_faces(composer: scenes.SceneComposer, kind: str) -> Iterator[tuple]
 
 def photographs(composer: scenes.SceneComposer, count: int, widths: tuple[float, float]) -> Iterator[Sample]:
     """Composed pictures of 640x480 with one to three of the people, faces `widths` (from, to) of the width."""
+    known = [i for i, (_, _, person) in enumerate(composer.faces.entries) if person]  # who can be cut out
     for i in range(count):
         rng = np.random.default_rng((SEED, i))
-        people = rng.choice(len(composer.faces), size=min(1 + i % 3, len(composer.faces)), replace=False).tolist()
+        people = rng.choice(known, size=min(1 + i % 3, len(known)), replace=False).tolist()
         yield composer.photograph(rng, people, (480, 640), widths)[:2]
 
 
@@ -259,7 +260,7 @@ def main(argv: list[str] | None = None) -> int:
                 raise UserError(f"There is no folder {folder}.")
         runner = Runner(args.device).load(args.weights, flip=args.flip, passes=args.passes, precision=args.precision)
         tables = run(runner.segmenter, args)
-        write_json(args.out / "robustness.json", {"weights": runner.weights_name, **tables})
+        write_json(args.out / "robustness.json", {**runner.described(), "limit": args.limit, **tables})
         write_text(args.out / "robustness.md", to_markdown(tables))
         print(f"robustness.json and robustness.md are in {args.out}")
 

@@ -478,7 +478,43 @@ def test_failing_writes_end_the_run(code, celeb_source, tmp_path, monkeypatch, c
     sentence = capsys.readouterr().err
     assert sentence.startswith(f"error: {tmp_path / 'masks_'}")
     assert os.strerror(code) in sentence
-    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == [tmp_path / dp.UNFINISHED]
+
+
+def test_a_preparation_that_was_cut_short_is_finished_before_its_faces_are_used(celeb_source, tmp_path, monkeypatch):
+    made, make = [], dp._make
+
+    def stopped(*args):
+        made.append(args)
+        if len(made) > 15:  # all of train, and some of val
+            raise KeyboardInterrupt
+        return make(*args)
+
+    monkeypatch.setattr(dp, "_make", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        dp.prepare(celeb_source, tmp_path, workers=1)
+    assert dp._finished(tmp_path, "val", "images", "masks")
+    assert not dp.is_prepared(tmp_path)
+    monkeypatch.setattr(dp, "_make", make)
+    monkeypatch.setattr(const, "DIR_PATH", tmp_path / "nothing")
+    monkeypatch.setattr(const, "CELEB_DIR", tmp_path / "nothing")
+    with pytest.raises(dp.DataError, match="cut short"):
+        dp.ensure(tmp_path)
+    (tmp_path / "CelebAMask-HQ").symlink_to(celeb_source)
+    dp.ensure(tmp_path, lambda *words: None)
+    assert dp.is_prepared(tmp_path)
+    assert len(list((tmp_path / "masks_val").iterdir())) == 6
+
+
+def test_silhouettes_that_the_source_lacks_are_counted(celeb_source, tmp_path):
+    celeb = copied(celeb_source, tmp_path / "source")
+    dp.prepare(celeb, tmp_path)
+    for path in (celeb / dp.PARTS).rglob("16000_*.png"):
+        path.unlink()
+    for _ in range(2):  # there is nothing to do the second time
+        report = dp.prepare(celeb, tmp_path, persons=True)
+        assert report.lacking == 1
+        assert "the source lacks 1 silhouettes" in str(report)
 
 
 # --- Odd files -----------------------------------------------------------------------------------------------------

@@ -69,8 +69,13 @@ def test_with_and_without_listed_faces(prepared, lite_weights, tmp_path, capsys)
     assert capsys.readouterr().out.splitlines()[3].split()[:4] == ["0.5,", "1", "faces", "1"]
     assert main.main([*args, "--limit", "1"]) == 0
     assert json.loads((tmp_path / "metrics.json").read_text())["metrics"]["probability 0.5"] == rest
-    assert main.main([*args, "--exclude", str(tmp_path / "none.txt")]) == 1
-    one_sentence(capsys.readouterr().err, "none.txt")
+    record = json.loads((tmp_path / "metrics.json").read_text())
+    assert record["weights"] == str(lite_weights)
+    assert (record["flip"], record["backend"], record["exclude"]) == (False, "torch", None)
+    (tmp_path / "other.txt").write_text("24001.jpg")
+    for name in ("none.txt", "other.txt"):
+        assert main.main([*args, "--exclude", str(tmp_path / name)]) == 1
+        one_sentence(capsys.readouterr().err, name)
 
 
 @pytest.mark.parametrize("name", ["metrics.json", "worst.jpg"])

@@ -503,8 +503,19 @@ def test_a_full_disk(prepared, tmp_path, small_files, monkeypatch, capsys):
     monkeypatch.setattr(model, "save_atomically", fill)
     assert train(prepared, tmp_path, "--epochs", 1, "--limit", 4, "--workers", 0) == 1
     one_sentence(capsys.readouterr().err, tmp_path / "last.pth", "File too large")
-    assert not leftovers(tmp_path)
-    assert {p.name for p in tmp_path.iterdir()} == {"config.json", "model.best.pth"}
+    assert not any(tmp_path.iterdir())  # so that the same command may be given again
+
+
+def test_the_best_weights_follow_from_the_state(finished, prepared, tmp_path):
+    """As where a run was killed just before they were written."""
+    shutil.copytree(finished[0], tmp_path / "run")
+    state = training.read_run(tmp_path / "run")
+    state["best"] = state["history"][-1]["val_loss"] = 0.1
+    model.save_atomically(state, tmp_path / "run" / "last.pth")
+    (tmp_path / "run" / "model.best.pth").unlink()
+    assert train(prepared, tmp_path / "run", "--resume", "--seed", "7") == 0
+    for key, value in model.load(tmp_path / "run" / "model.best.pth")[0].state_dict().items():
+        torch.testing.assert_close(value, state["model"][key])
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -532,6 +543,17 @@ def test_a_signal_ends_a_run_between_two_batches(number, prepared, tmp_path, mon
     assert signal.getsignal(number) == before
     assert train(prepared, tmp_path, *options, "--resume") == 0
     assert len(history(tmp_path)) == 3
+
+
+def test_a_run_that_was_killed_in_its_first_epoch_can_be_started_again(prepared, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "validate", lambda self: self.ask(signal.SIGTERM) or self.check())
+        assert train(prepared, tmp_path / "run", "--epochs", "1", "--workers", "0") == 128 + signal.SIGTERM
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").touch()  # all that a SIGKILL leaves
+    assert train(prepared, tmp_path / "run", "--epochs", "1", "--workers", "0") == 0
+    assert len(history(tmp_path / "run")) == 1
 
 
 def test_a_second_signal_ends_a_run_at_once(prepared, tmp_path, monkeypatch):
@@ -630,7 +652,7 @@ def test_last_pth_decides_what_is_resumed(finished, prepared, tmp_path):
 def test_a_damaged_state_changes_nothing(finished, prepared, tmp_path, capsys):
     run_dir = shutil.copytree(finished[0], tmp_path / "run")
     whole = torch.load(run_dir / "last.pth", weights_only=True)
-    damages = [{k: v for k, v in whole.items() if k != gone} for gone in whole]
+    damages = [{k: v for k, v in whole.items() if k != gone} for gone in whole if gone != "pictures"]
     damages += [{**whole, key: value} for key in whole for value in ("text", 3.5, [1], {"a": 1})
                 if not isinstance(value, training._PARTS[key])]  # fmt: skip
     damages += [{**whole, "config": {**whole["config"], name: ["x"]}} for name in ("lr", "seed", "size")]
@@ -680,6 +702,29 @@ def test_what_a_killed_run_left_is_swept(finished, lite_weights, prepared, tmp_p
     assert train(prepared, run_dir, "--resume", "--workers", 0) == 0
     pseudo_label(config, masks, "cpu", log=lambda line: None)
     assert sorted(leftovers(tmp_path)) == [str(folder / living) for folder in (masks, run_dir)]
+
+
+def test_other_data_is_refused_and_how_a_run_began_is_kept(finished, prepared, tmp_path, capsys):
+    shutil.copytree(finished[0], tmp_path / "run")
+    shutil.copytree(prepared, tmp_path / "fewer")
+    for kind in ("images", "masks"):
+        next((tmp_path / "fewer" / f"{kind}_val").glob("24000*")).unlink()
+    assert train(tmp_path / "fewer", tmp_path / "run", "--resume", "--seed", "7", "--epochs", "4") == 1
+    one_sentence(capsys.readouterr().err, "[12, 6] training and validation pictures", "[12, 5]", "--data")
+    config = training.configured(Config, training.read_run(tmp_path / "run")["config"])
+    config.pretrained, config.epochs = True, 4
+    main.Runner("cpu", log=print).train(config, prepared, tmp_path / "run", resume=True, workers=0)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["pretrained"] is False
+
+
+def test_settings_of_the_robust_recipe_by_the_command(tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(main.Runner, "train", lambda _, config, data, run_dir, **__: started.append((config, run_dir)))
+    for options in ("", "--limit 9", "--limit 9 --val-limit 20", "--init bundled --size 320"):
+        assert main.main(["train", "--recipe", "robust", *options.split()]) == 0
+    assert [config.val_limit for config, _ in started] == [300, 9, 20, 300]
+    assert [bool(config.progressive) for config, _ in started] == [True, True, True, False]  # one size throughout
+    assert {run_dir for _, run_dir in started} == {const.RUNS_DIR / "lite"}
 
 
 def test_the_latest_run_is_resumed(finished, prepared, tmp_path, monkeypatch, capsys):

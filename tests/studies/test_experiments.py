@@ -129,6 +129,16 @@ def test_the_plan_is_kept_and_other_settings_are_refused(place, prepared, tmp_pa
     assert experiments.main([str(a) for a in ("data-size", "--quick", *data, "--out", tmp_path / "out")]) == 1
     one_sentence(capsys.readouterr().err, "cutout-on-1", "size 64, not 96", "--runs")
     assert not (tmp_path / "out").exists()
+    kept = tmp_path / "runs" / "claims" / "plan.json"
+    kept.write_text('{"seeds": [1]}')
+    assert experiments.main([str(a) for a in ("data-size", "--quick", *data, "--size", 96)]) == 1
+    one_sentence(capsys.readouterr().err, "size 64, not 96")
+    assert kept.read_text() == '{"seeds": [1]}'  # what was refused leaves no trace
+    shutil.copytree(prepared, tmp_path / "fewer")
+    for kind in ("images", "masks"):
+        next((tmp_path / "fewer" / f"{kind}_val").glob("24000*")).unlink()
+    assert experiments.main([str(a) for a in ("data-size", "--quick", *data, "--data", tmp_path / "fewer")]) == 1
+    one_sentence(capsys.readouterr().err, "faces {'train': 12, 'val': 6}")
 
 
 def test_a_full_run_is_not_overwritten_by_a_quick_one(prepared, tmp_path, capsys):

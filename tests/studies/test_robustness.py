@@ -7,6 +7,7 @@ import pytest
 from conftest import leftovers, no_traceback, one_sentence, run
 from PIL import Image
 
+from robust import scenes
 from studies import pasted, robustness
 
 
@@ -110,7 +111,9 @@ def test_tables_asked_for_alone_and_what_is_skipped(prepared, lite_weights, tmp_
                "photographed occluders"]  # fmt: skip
     assert robustness.main(list(map(str, options))) == 0
     table = json.loads((tmp_path / "robustness.json").read_text())
-    assert table.keys() == {"weights", "skipped", "faces"}
+    about = {"weights", "sha256", "model", "passes", "flip", "backend", "precision", "device", "limit"}
+    assert table.keys() == {*about, "skipped", "faces"}
+    assert table["weights"] == str(lite_weights)
     assert "--backgrounds" in table["skipped"]["no face"]
     assert "--occluders" in table["skipped"]["photographed occluders"]
     assert "no face: skipped, it needs photographs in --backgrounds" in (tmp_path / "robustness.md").read_text()
@@ -143,3 +146,12 @@ def test_a_hand_is_cut_off_below_and_takes_the_face_s_colour_half_of_the_time():
     assert tones.count(None) < 3
     assert 10 < tones.count([90, 90, 90]) < 30
     assert tones.count([90, 90, 90]) + tones.count([40, 60, 200]) + tones.count(None) == 40
+
+
+def test_only_who_can_be_cut_out_is_in_composed_photographs(prepared):
+    store = scenes.FaceStore(*(prepared / f"{kind}_val" for kind in ("images", "masks", "persons")), limit=2)
+    store.entries[0] = (*store.entries[0][:2], None)
+    composer = scenes.SceneComposer(store, scenes.PhotoStore([]))
+    for image, target in robustness.photographs(composer, 3, (0.2, 0.4)):
+        assert image.shape == (480, 640, 3)
+        assert target.any()
