@@ -542,7 +542,8 @@ def configured(config_class: type, settings: dict) -> Config:
 
 
 _PARTS = {"config": dict, "device": str, "precision": str, "steps": int, "epoch": int, "best": float, "history": list,
-          "pictures": list, "model": dict, "ema": (dict, type(None)), "optimizer": dict, "scheduler": dict, "scaler": dict}  # fmt: skip
+          "pictures": list, "model": dict, "ema": (dict, type(None)), "optimizer": dict, "scheduler": dict,
+          "scaler": dict}  # fmt: skip
 
 
 def read_run(run_dir: Path) -> dict:
