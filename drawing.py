@@ -271,6 +271,11 @@ class Output:
         if isinstance(self.color, str):
             object.__setattr__(self, "color", parse_color(self.color))
 
+    @property
+    def hiding(self) -> str | None:
+        """The first of the results that hides faces; None where none does."""
+        return next((kind for kind in self.results if kind in ("blurred", "pixelated")), None)
+
     def draw(self, kind: str, picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """One of `const.RESULTS`, but "probability" and "json", of a picture uint8 (H, W, 3) and its mask (H, W)."""
         if kind == "mask":
@@ -293,7 +298,8 @@ class Output:
 
 class Gif:
     """An endless GIF, written to a binary `file` frame by frame: of each what differs from the one before it, in a
-    palette that is kept as long as it fits. Frames have the size of the first one, made smaller to `width` pixels."""
+    palette that is kept as long as it fits. The first one, made smaller to `width` pixels, gives the size; others are
+    scaled to fit into it, on black."""
 
     COLORS = 127  # and one that is transparent
 
@@ -313,7 +319,12 @@ class Gif:
             self._size = max(1, round(w * scale)), min(65535, max(1, round(h * scale)))
             self.file.write(b"GIF89a" + struct.pack("<HHBBB", *self._size, 0x70, 0, 0))
             self.file.write(b"\x21\xff\x0bNETSCAPE2.0\x03\x01\0\0\0")  # for ever
-        small = cv2.resize(frame, self._size, interpolation=cv2.INTER_AREA)
+        (w, h), scale = self._size, min(side / own for side, own in zip(self._size, frame.shape[1::-1], strict=True))
+        fit = [min(side, max(1, round(own * scale))) for side, own in zip((w, h), frame.shape[1::-1], strict=True)]
+        small = cv2.resize(frame, fit, interpolation=cv2.INTER_AREA)
+        left, top = (w - fit[0]) // 2, (h - fit[1]) // 2
+        border = top, h - fit[1] - top, left, w - fit[0] - left
+        small = cv2.copyMakeBorder(small, *border, cv2.BORDER_CONSTANT, value=(0, 0, 0))
         self._held, self.end = (Image.fromarray(small), at), at + shown
 
     def close(self) -> None:

@@ -332,14 +332,18 @@ def _predict(args) -> int:
     pictures = [p for p in args.inputs if p not in videos]
     shard, errors = _my_part(args.shard), []
     runner = Runner(args.device).load(args.weights, **_computing(args))
-    if pictures:
-        options = {name: getattr(args, name) for name in ("batch_size", "skip_existing", "fail_empty")}
-        errors += runner.predict(pictures, args.out, _output(args, "mask", "overlay"), shard=shard, **options)
-    if videos or args.webcam is not None or args.gif is not None:
-        try:
+    moving = bool(videos) or args.webcam is not None or args.gif is not None
+    try:
+        if pictures:
+            options = {name: getattr(args, name) for name in ("batch_size", "skip_existing", "fail_empty")}
+            errors += runner.predict(pictures, args.out, _output(args, "mask", "overlay"), shard=shard, **options)
+    except UserError as error:  # no hindrance to the others
+        errors.append(str(error))
+    try:
+        if moving:
             errors += _predict_moving(args, runner, videos, shard)
-        except UserError as error:  # what was said of the pictures is not lost
-            errors.append(str(error))
+    except UserError as error:
+        errors.append(str(error))
     return _report_together(list(dict.fromkeys(errors)))  # a picture may fail a second time, for the GIF
 
 
@@ -354,23 +358,29 @@ def _predict_moving(args, runner: Runner, videos: list[Path], shard: tuple[int, 
     kinds = dict.fromkeys([*output.results, *["mask"] * args.masks])
     none = [kind for kind in kinds if kind in const.PICTURES_ONLY]
     output = replace(output, results=tuple(kind for kind in kinds if kind not in none))
-    if none and videos:
+    if none and (videos or args.webcam is not None):
         sentence = f"Of a video there is no {' and no '.join(none)}"
         if not output.results:
             raise UserError(f"{sentence}; save something else of it.")
         runner.log(f"{sentence}.")
+    if output.hiding and args.frame_stride > 1:
+        runner.log("--frame-stride is left out: where faces are to be hidden, every frame is segmented.")
     timing = video.Timing(args.frame_stride, args.start, args.end, args.smooth)
     common, first = {"output": output, "timing": timing, "log": runner.log}, devices.rank() == 0
     gif = args.gif if first else None
-    errors = video.predict_videos(runner.segmenter, args.inputs, args.out, shard=shard, gif=gif, **common)
+    options = {name: getattr(args, name) for name in ("skip_existing", "fail_empty")}
+    errors = video.predict_videos(runner.segmenter, args.inputs, args.out, shard=shard, gif=gif, **options, **common)
     if first and args.webcam is not None:
-        video.record_camera(runner.segmenter, args.webcam, args.out / "webcam_overlay.mp4", **common)
+        video.record_camera(runner.segmenter, args.webcam, args.out, **common)
     return errors
 
 
 def _predict_stream(args) -> int:
     if len(args.inputs) > 1:
         raise UserError("- stands alone: one picture from standard input.")
+    other = {name: getattr(args, name) for name in ("save", "blur", "pixelate", "masks", "gif", "webcam")}
+    if given := [name for name, value in other.items() if value is not None and value is not False]:
+        raise UserError(f"- writes the mask alone: leave out --{given[0]}, or give a file.")
     from pictures import predict_stream
 
     runner = Runner(args.device, log=lambda *words: print(*words, file=sys.stderr))

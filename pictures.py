@@ -25,7 +25,7 @@ import cv2
 import numpy as np
 
 import const
-from common import UserError, reason, usable_cores, write_bytes
+from common import UserError, reason, sweep, usable_cores, write_bytes
 from drawing import Output, encode, shows_face, strips
 
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM")  # and AVIF, HEIF; no others: EPS, say, runs a program
@@ -145,20 +145,44 @@ def _to_rgb(picture) -> np.ndarray:
         return _to_8_bits(np.asarray(picture)[..., None], deep=picture.mode.startswith("I;16"))
     w, h = picture.size
     rgb = np.empty((h, w, 3), np.uint8)
+    to_srgb = _color_transform(picture)
     for rows in strips(h, w):
-        strip = picture.crop((0, rows.start, w, rows.stop))
+        strip, alpha = picture.crop((0, rows.start, w, rows.stop)), None
         if strip.has_transparency_data:
             strip = strip.convert("RGBA")
-            strip = Image.alpha_composite(Image.new("RGBA", strip.size, "white"), strip)
-        rgb[rows] = np.asarray(strip.convert("RGB"))
+            alpha = strip.getchannel("A")
+        strip = to_srgb(strip)
+        if alpha is not None:
+            strip.putalpha(alpha)
+            strip = Image.alpha_composite(Image.new("RGBA", strip.size, "white"), strip).convert("RGB")
+        rgb[rows] = np.asarray(strip)
     return rgb
 
 
+def _color_transform(picture) -> Callable:
+    """Pillow image -> Pillow image in RGB, from the colours of the picture's embedded profile, if it has one that can
+    be used, to sRGB."""
+    from PIL import ImageCms
+
+    with suppress(Exception):  # a damaged profile, or a Pillow without LittleCMS
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(picture.info["icc_profile"]))
+        mode = {"RGB": "RGB", "CMYK": "CMYK", "GRAY": "L"}[profile.profile.xcolor_space.strip()]
+        fits = picture.mode in {"RGB": ("RGB", "RGBA", "P"), "CMYK": ("CMYK",), "L": ("L", "LA")}[mode]
+        if fits and "sRGB" not in ImageCms.getProfileDescription(profile):
+            transform = ImageCms.buildTransform(profile, ImageCms.createProfile("sRGB"), mode, "RGB")
+            return lambda strip: ImageCms.applyTransform(strip.convert(mode), transform)
+    return lambda strip: strip.convert("RGB")
+
+
 def _to_8_bits(values: np.ndarray, *, deep: bool) -> np.ndarray:
-    """Values (H, W, 1 or 3) of more than 8 bits as uint8 (H, W, 3); `deep` says that 65535 is white, else 1, 255 or
-    65535 is, by the largest value."""
+    """Values (H, W, 1 or 3) of more than 8 bits as uint8 (H, W, 3); `deep` says that 65535 is white, else 255 or 65535
+    is, by the largest value, or of floating-point numbers 1 if most are below it: highlights may lie above."""
     peak = np.fmax.reduce(values, axis=None, initial=0)
-    white = 65535.0 if deep or peak > 255 else 1.0 if values.dtype.kind == "f" and peak <= 1 else 255.0
+    white = 65535.0 if deep or peak > 255 else 255.0
+    if values.dtype.kind == "f" and not deep:
+        some = values[::8, ::8]
+        lit = some[some > 0]
+        white = 1.0 if peak <= 1 or (lit.size and np.median(lit) <= 1) else white
     rgb = np.empty((*values.shape[:2], 3), np.uint8)
     for rows in strips(*values.shape[:2]):
         rgb[rows] = (np.nan_to_num(values[rows].astype(np.float64)) / white * 255).clip(0, 255)
@@ -334,7 +358,7 @@ def _walk(folder: Path, out: Path, skipped: list[str], passed: list[str]) -> Ite
 
 
 # --- Tags: which picture a result is of -----------------------------------------------------------------------------
-_TAG = re.compile(rb"face-segmentation ([0-9a-f]{16}) ([0-9]{12})")  # identity of the source, the result's size
+_TAG = re.compile(rb"face-segmentation ([0-9a-f]{16})([ -])([0-9]{12})")  # the source's identity, -: no face, the size
 _COMMENTS = {  # suffix: where in the file a comment goes, what comes before and behind the 47 bytes of its text
     ".png": (33, b"\0\0\0\x37tEXtComment\0", b"\0\0\0\0"),  # behind the signature and the header; a checksum
     ".jpg": (20, b"\xff\xfe\0\x31", b""),  # behind the marker and JFIF's header
@@ -352,12 +376,12 @@ def identity(path: Path) -> str:
     return hashlib.sha256(os.fsencode(known)).hexdigest()[:16]
 
 
-def tagged(data: bytes, suffix: str, source: str = "0" * 16, before: int = 0) -> bytes:
+def tagged(data: bytes, suffix: str, source: str = "0" * 16, before: int = 0, *, faceless: bool = False) -> bytes:
     """A result's bytes, or those that follow the `before` that are written, with the `identity` of its picture, if it
-    is of one, in a comment of the format."""
+    is of one, and whether that shows no face, in a comment of the format."""
     place, head, tail = _COMMENTS[suffix]
     size = before + len(data) + len(head) + 47 + len(tail)
-    text = b"face-segmentation %s %012d" % (source.encode(), size)
+    text = b"face-segmentation %s%c%012d" % (source.encode(), b"-" if faceless else b" ", size)
     if suffix == ".png":
         tail = zlib.crc32(head[4:] + text).to_bytes(4, "big")
     place = len(data) if place is None else place
@@ -365,7 +389,8 @@ def tagged(data: bytes, suffix: str, source: str = "0" * 16, before: int = 0) ->
 
 
 def read_tag(path: Path) -> str | None:
-    """The `identity` of the picture that a result is of; None for any other file, and for a result changed since."""
+    """The `identity` of the picture that a result is of, with a "-" behind it if that shows no face; None for any other
+    file, and for a result changed since."""
     try:
         with _opened(path, "") as file:
             start = file.read(512)
@@ -374,7 +399,7 @@ def read_tag(path: Path) -> str | None:
             found = _TAG.search(start) or _TAG.search(file.read())
     except (OSError, PictureError):
         return None
-    return found[1].decode() if found and int(found[2]) == size else None
+    return (found[1] + found[2]).decode().rstrip() if found and int(found[3]) == size else None
 
 
 def forbidden(results: Iterable[Path], inputs: Iterable[Path] = ()) -> str | None:
@@ -519,6 +544,7 @@ def predict(
     done = 0
     try:
         out.mkdir(parents=True, exist_ok=True)
+        sweep(out)
         ended = predict_files(segmenter, todo, **options)
         for _, error in tqdm(ended, total=part, unit="picture", disable=None, delay=2):
             done += not error
@@ -535,7 +561,7 @@ def predict(
     for sentence in _said_of_passed(passed):
         log(sentence)
     if folder.faceless:
-        (errors.append if fail_empty else log)(folder.said_of_faceless())
+        (errors.append if fail_empty else log)(folder.said_of_faceless(fail_empty))
     return errors
 
 
@@ -556,10 +582,13 @@ class _Results:
             with suppress(OSError):  # of the picture, which reading it will name
                 source = identity(job.path)
             results = self.paths(job).values()
+            tags = {read_tag(path) for path in results} if self.skip_existing and source else set()
             if refusal := forbidden(results, self.inputs):
                 errors.append(refusal)
-            elif self.skip_existing and source and {source} == {read_tag(path) for path in results}:
+            elif tags in ({source}, {f"{source}-"}):
                 self.skipped += 1
+                if source not in tags:
+                    self.faceless.append(str(job.path))
             else:
                 yield replace(job, source=source)
 
@@ -573,18 +602,21 @@ class _Results:
             cv2.threshold(mask, 127, 255, cv2.THRESH_BINARY, dst=mask)
             if {"json", "probability"} & set(self.output.results):
                 logits = cv2.resize(logits, size, interpolation=cv2.INTER_LINEAR)
-        if not shows_face(mask):
+        if faceless := not shows_face(mask):
             self.faceless.append(str(job.path))
         for kind, path in self.paths(job).items():
             if kind == "side-by-side" and 2 * picture.shape[1] > LONGEST_SIDE:
                 raise PictureError(f"{path} would be wider than a JPEG can be, {LONGEST_SIDE} pixels; scale it down.")
             data = self.output.encode(kind, picture, mask, logits, str(job.path))
-            write_bytes(path, tagged(data, path.suffix, job.source or "0" * 16))
+            write_bytes(path, tagged(data, path.suffix, job.source or "0" * 16, faceless=faceless))
 
-    def said_of_faceless(self) -> str:
-        said = f"{_counted(self.faceless.total, 'picture')} without a face: {_listed(self.faceless)}."
-        hidden = {"blurred", "pixelated"} & set(self.output.results)
-        return f"Warning: {said} Nothing was hidden there, so they went out as they were." if hidden else said
+    def said_of_faceless(self, fail_empty: bool) -> str:
+        """All that are kept are named where somebody has to see to them."""
+        named = _listed(self.faceless, len(self.faceless) if fail_empty or self.output.hiding else 20)
+        said = f"{_counted(self.faceless.total, 'picture')} without a face: {named}."
+        if not self.output.hiding:
+            return said
+        return f"{'' if fail_empty else 'Warning: '}{said} Nothing was hidden there, so they went out as they were."
 
 
 def _said_of_passed(passed: Some) -> list[str]:
@@ -599,8 +631,8 @@ def _counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+def _listed(names: Some, most: int = 3) -> str:
+    return ", ".join(names[:most]) + (", ..." if names.total > most else "")
 
 
 def predict_stream(segmenter, source, sink, threshold: float = const.THRESHOLD) -> bool:

@@ -233,6 +233,15 @@ def int8_path(weights: Path) -> Path:
     return weights.with_name(f"{weights.stem}-int8.zip")
 
 
+def _is_int8(path: Path) -> bool:
+    """Whether it is a file of `quantize`'s, or holds nothing."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return set(archive.namelist()) == set(FILES)
+    except (OSError, zipfile.BadZipFile):
+        return path.is_file() and not path.stat().st_size
+
+
 def _unpack(path: Path, weights: Path, folder: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
@@ -264,6 +273,8 @@ def quantize(
         UserError: a package is missing, or the masks agree by less than `LEAST_IOU`: nothing is written.
         OSError: the file cannot be written.
     """
+    if os.path.lexists(out) and not _is_int8(out):
+        raise UserError(f"{out} is there and no int8 network; choose another --out or move it.")
     ov, nncf = _import("openvino"), _import("nncf")
     logging.getLogger("nncf").setLevel(logging.ERROR)
     network = converted(segmenter.net, weights, log=log)

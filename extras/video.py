@@ -5,6 +5,7 @@ The results have the input's size and orientation, and with PyAV its sound and i
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -14,14 +15,15 @@ from fractions import Fraction
 from pathlib import Path
 
 import cv2
+import numpy as np
 
 import const
-from common import UserError, replacing
-from drawing import Gif, Output
+from common import UserError, replacing, sweep
+from drawing import Gif, Output, shows_face
 from extras import video_files
 from extras.video_files import Clip, VideoError, ahead, captured, exact, find_pyav, probe, rate, read, writing
 from extras.video_masks import masked_frames
-from pictures import PictureError, find_jobs, forbidden, iter_jobs, read_picture, tagged
+from pictures import PictureError, find_jobs, forbidden, identity, iter_jobs, read_picture, read_tag, tagged
 
 GIF_STEP = Fraction(1, 10)  # seconds between a video's frames in a GIF
 
@@ -43,9 +45,9 @@ class Timing:
 
     def masked(self, segmenter, frames: Iterator, output: Output) -> Iterator[tuple]:
         """`masked_frames`. Where faces are to be hidden, all of every frame is searched for them."""
-        follow = not {"blurred", "pixelated"} & set(output.results)
-        options = {"threshold": output.threshold, "frame_stride": self.frame_stride, "smooth": self.smooth}
-        return masked_frames(segmenter, frames, follow=follow, **options)
+        stride = 1 if output.hiding else self.frame_stride
+        options = {"threshold": output.threshold, "frame_stride": stride, "smooth": self.smooth}
+        return masked_frames(segmenter, frames, follow=not output.hiding, **options)
 
 
 def is_video(path: Path) -> bool:
@@ -59,13 +61,25 @@ def _allowed(results: Iterable[Path], inputs: Iterable[Path] = ()) -> None:
 
 # --- Videos ---------------------------------------------------------------------------------------------------------
 def predict_videos(
-    segmenter, inputs: list[Path], out: Path, output: Output, timing: Timing, *, shard=(1, 1), gif=None, log=print
+    segmenter,
+    inputs: list[Path],
+    out: Path,
+    output: Output,
+    timing: Timing,
+    *,
+    skip_existing=False,
+    fail_empty=False,
+    shard=(1, 1),
+    gif=None,
+    log=print,
 ) -> list[str]:
     """`predict_video` for each video of `inputs`, or for the i-th of n parts, named as pictures are.
 
     Args:
-        gif: a path for a GIF of the overlays of all videos, about ten frames a second, and of the pictures among
-            `inputs`, a second each. Results in `out` are not taken for pictures.
+        skip_existing: leave out videos whose results are all there, of the same file.
+        fail_empty: a video without a face is an error; else it is only named.
+        gif: a path for a GIF of all videos, about ten frames a second, and of the pictures among `inputs`, a second
+            each: the overlays, or the faces hidden. Results in `out` are not taken for pictures.
 
     Returns:
         A sentence for each file that failed.
@@ -77,13 +91,18 @@ def predict_videos(
     if gif and (refusal := forbidden([gif], {path.resolve() for path in inputs})):
         errors.append(refusal)
         gif = None
+    sweep(out)
     with _noting(errors, gif), _writing_gif(gif, log) if gif else nullcontext() as shown:
         for i, job in enumerate(find_jobs(videos, out)):
             own = i % shard[1] == shard[0] - 1
             if own or shown:
                 to = output if own else replace(output, results=())
-                options = {"name": job.name, "inputs": inputs, "gif": shown, "log": log}
+                options = {"name": job.name, "inputs": inputs, "gif": shown, "fail_empty": fail_empty, "log": log}
                 with _noting(errors, job.path):
+                    there = {read_tag(path) for path in _results(out, job.name, to)} if skip_existing else set()
+                    if not shown and there and there <= {identity(job.path)}:
+                        log(f"{job.path} was done already.")
+                        continue
                     predict_video(segmenter, job.path, out, to, timing, **options)
         if shown:
             errors += _add_pictures(shown, segmenter, [p for p in inputs if p not in videos], out, output)
@@ -111,14 +130,15 @@ def predict_video(
     name: str | None = None,
     inputs: Iterable[Path] = (),
     gif: Gif | None = None,
+    fail_empty: bool = False,
     log=print,
 ) -> list[Path]:
     """Write NAME_overlay.mp4, or whatever of `const.RESULTS` a video can hold, of a video; the files. NAME is that of
-    the video where none is given; no result takes the name of one of `inputs`. The overlays go to `gif` as well.
+    the video where none is given; no result takes the name of one of `inputs`. What `gif` shows goes there as well.
 
     Raises:
         VideoError: no video, nothing between `start` and `end`, results that cannot be written, or frames that cannot
-            be read: the results without them are whole and playable.
+            be read: the results without them are whole and playable. With `fail_empty` as well: no frame shows a face.
         UserError: one of `const.PICTURES_ONLY`, which a video cannot hold.
     """
     from tqdm.auto import tqdm
@@ -127,20 +147,20 @@ def predict_video(
     if none := [kind for kind in output.results if kind in const.PICTURES_ONLY]:
         raise UserError(f"Of a video there is no {' and no '.join(none)}; save something else of it.")
     clip, name = probe(path, timing.start, timing.end), name or find_jobs([path], out)[0].name
-    results = {Path(out) / f"{name}_{kind}.mp4": kind for kind in output.results}
+    results = _results(out, name, output)
     _allowed(results, [path, *inputs])
     began, written, gif_began, gif_slot, errors = time.perf_counter(), 0, gif and gif.end, -1, []
+    face = False
     with ExitStack() as stack:
         writers = [stack.enter_context(writing(result, clip, log=log)) for result in results]
         masked = ahead(timing.masked(segmenter, read(clip, errors), output), 2)
         for seconds, frame, mask in tqdm(masked, total=_expected(clip), unit="frame", disable=None):
             for write, kind in zip(writers, output.results, strict=True):
-                drawn = output.draw(kind, frame, mask)
-                write(seconds, cv2.cvtColor(drawn, cv2.COLOR_GRAY2RGB) if drawn.ndim == 2 else drawn)
+                write(seconds, _drawn(output, kind, frame, mask))
             if gif and seconds // GIF_STEP > gif_slot:
                 gif_slot = seconds // GIF_STEP
-                gif.add(output.draw("overlay", frame, mask), float(gif_began + seconds), float(GIF_STEP))
-            written += 1
+                gif.add(output.draw(_in_gif(output), frame, mask), float(gif_began + seconds), float(GIF_STEP))
+            written, face = written + 1, face or shows_face(mask)
         if not written:
             to = "its end" if timing.end is None else f"{timing.end:g} s"
             raise VideoError(*errors or [f"{path} has no frames between {timing.start:g} s and {to}."])
@@ -149,9 +169,29 @@ def predict_video(
         log(f"{written} frames of {path} in {took:.1f} s ({written / took:.1f} frames/s): {names}")
         if frame.shape[0] % 2 or frame.shape[1] % 2:
             log(f"{path} is of an odd size, which MP4 does not hold: the last row or column is there twice.")
+    if not face:
+        said = f"{path} shows no face." + (" Nothing was hidden in it." if output.hiding else "")
+        if fail_empty:
+            errors.append(said)
+        else:
+            log(f"Warning: {said}" if output.hiding else said)
     if errors:
-        raise VideoError(*errors)
+        raise VideoError(" ".join(errors))
     return list(results)
+
+
+def _results(out: Path, name: str, output: Output) -> dict[Path, str]:
+    return {Path(out) / f"{name}_{kind}.mp4": kind for kind in output.results}
+
+
+def _drawn(output: Output, kind: str, frame: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """A frame of a result, uint8 (H, W, 3)."""
+    drawn = output.draw(kind, frame, mask)
+    return cv2.cvtColor(drawn, cv2.COLOR_GRAY2RGB) if drawn.ndim == 2 else drawn
+
+
+def _in_gif(output: Output) -> str:
+    return output.hiding or "overlay"
 
 
 def _expected(clip: Clip) -> int | None:
@@ -161,16 +201,18 @@ def _expected(clip: Clip) -> int | None:
 
 # --- Cameras --------------------------------------------------------------------------------------------------------
 def record_camera(
-    segmenter, camera: int, path: Path, output: Output | None = None, timing: Timing | None = None, *, log=print
-) -> int:
-    """Show the overlays of a camera live, where OpenCV has windows, and record them at the speed at which they were
-    seen; the number of frames. `q` in the window, Ctrl-C, or `timing.end` seconds stop it.
+    segmenter, camera: int, out: Path, output: Output | None = None, timing: Timing | None = None, *, log=print
+) -> list[Path]:
+    """Show the first result of `output` of a camera live, where OpenCV has windows, and record all at the speed at
+    which they were seen, into new files of `out`, webcam_overlay.mp4, webcam_2_overlay.mp4 and so on; the files. `q` in
+    the window, Ctrl-C, or `timing.end` seconds stop it.
 
     Raises:
         VideoError: there is no such camera, or it gives no picture.
     """
-    output, timing = output or Output(), timing or Timing()
-    _allowed([path])
+    output, timing = output or Output(results=("overlay",)), timing or Timing()
+    numbered = (_results(out, f"webcam_{n}" if n > 1 else "webcam", output) for n in itertools.count(1))
+    results = next(files for files in numbered if not any(map(os.path.lexists, files)))  # none can be made again
     with captured(camera) as probed:
         there, fps = probed.isOpened() and probed.read()[0], probed.get(cv2.CAP_PROP_FPS)
     if not there:
@@ -178,24 +220,27 @@ def record_camera(
     if not find_pyav():
         log(video_files.WITHOUT_PYAV)
     clip, window, written = Clip(camera, rate(fps), end=exact(timing.end)), True, 0
-    with writing(path, clip) as write:
+    names = ", ".join(map(str, results))
+    with ExitStack() as stack:
+        writers = [stack.enter_context(writing(result, clip)) for result in results]
         try:
             for seconds, frame, mask in timing.masked(segmenter, read(clip, []), output):
-                drawn = output.draw("overlay", frame, mask)
-                write(seconds, drawn)
+                drawn = [_drawn(output, kind, frame, mask) for kind in output.results]
+                for write, one in zip(writers, drawn, strict=True):
+                    write(seconds, one)
                 written += 1
                 if window:
                     try:
-                        cv2.imshow("face segmentation, q ends", cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))
+                        cv2.imshow("face segmentation, q ends", cv2.cvtColor(drawn[0], cv2.COLOR_RGB2BGR))
                         if cv2.waitKey(1) & 0xFF == ord("q"):
                             break
                     except cv2.error:
                         window = False
-                        log(f"This OpenCV has no windows; recording to {path} until Ctrl-C.")
+                        log(f"This OpenCV has no windows; recording to {names} until Ctrl-C.")
         except KeyboardInterrupt:
             pass  # the usual end: what was recorded is kept
-    log(f"{written} frames recorded: {path}")
-    return written
+    log(f"{written} frames recorded: {names}")
+    return list(results)
 
 
 # --- GIFs -----------------------------------------------------------------------------------------------------------
@@ -226,5 +271,5 @@ def _add_pictures(gif: Gif, segmenter, inputs: list[Path], out: Path, output: Ou
         except PictureError as error:
             errors.append(str(error))
             continue
-        gif.add(output.draw("overlay", picture, segmenter.mask(picture, output.threshold)), gif.end, 1.0)
+        gif.add(output.draw(_in_gif(output), picture, segmenter.mask(picture, output.threshold)), gif.end, 1.0)
     return errors

@@ -3,6 +3,7 @@
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 import drawing
 
@@ -103,3 +104,13 @@ def test_no_colour(text):
 
 def test_colour():
     assert drawing.parse_color("#8000ff") == drawing.parse_color("8000FF") == (128, 0, 255)
+
+
+def test_a_gif_of_pictures_of_several_shapes_squashes_none(tmp_path):
+    wide, tall = np.full((40, 80, 3), 255, np.uint8), np.full((80, 40, 3), 255, np.uint8)
+    drawing.save_gif([wide, tall], tmp_path / "two.gif")
+    with Image.open(tmp_path / "two.gif") as gif:
+        assert gif.size == (80, 40)
+        gif.seek(1)
+        second = np.asarray(gif.convert("L"))
+    np.testing.assert_array_equal(second[20] > 127, [False] * 30 + [True] * 20 + [False] * 30)

@@ -599,15 +599,21 @@ def test_pictures_without_a_face_are_named(tmp_path):
     errors, said = predicted([tmp_path / "in"], tmp_path / "out")
     assert errors == []
     assert "5 pictures without a face" in said
-    assert said.count("none") == 3
+    assert said.count("none") == 5
     assert "Warning" not in said
-    errors, said = predicted([tmp_path / "in"], tmp_path / "out", fail_empty=True)
-    assert len(errors) == 1
-    assert "5 pictures without a face" in errors[0]
-    assert "without a face" not in said
+    for options in ({}, {"skip_existing": True}):  # what is there already is known by its tags
+        errors, said = predicted([tmp_path / "in"], tmp_path / "out", fail_empty=True, **options)
+        assert len(errors) == 1
+        assert "5 pictures without a face" in errors[0]
+        assert "without a face" not in said
+    assert "0 of 6 pictures done, 6 were there already" in said
+    for i in range(5, 22):
+        save_face(tmp_path / "in" / f"none{i}.png")
+    assert predicted([tmp_path / "in"], tmp_path / "out")[1].count("none") == 20
     for kind in ("blurred", "pixelated"):
         _, said = predicted([tmp_path / "in"], tmp_path / "out", Output((kind,)))
-        assert "Warning: 5 pictures without a face" in said
+        assert said.count("none") == 22  # somebody has to see to each
+        assert "Warning: 22 pictures without a face" in said
         before, after = (read_picture(p) for p in (tmp_path / "in/none0.png", tmp_path / f"out/none0_{kind}.jpg"))
         np.testing.assert_array_equal(before, after)  # as the warning says
     assert "without a face" not in predicted([tmp_path / "in" / "face.png"], tmp_path / "out")[1]
@@ -691,3 +697,40 @@ def test_names_that_are_no_names(tmp_path):
     for job in jobs:
         with pytest.raises(PictureError):
             read_picture(job.path)
+
+
+def test_colours_of_an_embedded_profile_are_those_that_are_seen(tmp_path):
+    """A profile whose red and green are exchanged; one of sRGB, and a damaged one, change nothing."""
+    from PIL import ImageCms
+
+    own, other = np.full((8, 8, 3), (200, 40, 90), np.uint8), None
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    for name, place in ((b"rXYZ", profile.index(b"rXYZ")), (b"gXYZ", profile.index(b"gXYZ"))):
+        profile[place : place + 4] = {b"rXYZ": b"gXYZ", b"gXYZ": b"rXYZ"}[name]
+    profile = bytes(profile).replace("sRGB".encode("utf-16-be"), "GRGB".encode("utf-16-be"))
+    for given, wanted in ((profile, (40, 200, 90)), (profile[:200], (200, 40, 90)), (None, (200, 40, 90))):
+        Image.fromarray(own).save(tmp_path / "x.png", icc_profile=given)
+        other = read_picture(tmp_path / "x.png")
+        assert np.abs(other.astype(int) - wanted).max() <= 3, given and len(given)
+    clear = Image.fromarray(np.dstack([own, np.full((8, 8), 0, np.uint8)]))
+    clear.save(tmp_path / "x.png", icc_profile=profile)
+    assert (read_picture(tmp_path / "x.png") == 255).all()
+
+
+@pytest.mark.parametrize("light", [1.0, 1.4, 400.0])
+def test_highlights_of_floating_point_pictures_darken_no_other(light, tmp_path):
+    values = np.full((32, 32, 3), 0.5, np.float32)
+    values[8:16, 8:16] = light
+    cv2.imwrite(str(tmp_path / "x.tif"), values)
+    picture = read_picture(tmp_path / "x.tif")
+    assert (picture[0, 0] == 127).all()
+    assert (picture[10, 10] == 255).all()
+
+
+def test_what_a_killed_run_left_among_the_results_is_swept(tmp_path):
+    save_face(tmp_path / "in" / "a.png")
+    (tmp_path / "out").mkdir()
+    left = tmp_path / "out" / common.temporary_name("a_mask.png").replace(f"-{os.getpid()}-", "-999999999-")
+    left.touch()
+    predicted([tmp_path / "in"], tmp_path / "out")
+    assert not left.exists()

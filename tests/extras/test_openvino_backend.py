@@ -181,6 +181,13 @@ def test_int8_from_training_faces(weights, prepared, cache, tmp_path, capsys, mo
         masks[precision] = Runner("cpu").load(weights, precision=precision).predict_image(SAMPLES[0]) > 0
     assert 0.8 < Counts().add(masks["int8"], masks["fp32"], boundary=False).iou < 1
     monkeypatch.setattr(openvino_backend, "LEAST_IOU", 1.1)
+    for other in (weights, tmp_path / "notes.zip"):  # a zip archive as well
+        other.write_bytes(other.read_bytes() if other.exists() else b"notes")
+        before = other.read_bytes()
+        options = ["--weights", str(weights), "--data", str(prepared), "--out", str(other)]
+        assert main.main(["export", "--int8", *options]) == 1
+        one_sentence(capsys.readouterr().err, other, "no int8 network")
+        assert other.read_bytes() == before
     file.unlink()
     assert main.main(["export", "--int8", "--weights", str(weights), "--data", str(prepared)]) == 1
     one_sentence(capsys.readouterr().err, "not kept")

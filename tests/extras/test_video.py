@@ -294,6 +294,45 @@ def test_who_hides_faces_searches_every_frame(clip, tmp_path):
         assert segmenter.coarse == made
 
 
+def test_a_face_that_comes_between_two_strides_is_hidden_at_once(red, clip, tmp_path, capsys):
+    """And what goes into the GIF is hidden as well."""
+    frames = [square(0) for _ in range(6)]
+    for frame in frames[3:]:
+        frame[40:60, 70:90] = (220, 30, 30)
+    write_video(tmp_path / "two.mp4", frames)
+    with video._writing_gif(tmp_path / "two.gif", lambda *_: None) as gif:
+        timing = video.Timing(frame_stride=6)
+        video.predict_video(red, tmp_path / "two.mp4", tmp_path, Output(("pixelated",)), timing, gif=gif)
+    shown, original = play(tmp_path / "two_pixelated.mp4")[0], play(tmp_path / "two.mp4")[0]
+    for i in range(3, 6):
+        assert np.abs(shown[i][38:62, 68:92].astype(int) - original[i][38:62, 68:92]).max() > 50
+    with Image.open(tmp_path / "two.gif") as gif:
+        gif.seek(gif.n_frames - 1)
+        last = np.asarray(gif.convert("RGB")).astype(int)
+    assert np.abs(last[38:62, 68:92] - original[5][38:62, 68:92]).max() > 50
+    assert main.main(["predict", str(clip), "--blur", "--frame-stride", "3", "--out", str(tmp_path)]) == 0
+    assert "--frame-stride is left out" in capsys.readouterr().out
+
+
+def test_a_video_without_a_face_and_one_that_is_done_already(tmp_path, lite_weights, capsys):
+    write_video(tmp_path / "clip.mp4", [np.full((H, W, 3), 110, np.uint8)] * 3)
+    base = ["predict", str(tmp_path / "clip.mp4"), "--weights", "bundled", "--blur", "--out", str(tmp_path / "out")]
+    assert main.main(base) == 0
+    assert "Warning: " in (said := capsys.readouterr().out)
+    assert "clip.mp4 shows no face. Nothing was hidden in it." in said
+    assert main.main([*base, "--fail-empty"]) == 1
+    one_sentence(capsys.readouterr().err, "clip.mp4 shows no face")
+    before = (tmp_path / "out" / "clip_blurred.mp4").stat().st_mtime_ns
+    assert main.main([*base, "--skip-existing"]) == 0
+    assert "clip.mp4 was done already" in capsys.readouterr().out
+    assert (tmp_path / "out" / "clip_blurred.mp4").stat().st_mtime_ns == before
+    (tmp_path / "none").mkdir()
+    assert main.main([*base[:2], str(tmp_path / "none"), *base[2:], "--skip-existing"]) == 1  # it costs no other
+    both = capsys.readouterr()
+    one_sentence(both.err, "holds no pictures")
+    assert "clip.mp4 was done already" in both.out
+
+
 def test_smoothing_starts_anew_at_a_cut(red):
     black, face = np.zeros((H, W, 3), np.uint8), square(3)
     face[:20] = face[44:] = 250
@@ -356,11 +395,13 @@ def test_a_camera_is_recorded_at_the_speed_at_which_it_was_seen(red, tmp_path, m
     monkeypatch.setattr(cv2, "VideoCapture", lambda source: Camera() if source == 0 else capture(source))
     monkeypatch.setattr(cv2, "imshow", no_window)
     said = []
-    count = video.record_camera(red, 0, tmp_path / "cam.mp4", log=said.append)
-    assert count == len(pauses)
+    (tmp_path / "webcam_overlay.mp4").write_bytes(b"an earlier recording")
+    assert video.record_camera(red, 0, tmp_path, log=said.append) == [tmp_path / "webcam_2_overlay.mp4"]
     assert sum("no windows" in line for line in said) == 1
+    assert said[-1].startswith(f"{len(pauses)} frames recorded")
+    assert (tmp_path / "webcam_overlay.mp4").read_bytes() == b"an earlier recording"
     monkeypatch.undo()
-    with av.open(str(tmp_path / "cam.mp4")) as file:
+    with av.open(str(tmp_path / "webcam_2_overlay.mp4")) as file:
         times = [frame.time for frame in file.decode(video=0)]
     assert abs(times[-1] - sum(pauses[1:])) < 0.2
     assert len(times) == (len(pauses) if backend == "pyav" else round(times[-1] * FPS) + 1)
@@ -371,6 +412,12 @@ def test_memory_does_not_grow_with_the_video(red):
     frames = ((i, square(i % 10)) for i in range(10**9))
     masked = video_masks.masked_frames(red, frames, threshold=0.5)
     assert sum(1 for _, _ in zip(range(50), masked, strict=False)) == 50
+
+
+@pytest.mark.parametrize("option", ["--blur", "--save=json", "--gif=a.gif", "--webcam=0", "--masks"])
+def test_a_pipe_has_a_mask_alone(option, capsys):
+    assert main.main(["predict", "-", option]) == 1
+    one_sentence(capsys.readouterr().err, f"leave out {option.partition('=')[0]}")
 
 
 def test_a_pipe(tmp_path, lite_weights):
