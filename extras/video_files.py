@@ -55,7 +55,7 @@ class Clip:
     frames: int = 0  # 0 where the file does not say, as with `seconds`
     seconds: Fraction = Fraction(0)
     tick: Fraction = Fraction(1, 1000)  # seconds; the unit of its time stamps
-    aspect: Fraction = Fraction(1)  # of a pixel, as the picture is stored
+    aspect: Fraction = Fraction(1)  # of a pixel, upright
     colors: tuple[int, int, int] = (2, 2, 2)  # matrix, primaries and transfer, as H.273 numbers them; 2: unknown
     sound: bool = False
     start: Fraction = Fraction(0)  # seconds
@@ -100,13 +100,14 @@ def _probe_with_pyav(path: Path) -> Clip:
     with _open_with_pyav(path) as file:
         stream = file.streams.best("video")
         codec = stream.codec_context
-        next(file.decode(stream))
+        a, b, _, _ = _orientation(next(file.decode(stream)))
         colors = codec.colorspace, codec.color_primaries, codec.color_trc
         fps, sound = rate(stream.average_rate or stream.guessed_rate), bool(file.streams.audio)
         seconds = ((stream.start_time or 0) + (stream.duration or 0)) * stream.time_base - _zero(file)
         if not stream.duration:
             seconds = Fraction(0 if sound else file.duration or 0, 1_000_000)  # that of the sound may be longer
         aspect = stream.sample_aspect_ratio or Fraction(1)
+        aspect = 1 / aspect if abs(b) > abs(a) else aspect
         return Clip(path, fps, stream.frames, seconds, stream.time_base, aspect, tuple(map(int, colors)), sound)
 
 
@@ -215,14 +216,16 @@ def _read_with_opencv(clip: Clip, errors: list[str]) -> Iterator[tuple[Fraction,
 
 def _upright(frame) -> np.ndarray:
     """PyAV's frame as uint8 (H, W, 3) RGB, turned and mirrored as its display matrix (ISO 14496-12) says."""
-    image = frame.to_ndarray(format="rgb24")
+    image, (a, b, c, d) = frame.to_ndarray(format="rgb24"), _orientation(frame)
+    if abs(b) > abs(a):
+        image, a, d = image.transpose(1, 0, 2), c, b
+    return np.ascontiguousarray(image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
+
+
+def _orientation(frame) -> tuple[int, int, int, int]:
+    """(a, b, c, d) of the display matrix of PyAV's frame: x' = a x + c y, y' = b x + d y."""
     matrix = next((np.frombuffer(data, np.int32) for data in frame.side_data if data.type.name == "DISPLAYMATRIX"), ())
-    if len(matrix) == 9:
-        a, b, _, c, d = map(int, matrix[:5])  # x' = a x + c y, y' = b x + d y
-        if abs(b) > abs(a):
-            image, a, d = image.transpose(1, 0, 2), c, b
-        image = image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
-    return np.ascontiguousarray(image)
+    return tuple(int(matrix[i]) for i in (0, 1, 3, 4)) if len(matrix) == 9 else (1, 0, 0, 1)
 
 
 def ahead(items: Iterator, size: int = 4) -> Iterator:
@@ -341,7 +344,7 @@ def _sound(clip: Clip, out, log) -> Iterator[tuple[Fraction, object]]:
     import av
 
     with _open_with_pyav(clip.path) as file:
-        zero, to, encoded = _zero(file) + clip.start, {}, []
+        zero, to, encoded, past = _zero(file) + clip.start, {}, [], set()
         for stream in file.streams.audio:
             codec = stream.codec_context
             if codec is None:
@@ -356,12 +359,17 @@ def _sound(clip: Clip, out, log) -> Iterator[tuple[Fraction, object]]:
             return
         try:
             for packet in file.demux(*(file.streams[i] for i in to)):
+                if len(past) == len(to):
+                    break
                 index = packet.stream.index
                 for part in packet.decode() if index in encoded else [packet]:
                     if part.pts is None:
                         continue
                     at = part.pts * part.time_base - zero
-                    if (clip.start and at < 0) or at >= clip.end - clip.start:
+                    if at >= clip.end - clip.start:
+                        past.add(index)
+                        break
+                    if clip.start and at < 0:
                         continue
                     part.pts -= round(zero / part.time_base)
                     if index in encoded:

@@ -439,7 +439,7 @@ STAMPS = [0, 40, 120, 160, 200, 400, 440, 480, 600, 640, 680, 800, 840, 1000]  #
 
 
 def encoded_video(
-    path: Path, sound: str | None = "aac", stamps=STAMPS, size=(W, H), turned: int = 0, colors=None
+    path: Path, sound: str | None = "aac", stamps=STAMPS, size=(W, H), turned: int = 0, colors=None, aspect=Fraction(1)
 ) -> Path:
     """H.264 with a red square, and a tone that sounds from half a second on."""
     options = {"format": "adts"} if path.suffix == ".aac" else {}
@@ -447,6 +447,7 @@ def encoded_video(
         stream = file.add_stream("libx264", rate=25, options={"crf": "12"})
         stream.width, stream.height, stream.pix_fmt = *size, "yuv444p" if size[0] % 2 or size[1] % 2 else "yuv420p"
         stream.codec_context.time_base = Fraction(1, 1000)
+        stream.codec_context.sample_aspect_ratio = aspect
         if colors:
             context = stream.codec_context
             context.colorspace = context.color_primaries = context.color_trc = colors
@@ -551,6 +552,14 @@ def test_orientation(red, tmp_path, turned, backend):
     expected = np.rot90(expected, turned // 90)
     assert frames[0].shape[:2] == expected.shape
     assert np.abs(frames[0][..., 0].astype(int) - expected).mean() < 10
+
+
+def test_pixels_that_are_not_square_stay_so(red, tmp_path):
+    for turned, expected in ((0, Fraction(2)), (90, Fraction(1, 2)), (180, Fraction(2))):
+        source = encoded_video(tmp_path / f"{turned}.mp4", turned=turned, aspect=Fraction(2))
+        video.predict_video(red, source, tmp_path, Output(("mask",)), log=lambda *_: None)
+        with av.open(str(tmp_path / f"{turned}_mask.mp4")) as file:
+            assert file.streams.video[0].sample_aspect_ratio == expected
 
 
 def test_odd_sizes_keep_every_row_and_column(red, tmp_path, backend):
