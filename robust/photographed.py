@@ -2,8 +2,7 @@
 
 A network that saw drawn occluders alone knows them by their texture, and calls a photographed hand face (Voo et al.
 2022, https://arxiv.org/abs/2205.06218). A folder holds `hands/`, `objects/`, `masks/` (RGBA) and `textures/` (RGB);
-every fifth file of each kind, in name order, is held out of training for measuring. `more-objects/` (RGBA), where there
-is one, is for training alone.
+every fifth file of each kind, in name order, is held out of training for measuring.
 """
 
 from __future__ import annotations
@@ -21,20 +20,16 @@ from robust.occluders import FACE_CENTRE, FACE_WIDTH, SIZE, blend, flat, photo_p
 
 KINDS = ("hands", "objects", "masks")
 HELD_OUT = 5  # every fifth
-LONGEST = 360  # pixels of a cut-out's longer side; larger ones are reduced
 
 
 def find_occluders(folder: Path, kind: str, *, held_out: bool = False) -> list[Path]:
     """The files of one kind, in name order: those to train on, or those held out for measuring. Raises UserError: the
     folder has none of this kind."""
-    chosen = [p for i, p in enumerate(_pictures(folder, kind)) if (i % HELD_OUT == HELD_OUT - 1) == held_out]
+    paths = sorted(p for p in Path(folder, kind).glob("[!.]*") if p.suffix.lower() in (".webp", ".png", ".jpg"))
+    chosen = [p for i, p in enumerate(paths) if (i % HELD_OUT == HELD_OUT - 1) == held_out]
     if not chosen:
         raise UserError(f"{Path(folder, kind)} holds no occluders (WebP or PNG with alpha).")
-    return chosen if held_out or kind != "objects" else chosen + _pictures(folder, "more-objects")
-
-
-def _pictures(folder: Path, kind: str) -> list[Path]:
-    return sorted(p for p in Path(folder, kind).glob("[!.]*") if p.suffix.lower() in (".webp", ".png", ".jpg"))
+    return chosen
 
 
 class Recent:
@@ -76,8 +71,6 @@ def read_cut_out(path: Path) -> np.ndarray:
         picture = None
     if picture is None or picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 4:
         raise UserError(f"{path} is not a picture with alpha.")
-    if (scale := LONGEST / max(picture.shape[:2])) < 1:
-        picture = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     return cv2.cvtColor(picture, cv2.COLOR_BGRA2RGBA)
 
 
@@ -261,11 +254,8 @@ def lay(
     return image, mask, (opacity * 255).astype(np.uint8)
 
 
-def lone_occluder(rng: np.random.Generator, store: OccluderStore, image, mask) -> np.ndarray:
-    """A hand, seldom an object, with nobody behind it, RGBA uint8 (512, 512, 4); some in the colours of a face."""
-    if rng.random() < 0.35:
-        cut, texture = store.draw(rng, "objects"), store.draw(rng, "textures")
-        return _lit(rng, object_layer(rng, cut, FACE_CENTRE, texture, _skin(image, mask)))
+def lone_hand(rng: np.random.Generator, store: OccluderStore, image, mask) -> np.ndarray:
+    """A hand with nobody behind it, RGBA uint8 (512, 512, 4), half of the time in the colours of a face."""
     return _lit(rng, _hand_of_a_face(rng, store, image, mask, FACE_CENTRE, 30))
 
 

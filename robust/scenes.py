@@ -250,14 +250,14 @@ class SceneComposer:
         for who, width in zip(people, widths, strict=True):
             canvas, target = self.add_person(rng, canvas, target, int(who), width)
         if rng.random() < 0.3:
-            canvas, target = self.add_lone(rng, canvas, target, int(people[-1]), widths[-1] * rng.uniform(0.7, 1.3))
+            canvas, target = self.add_hand(rng, canvas, target, int(people[-1]), widths[-1] * rng.uniform(0.7, 1.3))
         return canvas, target
 
-    def add_lone(self, rng, canvas, target, index: int, width: float) -> tuple[np.ndarray, np.ndarray]:
-        """A hand, drawn or photographed, or an object, anywhere, as large as a face `width` pixels wide asks."""
+    def add_hand(self, rng, canvas, target, index: int, width: float) -> tuple[np.ndarray, np.ndarray]:
+        """A hand, drawn or photographed, anywhere in the picture, as large as a face `width` pixels wide asks."""
         face = self.faces[index]
         if self.occluders is not None and rng.random() < 0.75:
-            layer = photographed.lone_occluder(rng, self.occluders, face.image, face.mask)
+            layer = photographed.lone_hand(rng, self.occluders, face.image, face.mask)
             picture, alpha = layer[..., :3], layer[..., 3].astype(np.float32) / 255
         else:
             picture, alpha = occluders.hand(rng, occluders.skin_color(rng, face.image, face.mask))
@@ -300,7 +300,7 @@ class SceneComposer:
             patch = self.faceless_patch(rng)
             return canvas if patch is None else cv2.resize(patch, (size, size)), nothing
         if kind < 0.85:
-            return self.add_lone(rng, canvas, nothing, index, size * rng.uniform(0.2, 0.9))
+            return self.add_hand(rng, canvas, nothing, index, size * rng.uniform(0.2, 0.9))
         face = self.faces[index]  # hair, ears, neck, clothes: no face
         hidden = cv2.dilate(face.mask, np.ones((15, 15), np.uint8))
         hidden = cv2.GaussianBlur(cv2.morphologyEx(hidden, cv2.MORPH_CLOSE, np.ones((61, 61), np.uint8)), (0, 0), 3)

@@ -46,26 +46,6 @@ def test_a_fifth_of_each_kind_is_held_out(folder, tmp_path):
         photographed.find_occluders(tmp_path, "hands")
 
 
-def test_more_objects_are_for_training_alone_and_large_cut_outs_are_reduced(folder, tmp_path):
-    for kind in (*photographed.KINDS, "textures"):
-        (tmp_path / kind).symlink_to(folder / kind)
-    (tmp_path / "more-objects").mkdir()
-    Image.new("RGBA", (900, 450), (9, 8, 7, 255)).save(tmp_path / "more-objects" / "large.png")
-    train, held, few = (photographed.OccluderStore(tmp_path, held_out=h) for h in (False, True, False))
-    assert [p.parent.name for p in train.paths["objects"]] == ["objects"] * 8 + ["more-objects"]
-    assert [p.parent.name for p in held.paths["objects"]] == ["objects"] * 2
-    few.paths["objects"] = train.paths["objects"][-1:]
-    assert few.draw(np.random.default_rng(0), "objects").shape == (180, 360, 4)
-
-
-def test_an_occluder_with_nobody_behind_it(folder, face):
-    store = photographed.OccluderStore(folder)
-    for seed in range(6):  # hands and objects
-        layer = photographed.lone_occluder(np.random.default_rng(seed), store, *face)
-        assert layer.shape == (SIZE, SIZE, 4)
-        assert layer[..., 3].any()
-
-
 @pytest.mark.parametrize("kind", photographed.KINDS)
 def test_the_mask_loses_what_the_occluder_hides(folder, face, kind):
     store = photographed.OccluderStore(folder)
