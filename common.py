@@ -56,16 +56,19 @@ def sweep(folder: Path) -> None:
     for path in list(Path(folder).glob(f"{TEMP}*")):
         if not _is_abandoned(path):
             continue
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+        with suppress(OSError):  # somebody else's, in a folder that several share
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def _is_abandoned(path: Path) -> bool:
     match = _TEMP_NAME.fullmatch(path.name)
+    if not match:  # no name of ours
+        return False
     try:
-        if not (match and match[1] == _HOST and os.name == "posix"):
+        if not (match[1] == _HOST and os.name == "posix"):
             # of another machine on a shared disk, or of Windows, where os.kill would end the process
             return time.time() - path.lstat().st_mtime > _OLD
         if int(match[2]) == os.getpid():

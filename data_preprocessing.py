@@ -410,6 +410,7 @@ def prepare(
         todo[split] = pairs, wanted - _finished(report.out, split, "persons") if persons else set()
         report.splits[split] = SplitReport(len(wanted), len(wanted - pairs))
     if not any(pairs or silhouettes for pairs, silhouettes in todo.values()):
+        (report.out / UNFINISHED).unlink(missing_ok=True)
         return report
     if callable(source):
         source = source()
@@ -442,7 +443,8 @@ def _make_all(faces: list[_Face], source, report: Report, workers: int, progress
     for kind in MADE if any(face.person for face in faces) else ("images", "masks"):
         for split in report.splits:
             (report.out / f"{kind}_{split}").mkdir(parents=True, exist_ok=True)
-    (report.out / UNFINISHED).touch()
+    if any(face.pair for face in faces):
+        (report.out / UNFINISHED).touch()
     # Threads, as OpenCV and zlib let go of the interpreter; processes would each read the zip's 420,000 names.
     pool = ThreadPoolExecutor(min(workers, len(faces)))
     try:

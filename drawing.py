@@ -317,10 +317,13 @@ class Gif:
             h, w = frame.shape[:2]
             scale = min(1.0, self.width / w)
             self._size = max(1, round(w * scale)), min(65535, max(1, round(h * scale)))
+            self._shape = frame.shape
             self.file.write(b"GIF89a" + struct.pack("<HHBBB", *self._size, 0x70, 0, 0))
             self.file.write(b"\x21\xff\x0bNETSCAPE2.0\x03\x01\0\0\0")  # for ever
-        (w, h), scale = self._size, min(side / own for side, own in zip(self._size, frame.shape[1::-1], strict=True))
-        fit = [min(side, max(1, round(own * scale))) for side, own in zip((w, h), frame.shape[1::-1], strict=True)]
+        w, h = fit = self._size
+        if frame.shape != self._shape:
+            scale = min(w / frame.shape[1], h / frame.shape[0])
+            fit = min(w, max(1, round(frame.shape[1] * scale))), min(h, max(1, round(frame.shape[0] * scale)))
         small = cv2.resize(frame, fit, interpolation=cv2.INTER_AREA)
         left, top = (w - fit[0]) // 2, (h - fit[1]) // 2
         border = top, h - fit[1] - top, left, w - fit[0] - left

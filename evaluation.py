@@ -47,7 +47,7 @@ def evaluate(
     with devices.rank_zero_first():
         data = ensure(data, log)
     pairs = dataset.Celeb(data / "images_val", data / "masks_val", limit=limit).pairs
-    if exclude and not excluded & {image.stem for image, _ in pairs}:
+    if excluded and limit is None and not excluded & {image.stem for image, _ in pairs}:
         raise UserError(f"{exclude} names none of the {len(pairs)} faces; it lists ids such as {pairs[0][0].stem}.")
     rank, world_size = devices.rank(), devices.world_size()
     logit = const.ORIGINAL_LOGIT_THRESHOLD

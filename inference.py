@@ -240,9 +240,12 @@ def _reject_unconfident(logits: np.ndarray, squares: list[tuple[int, int, int]],
         best = max([own, *(other for _, other, its in regions if its & within)])
         is_face = own >= MIN_CONFIDENCE and best >= needed
         (kept if is_face else rejected)[box] |= labels[box] > 0
-    wide = np.ones((3, 3), np.uint8)
+    wide, wider = np.ones((3, 3), np.uint8), np.ones((9, 9), np.uint8)
+    near = cv2.dilate(kept, wider)  # of these, at a threshold below 0.5, a little more
     regions = cv2.dilate(rejected, wide) & (kept == 0), cv2.dilate(kept, wide)
     rejected, kept = (cv2.resize(region, (w, h), interpolation=cv2.INTER_NEAREST) for region in regions)
     where = (rejected > 0) | ((kept == 0) & (logits > 0))  # specks too small for the small scale are no face either
+    if rejected.any():  # nor what surrounds the rejected ones
+        where |= cv2.resize(near, (w, h), interpolation=cv2.INTER_NEAREST) == 0
     logits[where] = np.minimum(logits[where], -4)
     return logits

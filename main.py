@@ -93,6 +93,8 @@ class Runner:
         pictures = [read_picture(job.path) for job in find_jobs([const.TEST_DIR], const.PREDICTIONS_DIR)]
         if not pictures:
             raise UserError(f"{const.TEST_DIR} holds no pictures to compare the export on.")
+        if self.segmenter is None:
+            self.load(backend="torch")
         if faces is None:
             out = out or const.PREDICTIONS_DIR / f"{self.weights.stem}.onnx"
             return onnx_export.export(self.segmenter.net, self.segmenter.info, out, pictures, log=self.log)
@@ -119,6 +121,8 @@ class Runner:
         import devices
         import evaluation
 
+        if self.segmenter is None:
+            raise UserError("Load the weights that are to be measured first: runner.load(F).")
         with devices.process_group(self.device):
             return evaluation.evaluate(self.segmenter, data, out, about=self.described(), log=self.log, **options)
 
@@ -214,8 +218,8 @@ def _add_predict(p: argparse.ArgumentParser) -> None:
     add("--pixelate", action="store_true", help="hide the faces: write NAME_pixelated")
     add("--color", type=_color, default=const.OVERLAY_COLOR, help="of overlay and contour; default #8000ff")
     add("--alpha", type=_fraction, default=const.OVERLAY_ALPHA, help="of the overlay; default 0.7")
-    add("--gif", type=_path, metavar="F", help="also a GIF of the overlays, of a video or of all pictures")
-    add("--fail-empty", action="store_true", help="exit code 1 if a picture shows no face")
+    add("--gif", type=_path, metavar="F", help="also a GIF, of a video or of all pictures")
+    add("--fail-empty", action="store_true", help="exit code 1 if a picture or video shows no face")
     add = p.add_argument_group("the network").add_argument
     add("--weights", **_WEIGHTS)
     original = "the original: logit 0.1, a probability of 0.525"
@@ -228,7 +232,7 @@ def _add_predict(p: argparse.ArgumentParser) -> None:
     add("--backend", **_BACKEND, help="default: OpenVINO on a CPU if it is installed")
     add = p.add_argument_group("many pictures").add_argument
     add("--batch-size", type=positive, default=4, help="pictures segmented together; default 4")
-    add("--skip-existing", action="store_true", help="leave out pictures whose results are there")
+    add("--skip-existing", action="store_true", help="leave out what has its results already")
     add("--shard", type=_shard, metavar="I/N", help="the I-th of N parts; torchrun's ranks by themselves")
     add = p.add_argument_group("videos and cameras").add_argument
     add("--masks", action="store_true", help="also NAME_mask.mp4")

@@ -168,7 +168,7 @@ def _color_transform(picture) -> Callable:
         profile = ImageCms.ImageCmsProfile(io.BytesIO(picture.info["icc_profile"]))
         mode = {"RGB": "RGB", "CMYK": "CMYK", "GRAY": "L"}[profile.profile.xcolor_space.strip()]
         fits = picture.mode in {"RGB": ("RGB", "RGBA", "P"), "CMYK": ("CMYK",), "L": ("L", "LA")}[mode]
-        if fits and "sRGB" not in ImageCms.getProfileDescription(profile):
+        if fits and not ImageCms.getProfileDescription(profile).startswith("sRGB"):
             transform = ImageCms.buildTransform(profile, ImageCms.createProfile("sRGB"), mode, "RGB")
             return lambda strip: ImageCms.applyTransform(strip.convert(mode), transform)
     return lambda strip: strip.convert("RGB")
@@ -176,13 +176,13 @@ def _color_transform(picture) -> Callable:
 
 def _to_8_bits(values: np.ndarray, *, deep: bool) -> np.ndarray:
     """Values (H, W, 1 or 3) of more than 8 bits as uint8 (H, W, 3); `deep` says that 65535 is white, else 255 or 65535
-    is, by the largest value, or of floating-point numbers 1 if most are below it: highlights may lie above."""
+    is, by the largest value, or of floating-point numbers 1 if all but a few are below it: highlights lie above."""
     peak = np.fmax.reduce(values, axis=None, initial=0)
     white = 65535.0 if deep or peak > 255 else 255.0
     if values.dtype.kind == "f" and not deep:
         some = values[::8, ::8]
         lit = some[some > 0]
-        white = 1.0 if peak <= 1 or (lit.size and np.median(lit) <= 1) else white
+        white = 1.0 if peak <= 1 or (lit.size and np.quantile(lit, 0.95) <= 1) else white
     rgb = np.empty((*values.shape[:2], 3), np.uint8)
     for rows in strips(*values.shape[:2]):
         rgb[rows] = (np.nan_to_num(values[rows].astype(np.float64)) / white * 255).clip(0, 255)
@@ -520,7 +520,8 @@ def _shrunk(picture: np.ndarray) -> np.ndarray:
 def predict(
     segmenter, inputs, out, output=None, *, batch_size=4, skip_existing=False, fail_empty=False, shard=(1, 1), log=print
 ) -> list[str]:
-    """Write results, those of an `Output`, into the folder `out` for every picture of files and folders, `inputs`.
+    """Write results, those of an `Output`, into the folder `out` for every picture of files and folders, `inputs`, or
+    of one.
 
     Gives a sentence for each picture that could not be read or whose results would replace another file, and for each
     folder without pictures; a UserError if there are no pictures at all, or results cannot be written. Folders are
@@ -533,6 +534,7 @@ def predict(
     """
     from tqdm.auto import tqdm
 
+    inputs = [inputs] if isinstance(inputs, (str, os.PathLike)) else inputs
     inputs, out, errors, passed = [Path(p) for p in inputs], Path(out), [], Some()
     total = sum(1 for _ in iter_jobs(inputs, out, errors, passed))
     if not total:

@@ -22,15 +22,16 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import ImageColor
 
 import const
 from common import UserError, is_out_of_memory
-from drawing import Output, encode, find_faces
+from drawing import Output, encode, find_faces, parse_color
 from inference import to_mask
 from pictures import find_jobs, read_picture
 
@@ -99,10 +100,21 @@ def show(seen: Seen, kind: str, output: Output, folder: Path) -> tuple[Path, str
     return file, line
 
 
-def _output(kind: str, color: str, alpha: float, threshold: float) -> Output:
-    if color.startswith("rgb"):  # "rgba(128.4, 0, 255, 1)", as the colour picker has it
-        color = "#" + "".join(f"{round(float(part)):02x}" for part in re.findall(r"[\d.]+", color)[:3])
-    return Output((kind,), threshold=threshold, color=color, alpha=alpha)
+def _rgb(color: str | None) -> tuple[int, int, int]:
+    """What the colour picker gives: "#8000ff", "rgba(128.4, 0, 255, 1)", "hsla(120, 50%, 50%, 1)"; the default colour
+    for what is none."""
+    numbers = re.findall(r"[0-9.]+", color or "")[:3]
+    with suppress(ValueError):
+        if len(numbers) == 3 and color.startswith("rgb"):
+            return tuple(min(255, round(float(n))) for n in numbers)
+        if len(numbers) == 3 and color.startswith("hsl"):
+            color = "hsl({}, {}%, {}%)".format(*numbers)
+        return ImageColor.getrgb(color or "")[:3]
+    return parse_color(const.OVERLAY_COLOR)
+
+
+def _output(kind: str, color: str | None, alpha: float, threshold: float) -> Output:
+    return Output((kind,), threshold=threshold, color=_rgb(color), alpha=alpha)
 
 
 def _forget(upload: Path, folder: Path) -> None:

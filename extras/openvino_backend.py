@@ -44,6 +44,7 @@ FACES = 200  # for the ranges of int8
 LEAST_IOU = 0.98  # of int8 masks and those in fp32, over the sample photographs; below it the file is not kept
 MAX_BYTES = 1 << 30  # of an int8 network once unpacked
 FILES = ("network.xml", "network.bin")
+_CONVERTING = threading.Lock()  # what silences the converter is the whole process's
 
 
 def is_installed(name: str) -> bool:
@@ -180,7 +181,9 @@ def converted(net: torch.nn.Module, weights: Path, *, int8: bool = False, log=pr
     network = CACHE / key.hexdigest()[:16] / FILES[0]
     if network.is_file():
         return network
-    with _one_sentence(f"The network cannot be converted for OpenVINO, or {CACHE} not be written"):
+    with _CONVERTING, _one_sentence(f"The network cannot be converted for OpenVINO, or {CACHE} not be written"):
+        if network.is_file():  # by another thread
+            return network
         if not int8:
             log(f"The network is converted for OpenVINO, this once; it stays in {CACHE}.")
         _into_cache(network.parent, partial(_unpack, source, weights) if int8 else partial(_convert, net))
@@ -273,7 +276,7 @@ def quantize(
         UserError: a package is missing, or the masks agree by less than `LEAST_IOU`: nothing is written.
         OSError: the file cannot be written.
     """
-    if os.path.lexists(out) and not _is_int8(out):
+    if os.path.lexists(out) and out != int8_path(weights) and not _is_int8(out):
         raise UserError(f"{out} is there and no int8 network; choose another --out or move it.")
     ov, nncf = _import("openvino"), _import("nncf")
     logging.getLogger("nncf").setLevel(logging.ERROR)

@@ -100,8 +100,11 @@ def predict_videos(
                 options = {"name": job.name, "inputs": inputs, "gif": shown, "fail_empty": fail_empty, "log": log}
                 with _noting(errors, job.path):
                     there = {read_tag(path) for path in _results(out, job.name, to)} if skip_existing else set()
-                    if not shown and there and there <= {identity(job.path)}:
+                    source = identity(job.path) if there else None
+                    if not shown and there in ({source}, {f"{source}-"}):
                         log(f"{job.path} was done already.")
+                        if source not in there:
+                            _tell_faceless(job.path, to, fail_empty, log)
                         continue
                     predict_video(segmenter, job.path, out, to, timing, **options)
         if shown:
@@ -150,9 +153,9 @@ def predict_video(
     results = _results(out, name, output)
     _allowed(results, [path, *inputs])
     began, written, gif_began, gif_slot, errors = time.perf_counter(), 0, gif and gif.end, -1, []
-    face = False
+    face, tag = False, {"source": identity(Path(path))}
     with ExitStack() as stack:
-        writers = [stack.enter_context(writing(result, clip, log=log)) for result in results]
+        writers = [stack.enter_context(writing(result, clip, tag, log=log)) for result in results]
         masked = ahead(timing.masked(segmenter, read(clip, errors), output), 2)
         for seconds, frame, mask in tqdm(masked, total=_expected(clip), unit="frame", disable=None):
             for write, kind in zip(writers, output.results, strict=True):
@@ -164,20 +167,26 @@ def predict_video(
         if not written:
             to = "its end" if timing.end is None else f"{timing.end:g} s"
             raise VideoError(*errors or [f"{path} has no frames between {timing.start:g} s and {to}."])
+        tag["faceless"] = not face
+        if errors or timing.start or timing.end is not None:  # of a part, for which `skip_existing` is not to take it
+            del tag["source"]
     if results:
         took, names = time.perf_counter() - began, ", ".join(map(str, results))
         log(f"{written} frames of {path} in {took:.1f} s ({written / took:.1f} frames/s): {names}")
         if frame.shape[0] % 2 or frame.shape[1] % 2:
             log(f"{path} is of an odd size, which MP4 does not hold: the last row or column is there twice.")
-    if not face:
-        said = f"{path} shows no face." + (" Nothing was hidden in it." if output.hiding else "")
-        if fail_empty:
-            errors.append(said)
-        else:
-            log(f"Warning: {said}" if output.hiding else said)
     if errors:
-        raise VideoError(" ".join(errors))
+        raise VideoError(*errors)
+    if not face:
+        _tell_faceless(path, output, fail_empty, log)
     return list(results)
+
+
+def _tell_faceless(path: Path, output: Output, fail_empty: bool, log) -> None:
+    said = f"{path} shows no face." + (" Nothing was hidden in it." if output.hiding else "")
+    if fail_empty:
+        raise VideoError(said)
+    log(f"Warning: {said}" if output.hiding else said)
 
 
 def _results(out: Path, name: str, output: Output) -> dict[Path, str]:
@@ -211,8 +220,6 @@ def record_camera(
         VideoError: there is no such camera, or it gives no picture.
     """
     output, timing = output or Output(results=("overlay",)), timing or Timing()
-    numbered = (_results(out, f"webcam_{n}" if n > 1 else "webcam", output) for n in itertools.count(1))
-    results = next(files for files in numbered if not any(map(os.path.lexists, files)))  # none can be made again
     with captured(camera) as probed:
         there, fps = probed.isOpened() and probed.read()[0], probed.get(cv2.CAP_PROP_FPS)
     if not there:
@@ -220,8 +227,9 @@ def record_camera(
     if not find_pyav():
         log(video_files.WITHOUT_PYAV)
     clip, window, written = Clip(camera, rate(fps), end=exact(timing.end)), True, 0
-    names = ", ".join(map(str, results))
     with ExitStack() as stack:
+        results = stack.enter_context(_new_files(Path(out), output))
+        names = ", ".join(map(str, results))
         writers = [stack.enter_context(writing(result, clip)) for result in results]
         try:
             for seconds, frame, mask in timing.masked(segmenter, read(clip, []), output):
@@ -241,6 +249,23 @@ def record_camera(
             pass  # the usual end: what was recorded is kept
     log(f"{written} frames recorded: {names}")
     return list(results)
+
+
+@contextmanager
+def _new_files(out: Path, output: Output) -> Iterator[dict[Path, str]]:
+    """The first names that are free, taken by empty files: no recording can be made again. Such as are still empty
+    afterwards are removed."""
+    out.mkdir(parents=True, exist_ok=True)
+    numbered = (_results(out, f"webcam_{n}" if n > 1 else "webcam", output) for n in itertools.count(1))
+    results = next(files for files in numbered if not any(map(os.path.lexists, files)))
+    for path in results:
+        path.touch(exist_ok=False)
+    try:
+        yield results
+    finally:
+        for path in results:
+            if not path.stat().st_size:
+                path.unlink()
 
 
 # --- GIFs -----------------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ import cv2
 import numpy as np
 
 from common import UserError, replacing
-from pictures import identity, opencv_silent, tagged
+from pictures import opencv_silent, tagged
 
 FPS = Fraction(25)  # where a file or a camera does not say
 COPIED = ("aac", "mp3", "mp3float")  # sound that every player of MP4 knows; other is encoded again, as AAC
@@ -243,9 +243,11 @@ def ahead(items: Iterator, size: int = 4) -> Iterator:
 
 # --- Writing --------------------------------------------------------------------------------------------------------
 @contextmanager
-def writing(path: Path, clip: Clip, *, log=print) -> Iterator[Callable[[Fraction, np.ndarray], None]]:
+def writing(
+    path: Path, clip: Clip, tag: dict | None = None, *, log=print
+) -> Iterator[Callable[[Fraction, np.ndarray], None]]:
     """A function that adds a frame uint8 (H, W, 3) RGB at a time in seconds to an MP4 file, which gets its name when
-    it is whole, and the tag of the clip. With PyAV the clip's sound goes with it.
+    it is whole, and a tag of what `tag` holds by then (see `pictures.tagged`). With PyAV the clip's sound goes with it.
 
     The format wants even sizes: a last row or column that is odd is repeated.
 
@@ -253,7 +255,6 @@ def writing(path: Path, clip: Clip, *, log=print) -> Iterator[Callable[[Fraction
         VideoError: the format cannot be written here, no frame came, or not all of them are in the file.
     """
     path, file = Path(path), None
-    source = {} if isinstance(clip.path, int) else {"source": identity(clip.path)}
     with _written(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary, _utf8_name(temporary) as name:
@@ -281,7 +282,7 @@ def writing(path: Path, clip: Clip, *, log=print) -> Iterator[Callable[[Fraction
             if not there or there != file.written:  # OpenCV says nothing of a full disk
                 raise VideoError("no frame came, or the disk is full")
             with temporary.open("ab") as last:
-                last.write(tagged(b"", ".mp4", **source, before=temporary.stat().st_size))
+                last.write(tagged(b"", ".mp4", **(tag or {}), before=temporary.stat().st_size))
 
 
 @contextmanager

@@ -119,10 +119,7 @@ class Robust:
     def network(self) -> nn.Module:
         if self.config.init is None:
             return networks.build(self.config.model, pretrained=self.config.pretrained)
-        net, info = networks.load(initial_weights(self.config))
-        if info.model != self.config.model:
-            raise TrainingError(f"{self.config.init} holds another network than {self.config.model}.")
-        return net
+        return load_initial(self.config)[0]
 
     def size_at(self, epoch: int) -> int:
         """The picture size of an epoch: progressive resizing, small pictures first."""
@@ -151,6 +148,14 @@ def initial_weights(config: RobustConfig) -> Path:
     return networks.bundled_weights() if config.init == "bundled" else Path(config.init)
 
 
+def load_initial(config: RobustConfig) -> tuple[nn.Module, networks.Info]:
+    """`model.load` of them; TrainingError if they are of another network."""
+    net, info = networks.load(initial_weights(config))
+    if info.model != config.model:
+        raise TrainingError(f"{config.init} holds another network than {config.model}.")
+    return net, info
+
+
 # --- Self-training --------------------------------------------------------------------------------------------------
 def pseudo_label(config: RobustConfig, masks: Path, device, *, log=print) -> Path:
     """Masks for the faces of `config.unlabelled`, predicted by the weights `config.init`, into `masks`; those that the
@@ -163,7 +168,7 @@ def pseudo_label(config: RobustConfig, masks: Path, device, *, log=print) -> Pat
     from pictures import find_jobs, predict_files
 
     teacher = initial_weights(config)
-    net, info = networks.load(teacher)
+    net, info = load_initial(config)
     if info.passes == 2:  # masks as fine as they will be used
         info = replace(info, size=config.size)
     segmenter = Segmenter(net, info, device, flip=True)

@@ -512,7 +512,9 @@ def test_silhouettes_that_the_source_lacks_are_counted(celeb_source, tmp_path):
     for path in (celeb / dp.PARTS).rglob("16000_*.png"):
         path.unlink()
     for _ in range(2):  # there is nothing to do the second time
+        (tmp_path / dp.UNFINISHED).touch()
         report = dp.prepare(celeb, tmp_path, persons=True)
+        assert dp.is_prepared(tmp_path)
         assert report.lacking == 1
         assert "the source lacks 1 silhouettes" in str(report)
 

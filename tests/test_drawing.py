@@ -114,3 +114,6 @@ def test_a_gif_of_pictures_of_several_shapes_squashes_none(tmp_path):
         gif.seek(1)
         second = np.asarray(gif.convert("L"))
     np.testing.assert_array_equal(second[20] > 127, [False] * 30 + [True] * 20 + [False] * 30)
+    drawing.save_gif([np.full((404, 720, 3), 255, np.uint8)] * 2, tmp_path / "one.gif")
+    with Image.open(tmp_path / "one.gif") as gif:
+        assert (np.asarray(gif.convert("L")) > 250).all()  # no border

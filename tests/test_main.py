@@ -20,7 +20,11 @@ import inference
 import main
 import model
 import pictures
+from common import UserError
+from drawing import find_faces
+from inference import to_mask
 from main import Runner
+from pictures import read_picture
 
 MODULES = [
     ".".join(path.relative_to(ROOT).with_suffix("").parts)
@@ -565,6 +569,21 @@ def test_no_face_as_an_exit_code(tmp_path, capsys):
     assert "Warning: 1 picture without a face" in capsys.readouterr().out
     assert predict("bundled", tmp_path / "in.png", "--out", tmp_path / "out", "--fail-empty") == 1
     one_sentence(capsys.readouterr().err, "1 picture without a face", "in.png")
+
+
+def test_what_is_rejected_is_no_face_at_any_threshold():
+    runner = Runner("cpu", log=lambda *_: None).load("bundled", precision="fp32")
+    logits = runner.segmenter.logits([read_picture(const.TEST_DIR / "astronaut.png")])[0]
+    for threshold in (0.05, 0.3, 0.5):
+        assert len(find_faces(to_mask(logits, threshold), logits)) == 1, threshold
+
+
+def test_one_path_is_a_list_of_one(runner, tmp_path):
+    path = save(tmp_path / "in" / "a.png")
+    for given in (path, str(path), [path]):
+        assert runner.predict(given, tmp_path / "out") == []
+    with pytest.raises(UserError, match="Load the weights"):
+        Runner("cpu").evaluate(tmp_path, tmp_path / "out")
 
 
 def test_videos_say_what_they_cannot_hold(lite_weights, tmp_path, capsys):

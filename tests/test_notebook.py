@@ -186,7 +186,7 @@ def test_runs_from_another_folder_and_goes_on_when_run_again(execute, tmp_path):
     run = check_files(clone, clone / "data" / "drawn-12", epochs=1)
     first = (run / "history.csv").read_text()
 
-    printed = execute(elsewhere, replace=[(EPOCHS, "epochs=2,")], until="runner.evaluate(", FACE_SEG_HOME=clone)
+    printed = execute(elsewhere, replace=[(EPOCHS, "epochs=2,")], until="trained.evaluate(", FACE_SEG_HOME=clone)
     assert "after epoch 1" in printed
     assert "Nothing to do" in printed
     check_files(clone, clone / "data" / "drawn-12", epochs=2)

@@ -719,12 +719,15 @@ def test_colours_of_an_embedded_profile_are_those_that_are_seen(tmp_path):
 
 @pytest.mark.parametrize("light", [1.0, 1.4, 400.0])
 def test_highlights_of_floating_point_pictures_darken_no_other(light, tmp_path):
-    values = np.full((32, 32, 3), 0.5, np.float32)
-    values[8:16, 8:16] = light
+    values = np.full((64, 64, 3), 0.5, np.float32)
+    values[8:12, 8:12] = light
     cv2.imwrite(str(tmp_path / "x.tif"), values)
     picture = read_picture(tmp_path / "x.tif")
     assert (picture[0, 0] == 127).all()
-    assert (picture[10, 10] == 255).all()
+    assert (picture[9, 9] == 255).all()
+    values[:], values[8:40, 8:40] = 0.5, 180  # a face before a black ground, from 0 to 255
+    cv2.imwrite(str(tmp_path / "x.tif"), values)
+    assert read_picture(tmp_path / "x.tif")[[0, 12], [0, 12]].max(1).tolist() == [0, 180]
 
 
 def test_what_a_killed_run_left_among_the_results_is_swept(tmp_path):

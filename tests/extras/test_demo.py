@@ -249,6 +249,16 @@ def test_a_photograph_of_too_many_pixels(monkeypatch):
         demo.see(None, SAMPLE)
 
 
+@pytest.mark.parametrize(
+    ("text", "color"),
+    [("#8000ff", (128, 0, 255)), ("rgba(128.4, 0, 255, 1)", (128, 0, 255)), ("hsla(120, 50%, 50%, 1)", (64, 191, 64)),
+     ("#fff", (255, 255, 255)), ("red", (255, 0, 0)), ("nothing", (128, 0, 255)), (None, (128, 0, 255)),
+     ("rgb(", (128, 0, 255)), ("hsl(1.2.3, 0%, 0%)", (128, 0, 255))],
+)  # fmt: skip
+def test_colours_of_the_picker(text, color):
+    assert demo._output("overlay", text, 0.5, 0.5).color == color
+
+
 def test_uploads_alone_are_deleted(tmp_path):
     """A browser may claim that a sample photograph, or any other file, is what it has uploaded."""
     (tmp_path / "cache").mkdir()
@@ -264,7 +274,7 @@ import sys, urllib.request
 from pathlib import Path
 from types import SimpleNamespace
 shell = SimpleNamespace(run_line_magic=print)
-names = {"ON_KAGGLE": False, "Path": Path, "runner": SimpleNamespace(segmenter=None), "get_ipython": lambda: shell}
+names = {"ON_KAGGLE": False, "Path": Path, "bundled": SimpleNamespace(segmenter=None), "get_ipython": lambda: shell}
 exec(sys.argv[1], names)
 exec(sys.argv[1].replace("PAGE = False", "PAGE = True"), names)
 print(urllib.request.urlopen(names["page"].local_url, timeout=60).status)

@@ -188,6 +188,9 @@ def test_int8_from_training_faces(weights, prepared, cache, tmp_path, capsys, mo
         assert main.main(["export", "--int8", *options]) == 1
         one_sentence(capsys.readouterr().err, other, "no int8 network")
         assert other.read_bytes() == before
+    file.write_bytes(b"damaged")  # which it is said to make anew
+    assert main.main(["export", "--int8", "--weights", str(weights), "--data", str(prepared)]) == 1
+    one_sentence(capsys.readouterr().err, "not kept")
     file.unlink()
     assert main.main(["export", "--int8", "--weights", str(weights), "--data", str(prepared)]) == 1
     one_sentence(capsys.readouterr().err, "not kept")

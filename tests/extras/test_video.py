@@ -326,6 +326,12 @@ def test_a_video_without_a_face_and_one_that_is_done_already(tmp_path, lite_weig
     assert main.main([*base, "--skip-existing"]) == 0
     assert "clip.mp4 was done already" in capsys.readouterr().out
     assert (tmp_path / "out" / "clip_blurred.mp4").stat().st_mtime_ns == before
+    assert main.main([*base, "--skip-existing", "--fail-empty"]) == 1
+    one_sentence(capsys.readouterr().err, "clip.mp4 shows no face")
+    assert main.main([*base, "--end", "0.1"]) == 0
+    for said in ("3 frames of", "was done already"):  # a part is no reason to leave out the whole
+        assert main.main([*base, "--skip-existing"]) == 0
+        assert said in capsys.readouterr().out
     (tmp_path / "none").mkdir()
     assert main.main([*base[:2], str(tmp_path / "none"), *base[2:], "--skip-existing"]) == 1  # it costs no other
     both = capsys.readouterr()
@@ -405,6 +411,17 @@ def test_a_camera_is_recorded_at_the_speed_at_which_it_was_seen(red, tmp_path, m
         times = [frame.time for frame in file.decode(video=0)]
     assert abs(times[-1] - sum(pauses[1:])) < 0.2
     assert len(times) == (len(pauses) if backend == "pyav" else round(times[-1] * FPS) + 1)
+
+
+def test_names_of_recordings_are_taken_at_their_start_and_given_back(tmp_path):
+    with (
+        video._new_files(tmp_path, Output(("overlay", "mask"))) as first,
+        video._new_files(tmp_path, Output(("mask",))) as second,
+    ):
+        names = [path.name for path in (*first, *second)]
+        next(iter(second)).write_bytes(b"recorded")
+    assert names == ["webcam_overlay.mp4", "webcam_mask.mp4", "webcam_2_mask.mp4"]
+    assert [path.name for path in tmp_path.iterdir()] == ["webcam_2_mask.mp4"]
 
 
 def test_memory_does_not_grow_with_the_video(red):
