@@ -336,7 +336,6 @@ def _predict(args) -> int:
     pictures = [p for p in args.inputs if p not in videos]
     shard, errors = _my_part(args.shard), []
     runner = Runner(args.device).load(args.weights, **_computing(args))
-    moving = bool(videos) or args.webcam is not None or args.gif is not None
     try:
         if pictures:
             options = {name: getattr(args, name) for name in ("batch_size", "skip_existing", "fail_empty")}
@@ -344,7 +343,7 @@ def _predict(args) -> int:
     except UserError as error:  # no hindrance to the others
         errors.append(str(error))
     try:
-        if moving:
+        if videos or args.webcam is not None or args.gif is not None:
             errors += _predict_moving(args, runner, videos, shard)
     except UserError as error:
         errors.append(str(error))

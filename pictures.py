@@ -162,10 +162,11 @@ def _to_rgb(picture) -> np.ndarray:
 def _color_transform(picture) -> Callable:
     """Pillow image -> Pillow image in RGB, from the colours of the picture's embedded profile, if it has one that can
     be used, to sRGB."""
-    from PIL import ImageCms
+    with suppress(Exception):  # no profile, a damaged one, or a Pillow without LittleCMS
+        data = picture.info["icc_profile"]
+        from PIL import ImageCms
 
-    with suppress(Exception):  # a damaged profile, or a Pillow without LittleCMS
-        profile = ImageCms.ImageCmsProfile(io.BytesIO(picture.info["icc_profile"]))
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(data))
         mode = {"RGB": "RGB", "CMYK": "CMYK", "GRAY": "L"}[profile.profile.xcolor_space.strip()]
         fits = picture.mode in {"RGB": ("RGB", "RGBA", "P"), "CMYK": ("CMYK",), "L": ("L", "LA")}[mode]
         if fits and not ImageCms.getProfileDescription(profile).startswith("sRGB"):
@@ -402,6 +403,12 @@ def read_tag(path: Path) -> str | None:
     return (found[1] + found[2]).decode().rstrip() if found and int(found[3]) == size else None
 
 
+def done_before(results: Iterable[Path], source: str | None) -> bool | None:
+    """Whether the picture of this `identity` shows a face, if all of these are results of it; None if not."""
+    tags = {read_tag(path) for path in results} if source else set()
+    return source in tags if tags in ({source}, {f"{source}-"}) else None
+
+
 def forbidden(results: Iterable[Path], inputs: Iterable[Path] = ()) -> str | None:
     """A sentence on the first result that would take the name of one of `inputs` (resolved), or of a file that this
     program did not write. One that holds nothing is no loss: a full disk or a crash leaves such."""
@@ -584,12 +591,12 @@ class _Results:
             with suppress(OSError):  # of the picture, which reading it will name
                 source = identity(job.path)
             results = self.paths(job).values()
-            tags = {read_tag(path) for path in results} if self.skip_existing and source else set()
+            face = done_before(results, source) if self.skip_existing else None
             if refusal := forbidden(results, self.inputs):
                 errors.append(refusal)
-            elif tags in ({source}, {f"{source}-"}):
+            elif face is not None:
                 self.skipped += 1
-                if source not in tags:
+                if not face:
                     self.faceless.append(str(job.path))
             else:
                 yield replace(job, source=source)

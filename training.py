@@ -180,7 +180,7 @@ class Trainer:
             devices.reuse_memory()
         self.size = recipe.size_at(0)
         self.train_loader = recipe.loader(self.size)
-        self.pictures = [len(loader.dataset) for loader in (self.train_loader, val_loader) if loader]
+        self.pictures = [len(loader.dataset) for loader in (self.train_loader, val_loader) if loader is not None]
         self.steps = len(self.train_loader) // self.config.accumulate  # of the optimizer, in an epoch
         self.effective_batch = self.config.batch_size * self.config.accumulate * devices.world_size()  # of such a step
         self.optimizer, self.scheduler = recipe.optimizer(self.net, self.steps * self.config.epochs)

@@ -23,7 +23,7 @@ from drawing import Gif, Output, shows_face
 from extras import video_files
 from extras.video_files import Clip, VideoError, ahead, captured, exact, find_pyav, probe, rate, read, writing
 from extras.video_masks import masked_frames
-from pictures import PictureError, find_jobs, forbidden, identity, iter_jobs, read_picture, read_tag, tagged
+from pictures import PictureError, done_before, find_jobs, forbidden, identity, iter_jobs, read_picture, tagged
 
 GIF_STEP = Fraction(1, 10)  # seconds between a video's frames in a GIF
 
@@ -99,11 +99,11 @@ def predict_videos(
                 to = output if own else replace(output, results=())
                 options = {"name": job.name, "inputs": inputs, "gif": shown, "fail_empty": fail_empty, "log": log}
                 with _noting(errors, job.path):
-                    there = {read_tag(path) for path in _results(out, job.name, to)} if skip_existing else set()
-                    source = identity(job.path) if there else None
-                    if not shown and there in ({source}, {f"{source}-"}):
+                    wanted = skip_existing and not shown and job.path.is_file()
+                    face = done_before(_results(out, job.name, to), identity(job.path)) if wanted else None
+                    if face is not None:
                         log(f"{job.path} was done already.")
-                        if source not in there:
+                        if not face:
                             _tell_faceless(job.path, to, fail_empty, log)
                         continue
                     predict_video(segmenter, job.path, out, to, timing, **options)
