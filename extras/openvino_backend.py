@@ -106,6 +106,8 @@ class Backend:
         self._config = {"INFERENCE_PRECISION_HINT": hint, "CACHE_DIR": str(network.parent), "ENABLE_CPU_PINNING": False}
         self._compiled: dict[int, object] = {}  # by the number of threads of a call
         self._lock, self._own = threading.Lock(), threading.local()
+        # Its table of NumPy types is made at first use; two threads doing that at once wait for each other for ever.
+        _import("openvino").Type.f32.to_dtype()
         computes = self._request().get_compiled_model().get_property("INFERENCE_PRECISION_HINT").get_type_name()
         self.precision = "fp32" if precision == "bf16" and computes == "f32" else precision  # a processor without bf16
 

@@ -90,6 +90,27 @@ def test_threads_share_it(lite_weights):
 
 
 @needs_openvino
+@pytest.mark.parametrize("attempt", range(3))  # without the table made beforehand, six of ten hang
+def test_first_calls_of_many_threads_at_once(lite_weights, attempt):
+    code = f"""
+    import threading
+    import numpy as np
+    from main import Runner
+    backend = Runner("cpu").load({str(lite_weights)!r}, backend="openvino").segmenter.backend
+    sys.setswitchinterval(1e-6)
+    barrier = threading.Barrier(8)
+    def call():
+        barrier.wait()
+        print(backend(np.zeros((1, 64, 64, 3), np.uint8)).shape)
+    threads = [threading.Thread(target=call) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    """
+    done = python(textwrap.dedent(code), timeout=60)
+    assert done.stdout.count("(1, 64, 64)") == 8, done.stderr
+
+
+@needs_openvino
 def test_auto_takes_it_and_converts_once(weights, cache, tmp_path, capsys):
     assert predict(weights, tmp_path / "out") == 0
     said = capsys.readouterr().out
