@@ -30,18 +30,27 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
+from torchvision.models.segmentation import lraspp_mobilenet_v3_large
 
 import const
 import data_preprocessing
+import model as networks
 from common import UserError, exit_code, usable_cores, write_text
+from dataset import Celeb
 from drawing import overlay, parse_color
+from extras import openvino_backend
+from inference import Segmenter
+from main import Runner
+from metrics import Counts
 from pictures import read_picture
 from studies import drawn_faces
 from studies.shared import interleaved, machine, read_json, table, write_json
+from training import Config, Original, Trainer
 
 SECTIONS = ("predict", "start", "folder", "busy", "train", "load", "growth")
 RESULTS = const.DIR_PATH / "results" / "benchmark.json"
-DISTINCT = 40  # faces drawn; more pictures are links to their files
+DISTINCT = 40  # faces drawn; more pictures repeat them
 PASSES = {1: "1 pass", 2: "2 passes"}
 PROGRAM = str(const.DIR_PATH / "main.py")
 
@@ -70,22 +79,18 @@ class Context:
         return self.temp / "prepared"
 
     def folder_of(self, count: int, size: int) -> Path:
-        """A new folder of `count` pictures of size x size: `DISTINCT` of them, the rest hard links."""
+        """A new folder of `count` pictures of size x size."""
         folder = Path(tempfile.mkdtemp(dir=self.temp))
         sources = sorted((self.prepared / "images_train").glob("*.jpg"))[:DISTINCT]
-        for i, source in enumerate(sources[:count]):
+        for i, source in zip(range(count), itertools.cycle(sources), strict=False):
             picture = cv2.resize(cv2.imread(str(source)), (size, size), interpolation=cv2.INTER_AREA)
             cv2.imwrite(str(folder / f"{i:05d}.jpg"), picture)
-        for i in range(len(sources), count):
-            os.link(folder / f"{i % len(sources):05d}.jpg", folder / f"{i:05d}.jpg")
         return folder
 
 
 # --- The baseline ---------------------------------------------------------------------------------------------------
 def baseline_mask(net, picture, size: int):
     """(H, W) bool of one picture uint8 (H, W, 3), squashed and normalised as the original's loop did, in one pass."""
-    import torch
-
     small = cv2.resize(picture, (size, size)).astype(np.float32) / 255
     x = (small - np.float32(const.IMAGENET_MEAN)) / np.float32(const.IMAGENET_STD)
     with torch.no_grad():
@@ -95,20 +100,14 @@ def baseline_mask(net, picture, size: int):
 
 def baseline_segmenter(net, info):
     """A Segmenter whose network is the plain one: fp32, contiguous, nothing fused. Its masks are the same."""
-    import torch
-
-    from inference import Segmenter
-
     segmenter = Segmenter(copy.deepcopy(net), info, precision="fp32")
     segmenter.backend._net = lambda x: net(x.contiguous(memory_format=torch.contiguous_format))
     return segmenter
 
 
-def baseline_training(net, batches: Iterable, lr: float) -> Iterator[float]:
+def baseline_training(net, batches: Iterable) -> Iterator[float]:
     """The original's loop: the loss after each step."""
-    import torch
-
-    optimizer = torch.optim.Adam(net.parameters(), lr=lr)
+    optimizer = torch.optim.Adam(net.parameters(), lr=const.LR)
     criterion = torch.nn.BCEWithLogitsLoss()
     net.train()
     for image, target in batches:
@@ -122,9 +121,6 @@ def baseline_training(net, batches: Iterable, lr: float) -> Iterator[float]:
 # --- One picture ----------------------------------------------------------------------------------------------------
 def predict(context: Context) -> list[dict]:
     """One picture on the CPU, at the original's 512x512, and the Dice of what is trained, on validation faces."""
-    from dataset import Celeb
-    from metrics import Counts
-
     side, data = 128 if context.quick else const.IMG_SIZE, context.prepared
     faces = []
     for image, mask in Celeb(data / "images_val", data / "masks_val", limit=4 if context.quick else 100).pairs:
@@ -150,12 +146,6 @@ def predict(context: Context) -> list[dict]:
 
 def untrained_ways(side: int) -> dict[str, tuple[Callable, None]]:
     """{name: (picture -> mask, None)} of networks of random weights, which take as long as any: the baseline first."""
-    import torch
-    from torchvision.models.segmentation import lraspp_mobilenet_v3_large
-
-    import model as networks
-    from inference import Segmenter
-
     torch.manual_seed(const.SEED)
     net = networks.build("deeplabv3").eval()
     ours = Segmenter(copy.deepcopy(net), networks.Info("deeplabv3", side))
@@ -169,8 +159,6 @@ def untrained_ways(side: int) -> dict[str, tuple[Callable, None]]:
 
 def bundled_ways() -> dict[str, tuple[Callable, str]]:
     """{name: (picture -> mask, precision)} of the bundled network, for each backend there is."""
-    from extras import openvino_backend
-
     kinds = [(name, "auto") for name in backends()]
     if "openvino" in backends() and openvino_backend.int8_path(const.BUNDLED_WEIGHTS).is_file():
         kinds.append(("openvino", "int8"))
@@ -183,15 +171,11 @@ def bundled_ways() -> dict[str, tuple[Callable, str]]:
 
 
 def backends() -> list[str]:
-    from extras.openvino_backend import is_installed
-
-    return ["torch", "openvino"] if is_installed("openvino") else ["torch"]
+    return ["torch", "openvino"] if openvino_backend.is_installed("openvino") else ["torch"]
 
 
 def bundled(**options):
     """A Runner on the CPU with the bundled network, which says nothing."""
-    from main import Runner
-
     return Runner("cpu", log=lambda *words: None).load("bundled", **options)
 
 
@@ -252,11 +236,9 @@ def start(context: Context) -> list[dict]:
 
 def folder(context: Context) -> list[dict]:
     """A folder of 1024x1024 pictures to masks and overlays, with the bundled network."""
-    from model import bundled_weights, load
-
     total, some = (8, 4) if context.quick else (500, 50)
     inputs, out = context.folder_of(total, 1024), context.temp / "folder-out"
-    plain, color = baseline_segmenter(*load(bundled_weights())), parse_color(const.OVERLAY_COLOR)
+    plain, color = baseline_segmenter(*networks.load(networks.bundled_weights())), parse_color(const.OVERLAY_COLOR)
     out.mkdir()
 
     def baseline():
@@ -313,18 +295,12 @@ def train(context: Context) -> list[dict]:
 
 
 def _recipe(context: Context, name: str, size: int, workers: int = 0, cache: bool = False):
-    from training import Config, Original
-
     config = Config(model=name, size=size, pretrained=False)
     return Original(config, context.prepared, context.temp, workers=workers, cache=cache)
 
 
-def _trainer(context: Context, recipe, net) -> tuple:
-    """A Trainer, and its step from a batch to the loss."""
-    from training import Trainer
-
-    trainer = Trainer(recipe, context.temp, net=net.train(), val_loader=None, device="cpu")
-    return trainer, lambda image, target: trainer.step(image, target).item()
+def _trainer(context: Context, recipe, net) -> Trainer:
+    return Trainer(recipe, context.temp, net=net.train(), val_loader=None, device="cpu")
 
 
 def _epochs(loader) -> Iterator:
@@ -335,16 +311,14 @@ def _epochs(loader) -> Iterator:
 
 def train_side_by_side(context: Context, name: str, size: int, steps: int) -> dict:
     """The losses are means of the last quarter of the steps."""
-    import torch
-
     torch.manual_seed(const.SEED)
     workers = max(0, min(4, usable_cores() - 1))
     recipe = _recipe(context, name, size, workers)
     net = recipe.network()
-    trainer, step = _trainer(context, recipe, copy.deepcopy(net))
+    trainer = _trainer(context, recipe, copy.deepcopy(net))
     streams = {
-        "baseline": baseline_training(net, _epochs(_recipe(context, name, size).loader(size)), const.LR),
-        "ours": itertools.starmap(step, _epochs(trainer.train_loader)),
+        "baseline": baseline_training(net, _epochs(_recipe(context, name, size).loader(size))),
+        "ours": (trainer.step(*batch).item() for batch in _epochs(trainer.train_loader)),
     }
     block = max(1, steps // context.runs)
     losses = {way: [next(stream)] for way, stream in streams.items()}
@@ -363,9 +337,9 @@ def load(context: Context) -> list[dict]:
     """Images/s of a training step, and of a loader with one worker process that should keep it fed."""
     size, batches = (64, 2) if context.quick else (256, 50)
     recipe = _recipe(context, "lite", size)
-    trainer, step = _trainer(context, recipe, recipe.network())
+    trainer = _trainer(context, recipe, recipe.network())
     batch = next(iter(trainer.train_loader))
-    ways = {f"a step of lite, {size}x{size}": (lambda: step(*batch), 1)}
+    ways = {f"a step of lite, {size}x{size}": (lambda: trainer.step(*batch).item(), 1)}
     for title, cache in (("loader, 1 worker", False), ("loader, 1 worker, cached", True)):
         stream = _epochs(_recipe(context, "lite", size, 1, cache).loader(size))
         ways[title] = (lambda s=stream: list(itertools.islice(s, batches)), batches)
