@@ -4,16 +4,20 @@ face, and how many passes of the network `predict` makes; by the options for vid
 python -m studies.flicker test_path/chris.jpg
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
+import cv2
 import numpy as np
 
 from common import exit_code
+from extras import video_masks
+from main import Runner
+from pictures import read_picture
+from robust import occluders
 
 FRAMES, STEP = 40, 9  # pixels a frame
 OPTIONS = [(0.0, 1), (0.3, 1), (0.6, 1), (0.8, 1), (0.0, 2), (0.0, 4), (0.6, 4)]  # --smooth, --frame-stride
@@ -22,10 +26,6 @@ OPTIONS = [(0.0, 1), (0.3, 1), (0.6, 1), (0.8, 1), (0.0, 2), (0.0, 4), (0.6, 4)]
 def sliding(photo: np.ndarray, mask: np.ndarray, kind: str, noise: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(frame, where the occluder is) of a bar or a hand that crosses the face of `mask` from left to right, or of the
     photograph alone."""
-    import cv2
-
-    from robust import occluders
-
     rng, (x, y, _, h) = np.random.default_rng(5), cv2.boundingRect(mask)
     if kind == "hand":
         over, alpha = occluders.hand(rng, (0.9 * photo[mask > 0].mean(axis=0)).astype(np.float32))
@@ -46,29 +46,17 @@ def sliding(photo: np.ndarray, mask: np.ndarray, kind: str, noise: float) -> Ite
 
 def measure(weights: str, picture: Path, noise: float) -> None:
     """Print the table."""
-    from extras import video_masks
-    from main import Runner
-    from pictures import read_picture
-
-    segmenter = Runner().load(weights).segmenter
-    photo, passes = read_picture(picture), [0]
+    segmenter, photo = Runner().load(weights).segmenter, read_picture(picture)
     clips = {kind: list(sliding(photo, segmenter.mask(photo), kind, noise)) for kind in ("still", "bar", "hand")}
-    run = segmenter._run
-
-    def counted(pictures):
-        passes[0] += 1
-        return run(pictures)
-
-    segmenter._run = counted
     print("smooth  stride  flicker  bar called face  hand called face  passes a frame (still, bar, hand)")
     for smooth, stride in OPTIONS:
         masks, made = {}, []
         for kind, clip in clips.items():
-            passes[0] = 0
             frames = enumerate(frame for frame, _ in clip)
             masked = video_masks.masked_frames(segmenter, frames, threshold=0.5, smooth=smooth, frame_stride=stride)
-            masks[kind] = np.stack([mask > 0 for *_, mask in masked])
-            made.append(f"{passes[0] / FRAMES:.2f}")
+            with patch.object(segmenter, "_run", wraps=segmenter._run) as passes:
+                masks[kind] = np.stack([mask > 0 for *_, mask in masked])
+            made.append(f"{passes.call_count / FRAMES:.2f}")
         called = [float(masks[k][np.stack([o for _, o in clips[k]])].mean()) for k in ("bar", "hand")]
         flicker = video_masks.flicker(list(masks["still"][10:]))
         print(f"{smooth:6}  {stride:6}  {flicker:7.2%}  {called[0]:15.2%}  {called[1]:16.2%}  {', '.join(made)}")

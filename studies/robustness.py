@@ -17,8 +17,8 @@ import cv2
 import numpy as np
 
 import const
-from common import UserError, exit_code, write_text
-from data_preprocessing import is_prepared, positive
+from common import UserError, exit_code, positive, write_text
+from data_preprocessing import is_prepared
 from main import Runner
 from metrics import Counts
 from pictures import read_known
@@ -85,11 +85,9 @@ def occluded_faces(composer: scenes.SceneComposer, kind: str) -> Iterator[tuple]
     face pixels under it)."""
     for i in range(len(composer.faces)):
         rng = np.random.default_rng((SEED, i))
-        other = composer.faces[int(rng.integers(len(composer.faces)))]
-        face, photo = composer.faces[i], composer.photos.draw(rng)
-        image, mask, _ = occluders.draw_occluder(
-            rng, face.image, face.mask, photo=photo, other=(other.image, other.mask), kind=kind
-        )
+        face, other = composer.faces[i], composer.faces[int(rng.integers(len(composer.faces)))]
+        options = {"photo": composer.photos.draw(rng), "other": (other.image, other.mask), "kind": kind}
+        image, mask, _ = occluders.draw_occluder(rng, face.image, face.mask, **options)
         yield image, mask, (face.mask > 127) & (mask <= 127)
 
 
@@ -114,7 +112,7 @@ def wears_glasses(mask: np.ndarray) -> bool:
     return not any(mask[y - 6 : y + 7, x - 6 : x + 7].any() for x, y in occluders.EYES)
 
 
-def rows_of(section: str, composer, held_out: list[Path], scenes_count: int) -> Iterator[tuple[str, Iterator[Sample]]]:
+def rows_of(section: str, composer, scenes_count: int) -> Iterator[tuple[str, Iterator[Sample]]]:
     """(name, samples) of each row of a section."""
     store = composer.faces
 
@@ -142,7 +140,8 @@ def rows_of(section: str, composer, held_out: list[Path], scenes_count: int) -> 
         for low, high in WIDTHS:
             yield f"faces {low:.0%} to {high:.0%} of the width", photographs(composer, scenes_count, (low, high))
     elif section == "no face":
-        yield "held-out photographs", ((p, np.zeros(p.shape[:2], np.uint8)) for p in map(read_known, held_out))
+        photos = map(read_known, composer.photos.paths)
+        yield "held-out photographs", ((photo, np.zeros(photo.shape[:2], np.uint8)) for photo in photos)
 
 
 # --- Measuring ------------------------------------------------------------------------------------------------------
@@ -174,8 +173,8 @@ def measure(segmenter, samples) -> dict:
     }
 
 
-def run(segmenter, args) -> dict:
-    """The tables of the sections, {section: {row: figures}}, and {"skipped": {section: what it needs}}."""
+def run(segmenter, args) -> tuple[dict, dict]:
+    """The tables of the sections, {section: {row: figures}}, and what was skipped, {section: what it needs}."""
     folders = (args.data / f"{kind}_val" for kind in ("images", "masks", "persons"))
     store = scenes.FaceStore(*folders, limit=args.limit)
     held_out = scenes.find_backgrounds(args.backgrounds, held_out=True) if args.backgrounds else []
@@ -188,17 +187,17 @@ def run(segmenter, args) -> dict:
         needs["no face"] = "photographs in --backgrounds"
     if not any(person for _, _, person in store.entries):
         needs["photographs"] = "silhouettes of the people: python data_preprocessing.py --persons"
-    tables: dict[str, dict] = {"skipped": {name: needs[name] for name in args.only if name in needs}}
+    tables, skipped = {}, {}
     for section in args.only:
         if section in needs:
+            skipped[section] = needs[section]
             print(f"{section}: skipped, it needs {needs[section]}")
             continue
-        for name, samples in rows_of(section, composer, held_out, args.scenes):
-            figures = measure(segmenter, samples)
-            tables.setdefault(section, {})[name] = figures
+        for name, samples in rows_of(section, composer, args.scenes):
+            figures = tables.setdefault(section, {})[name] = measure(segmenter, samples)
             cells = (f"{title} {cell}" for title, cell in cells_of(figures).items() if cell != "-")
             print(f"{section:15} {name:32} {'  '.join(cells)}")
-    return tables
+    return tables, skipped
 
 
 def cells_of(figures: dict) -> dict[str, str]:
@@ -220,36 +219,28 @@ def cells_of(figures: dict) -> dict[str, str]:
     return {title: "-" if value is None else format(value, form) for title, (value, form) in cells.items()}
 
 
-def to_markdown(tables: dict) -> str:
+def to_markdown(tables: dict, skipped: dict) -> str:
     """The figures in one table, and what was skipped."""
-    sections = {section: rows for section, rows in tables.items() if section != "skipped"}
-    rows = [
-        {"": f"{section}: {name}", **cells_of(figures)}
-        for section, rows in sections.items()
-        for name, figures in rows.items()
-    ]
-    skipped = [f"{section}: skipped, it needs {needed}" for section, needed in tables["skipped"].items()]
-    return "\n\n".join([table(rows), *skipped]) + "\n"
+    rows = [{"": f"{section}: {row}", **cells_of(one)} for section, rows in tables.items() for row, one in rows.items()]
+    left_out = [f"{section}: skipped, it needs {needed}" for section, needed in skipped.items()]
+    return "\n\n".join([table(rows), *left_out]) + "\n"
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description="Measure weights on occluders, changes, composed photographs and no face."
-    )
-    parser.add_argument("--weights", default="bundled", help="a file, 'bundled' or 'published'")
-    parser.add_argument("--data", type=Path, default=const.CELEB_DIR, help="prepared folders, with persons_val")
-    parser.add_argument("--backgrounds", type=Path, help="photographs without faces; every fifth is used")
-    parser.add_argument(
-        "--occluders", type=Path, help="photographed hands/, objects/, masks/, textures/; every fifth of each is used"
-    )
-    parser.add_argument("--limit", type=positive, help="the first N validation faces alone")
-    parser.add_argument("--out", type=Path, default=const.RUNS_DIR / "robustness")
-    parser.add_argument("--scenes", type=positive, default=150, help="composed photographs per row")
-    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, help="these tables alone")
-    parser.add_argument("--passes", type=int, choices=(1, 2))
-    parser.add_argument("--flip", action="store_true")
-    parser.add_argument("--precision", choices=("fp32", "bf16", "int8"), default="fp32")
-    parser.add_argument("--device", default="auto")
+    parser = argparse.ArgumentParser(description="Measure weights on occluders, changes, photographs and no face.")
+    add = parser.add_argument
+    add("--weights", default="bundled", help="a file, 'bundled' or 'published'")
+    add("--data", type=Path, default=const.CELEB_DIR, help="prepared folders, with persons_val")
+    add("--backgrounds", type=Path, help="photographs without faces; every fifth is used")
+    add("--occluders", type=Path, help="photographed hands/, objects/, masks/, textures/; every fifth of each is used")
+    add("--limit", type=positive, help="the first N validation faces alone")
+    add("--out", type=Path, default=const.RUNS_DIR / "robustness")
+    add("--scenes", type=positive, default=150, help="composed photographs per row")
+    add("--only", nargs="+", choices=SECTIONS, default=SECTIONS, help="these tables alone")
+    add("--passes", type=int, choices=(1, 2))
+    add("--flip", action="store_true")
+    add("--precision", choices=("fp32", "bf16", "int8"), default="fp32")
+    add("--device", default="auto")
     args = parser.parse_args(argv)
 
     def work() -> None:
@@ -259,9 +250,10 @@ def main(argv: list[str] | None = None) -> int:
             if folder is not None and not folder.is_dir():
                 raise UserError(f"There is no folder {folder}.")
         runner = Runner(args.device).load(args.weights, flip=args.flip, passes=args.passes, precision=args.precision)
-        tables = run(runner.segmenter, args)
-        write_json(args.out / "robustness.json", {**runner.described(), "limit": args.limit, **tables})
-        write_text(args.out / "robustness.md", to_markdown(tables))
+        tables, skipped = run(runner.segmenter, args)
+        about = {**runner.described(), "limit": args.limit, "skipped": skipped}
+        write_json(args.out / "robustness.json", about | tables)
+        write_text(args.out / "robustness.md", to_markdown(tables, skipped))
         print(f"robustness.json and robustness.md are in {args.out}")
 
     return exit_code(work)
