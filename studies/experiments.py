@@ -27,8 +27,9 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
+from unittest.mock import patch
 
 import cv2
 import numpy as np
@@ -37,10 +38,10 @@ import const
 import data_preprocessing as preparation
 import dataset
 import model as networks
-from common import UserError, exit_code, usable_cores
+from common import UserError, exit_code, positive, usable_cores
 from main import Runner
 from metrics import Counts, SplitCounts
-from pictures import find_jobs, read_known, read_picture
+from pictures import read_known, read_picture
 from robust import occluders, photographed, scenes
 from studies import benchmark, estimate, report, robustness
 from studies.drawn_faces import draw_celeb_tree
@@ -52,13 +53,9 @@ from training import Config
 
 RESULTS_DIR = const.DIR_PATH / "results"
 NAMES = ("occluders", "glasses", "data-size", "models", "published")
-VARIANTS = {  # what a training changes: of its settings, or of its masks
-    "cutout-on": {},
-    "cutout-off": {"cutout": "none"},
-    "cutout-image-only": {"cutout": "image-only"},
-    "glasses-left-in": {},
-}
-TRAINED = {"occluders": list(CUTOUTS), "glasses": list(GLASSES_MASKS), "data-size": ["cutout-on"]}
+# What a training changes: of its settings, or of its masks
+VARIANTS = {**{variant: {"cutout": cutout} for variant, cutout in CUTOUTS.items()}, "glasses-left-in": {}}
+TRAINED = {"occluders": CUTOUTS, "glasses": GLASSES_MASKS, "data-size": ["cutout-on"]}
 OCCLUDED = (*occluders.KINDS, *PHOTOGRAPHED)
 GLASSES = ("glasses", "real glasses")
 LOGITS = (0.0, 0.1, 0.5, 0.9)  # thresholds: probability 0.5, and the original's
@@ -101,8 +98,6 @@ class Context:
 
     data: Path
     runs: Path
-    folder: Path  # of the claims' trainings
-    whole: Path  # the prepared folders whose masks keep the glasses
     out: Path
     plan: Plan
     runner: Runner
@@ -112,6 +107,9 @@ class Context:
     workers: int
     quick: bool
 
+    folder = property(lambda self: self.runs / "claims")  # of the claims' trainings
+    whole = property(lambda self: self.folder / "glasses-left-in-data")  # prepared folders whose masks keep the glasses
+
     @cached_property
     def faces(self) -> dict[str, int]:
         return {split: len(ids_of(self.data / f"images_{split}")) for split in ("train", "val")}
@@ -119,8 +117,7 @@ class Context:
     @cached_property
     def configs(self) -> dict[str, Config]:
         """{VARIANT-SEED: settings} of the trainings asked for, seed by seed, the most telling variant first."""
-        wanted = {variant for name in self.names for variant in TRAINED.get(name, ())}
-        variants = {variant: change for variant, change in VARIANTS.items() if variant in wanted}
+        variants = {variant: VARIANTS[variant] for name in self.names for variant in TRAINED.get(name, ())}
         if "data-size" in self.names:
             variants |= {f"faces-{n}": {"limit": n} for n in self.plan.counts if n < self.faces["train"]}
         shared = {f.name: getattr(self.plan, f.name) for f in fields(Config) if hasattr(self.plan, f.name)}
@@ -131,20 +128,17 @@ class Context:
         }
 
     def trained(self) -> dict[str, dict]:
-        """The records of the trainings that are finished.
-
-        Raises:
-            UserError: one had other settings.
-        """
-        records = {name: read_json(self.folder / name / "trained.json") for name in self.configs}
-        for name, record in records.items():
-            wanted = asdict(self.configs[name])
-            wanted["faces"] = self.faces
-            for key, value in (record.get("config", {}) | {"faces": record.get("faces", self.faces)}).items():
-                if wanted[key] != value:
-                    where = self.folder / name
-                    raise UserError(f"{where} holds a run with {key} {value}, not {wanted[key]}; give another --runs.")
-        return {name: record for name, record in records.items() if record}
+        """The records of the trainings that are finished. Raises UserError: one had other settings."""
+        records = {}
+        for name, config in self.configs.items():
+            folder, wanted = self.folder / name, {**asdict(config), "faces": self.faces}
+            if record := read_json(folder / "trained.json", "config"):
+                for key, value in {**record["config"], "faces": record.get("faces", self.faces)}.items():
+                    if wanted[key] != value:
+                        what = f"a run with {key} {value}, not {wanted[key]}"
+                        raise UserError(f"{folder} holds {what}; give another --runs.")
+                records[name] = record
+        return records
 
     def networks(self) -> dict[str, Path]:
         """The run directories of the original's two networks, and the bundled weights: {name: weights}."""
@@ -167,25 +161,11 @@ def ids_of(folder: Path) -> set[int]:
 
 
 def prepare_whole(context: Context) -> None:
-    """The same faces with masks that keep the glasses: the part `skin` alone.
-
-    Raises:
-        UserError: no source with the part masks, or one that lacks some of the faces.
-    """
+    """The same faces with masks that keep the glasses: the part `skin` alone. Raises UserError: no source with the part
+    masks, or one that lacks some of the faces."""
     ids = {split: ids_of(context.data / f"masks_{split}") for split in ("train", "val")}
-
-    def bare() -> preparation.Folder | preparation.Archive:
-        source = preparation.find_source(context.source)
-        index = source.index
-
-        def without_glasses(wanted):  # as if nobody wore any
-            pictures, parts = index(wanted)
-            return pictures, {i: {k: v for k, v in own.items() if k != const.GLASSES_PART} for i, own in parts.items()}
-
-        source.index = without_glasses
-        return source
-
-    preparation.prepare(bare, context.whole, ids_train=ids["train"], ids_val=ids["val"])
+    with patch.object(const, "GLASSES_PART", "a part that nobody has"):
+        preparation.prepare(context.source, context.whole, ids_train=ids["train"], ids_val=ids["val"])
     if any(ids_of(context.whole / f"masks_{split}") != ids[split] for split in ids):
         raise UserError(f"Faces of {context.data} are missing in the source; give the --source that it was made from.")
 
@@ -234,12 +214,10 @@ def train(context: Context, name: str) -> None:
 def train_original(context: Context) -> None:
     """The original's experiment with both networks, from COCO or ImageNet weights and from random ones, in RUNS."""
     tiny = {"size": 64, "epochs": 1, "limit": 4, "batch_size": 2} if context.quick else {}
-    for model in ("deeplabv3", "unet"):
-        for pretrained in (True, False):
-            config = Config(model=model, pretrained=pretrained, **tiny)
-            folder = context.runs / f"{model}-{config.size}{'' if pretrained else '-random'}"
-            if len(report.history(folder)) >= config.epochs:
-                continue
+    for model, pretrained in itertools.product(("deeplabv3", "unet"), (True, False)):
+        config = Config(model=model, pretrained=pretrained, **tiny)
+        folder = context.runs / f"{model}-{config.size}{'' if pretrained else '-random'}"
+        if len(report.history(folder)) < config.epochs:
             try:
                 train_in(context, folder, config, context.data)
             except networks.ModelError as error:
@@ -266,17 +244,17 @@ def measure_clean(segmenter, faces) -> dict:
 
 def kinds_of(context: Context, name: str) -> list[str]:
     """On what a network is measured."""
-    variant, kinds = name.rsplit("-", 1)[0] if name in context.configs else "", ["clean"]
-    if not variant or variant in TRAINED["occluders"]:
+    variant, kinds = name.rsplit("-", 1)[0] if name in context.configs else None, ["clean"]
+    if variant in (None, *CUTOUTS):
         kinds += [kind for kind in OCCLUDED if context.occluder_dir or kind not in PHOTOGRAPHED]
-    if not variant or variant in TRAINED["glasses"]:
+    if variant in (None, *GLASSES_MASKS):
         kinds += [kind for kind in GLASSES if context.whole.is_dir() or kind == "glasses"]
     return kinds
 
 
 def measure_all(context: Context, weights: dict[str, Path]) -> dict[str, dict]:
     """What has not been measured yet of these networks; of each {kind: figures}, kept in claims/measured/."""
-    kept, loaded, folder = {}, {}, context.folder / "measured"
+    kept, folder, segmenter = {}, context.folder / "measured", cache(context.segmenter)
     for name, file in weights.items():
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
         of = [digest, context.faces, context.plan.val_faces, context.plan.occluded_faces, str(context.occluder_dir)]
@@ -287,16 +265,13 @@ def measure_all(context: Context, weights: dict[str, Path]) -> dict[str, dict]:
         if not todo:
             continue
         context.runner.log(f"--- measuring {len(todo)} networks: {kind}, {time.strftime('%H:%M')}")
-        faces = None if kind == "clean" else samples(context, kind)
-        if faces == []:  # nobody wears glasses
-            continue
+        faces = [] if kind == "clean" else samples(context, kind)
         for name in todo:
-            network = loaded[name] = loaded.get(name) or context.segmenter(weights[name])
-            if faces is None:
-                figures = measure_clean(network, validation_faces(context.data, context.plan.val_faces))
-            else:
-                figures = robustness.measure(network, faces)
-            kept[name]["kinds"][kind] = figures
+            if kind == "clean":
+                whole_split = validation_faces(context.data, context.plan.val_faces)
+                kept[name]["kinds"][kind] = measure_clean(segmenter(weights[name]), whole_split)
+            elif faces:  # else nobody wears glasses
+                kept[name]["kinds"][kind] = robustness.measure(segmenter(weights[name]), faces)
             write_json(folder / f"{name}.json", kept[name])
     return {name: record["kinds"] for name, record in kept.items()}
 
@@ -310,11 +285,8 @@ def speed(context: Context, weights: dict[str, Path]) -> dict[str, float]:
 
 
 def cutout_fraction(cutout: str, size: int, masks: list, draws: int) -> tuple[float, float]:
-    """The mean fractions of the picture and of the face that the augmentation's CoarseDropout takes.
-
-    Args:
-        masks: of faces, uint8 (512, 512), which it is drawn over in turn.
-    """
+    """The mean fractions of the picture and of the face that the augmentation's CoarseDropout takes, drawn in turn over
+    masks of faces, uint8 (512, 512)."""
     white = np.full((size, size, 3), 255, np.uint8)
     masks = [(cv2.resize(mask, (size, size)) > 127).astype(np.uint8) for mask in masks]
     taken, transforms = np.zeros(2), dataset.train_transform(size, cutout=cutout).transforms
@@ -364,11 +336,9 @@ def draw_figures(context: Context, weights: dict[str, Path]) -> None:
         "glasses-faces": {label: f"{variant}-{seed}" for variant, label in GLASSES_MASKS.items()},
         "models-faces": {name: name for name in context.networks() if name != "bundled"},
     }
-    examples = SHOWN[:1] if context.quick else SHOWN
-    photos = {job.name: job.path for job in find_jobs([const.TEST_DIR], const.PREDICTIONS_DIR)}
-    squares = {}
+    examples, squares = SHOWN[:1] if context.quick else SHOWN, {}
     for name, _, _ in examples:
-        photo, square = face_square(finder, read_picture(photos[name]))
+        photo, square = face_square(finder, read_picture(next(const.TEST_DIR.glob(f"{name}.*"))))
         squares[name] = photo[square], finder.predict_image(photo)[square]
     for title, names in sheets.items():
         rows = {row: context.segmenter(weights[name]) for row, name in names.items() if name in weights}
@@ -407,7 +377,8 @@ def run_all(context: Context, gpu: bool) -> None:
     if (there := read_json(context.out / "results.json")) and there["quick"] != context.quick:
         kind = "quick" if there["quick"] else "full"
         raise UserError(f"{context.out} holds the results of a {kind} run; give another --out.")
-    context.runner.log(remaining(context, gpu))  # other settings are refused before any work
+    context.runner.log(remaining(context, gpu))  # refuses other settings than those of the trainings that are there
+    write_json(context.folder / "plan.json", asdict(context.plan))
     if "glasses" in context.names:
         prepare_whole(context)
     if gpu:
@@ -419,17 +390,14 @@ def run_all(context: Context, gpu: bool) -> None:
         collect(context)
         if gpu and seed == context.plan.seeds[0]:
             path = context.out / "benchmark.json"
-            on_gpu = [s["machine"]["gpu"] for s in read_json(path).get("sections", {}).values()]
-            if context.runner.device.type != "cuda" or not on_gpu or not all(on_gpu):
+            sections = read_json(path).get("sections", {}).values()
+            if not sections or not all(section["machine"]["gpu"] for section in sections):
                 benchmark.main(["--out", str(path), *(["start", "--quick"] if context.quick else [])])
 
 
 def find_context(args) -> Context:
-    """Folders and plan as the command says; data is prepared from the source where it is missing.
-
-    Raises:
-        UserError: no data, no such folder, no GPU.
-    """
+    """Folders and plan as the command says; data is prepared from the source where it is missing. Raises UserError: no
+    data, no such folder, no GPU."""
     runner, data, source = Runner(args.device), args.data, args.source
     runs = args.runs or (const.RUNS_DIR / "experiments-quick" if args.quick else const.RUNS_DIR)
     on_gpu = runner.device.type == "cuda"
@@ -446,26 +414,12 @@ def find_context(args) -> Context:
     else:
         preparation.prepare(source, data)
     plan = PLANS["quick" if args.quick else "gpu" if on_gpu or args.gpu else "cpu"]
-    given = {name: value for name in PLAN_OPTIONS if (value := getattr(args, name)) is not None}
-    folder = runs / "claims"
-    kept = read_json(folder / "plan.json")
-    plan = replace(plan, **{name: kept[name] for name in asdict(plan) if name in kept} | given)
+    settings = read_json(runs / "claims" / "plan.json") | vars(args)
+    plan = replace(plan, **{name: settings[name] for name in asdict(plan) if name in settings})
     out = args.out or (RESULTS_DIR.with_name("results-quick") if args.quick else RESULTS_DIR)
     names = tuple(name for name in NAMES if name in (args.names or NAMES))
     workers = args.workers if args.workers is not None else 0 if args.quick else usable_cores() - 1
-    whole = folder / "glasses-left-in-data"
-    return Context(data, runs, folder, whole, out, plan, runner, names, source, args.occluders, workers, args.quick)
-
-
-PLAN_OPTIONS = {  # fields of the plan: nargs, help
-    "seeds": ("+", "default 1 2 3"),
-    "counts": ("+", "training faces; default 50 100 200 500 1000"),
-    "size": (None, "pixels; default 192, on a GPU 512"),
-    "epochs": (None, "default 12, on a GPU 8"),
-    "epoch_size": (None, "pictures in each; default 1000, on a GPU 2000"),
-    "val_faces": (None, "measured as they are; default 2000, on a GPU 1000"),
-    "occluded_faces": (None, "measured with each occluder; default 200"),
-}
+    return Context(data, runs, out, plan, runner, names, source, args.occluders, workers, args.quick)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -481,10 +435,15 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, help="where the results go; default results/")
     parser.add_argument("--device", default="auto", help="cpu, cuda ...; default: a GPU where there is one")
     parser.add_argument("--workers", type=int, help="loader processes; default: cores - 1")
-    plan = parser.add_argument_group("the plan, kept in claims/plan.json")
-    for name, (nargs, text) in PLAN_OPTIONS.items():
-        option = f"--{name.replace('_', '-')}"
-        plan.add_argument(option, type=preparation.positive, nargs=nargs, metavar="N", help=text)
+    add = parser.add_argument_group("the plan, kept in claims/plan.json").add_argument
+    number = {"type": positive, "metavar": "N", "default": argparse.SUPPRESS}
+    add("--seeds", nargs="+", help="default 1 2 3", **number)
+    add("--counts", nargs="+", help="training faces; default 50 100 200 500 1000", **number)
+    add("--size", help="pixels; default 192, on a GPU 512", **number)
+    add("--epochs", help="default 12, on a GPU 8", **number)
+    add("--epoch-size", help="pictures in each; default 1000, on a GPU 2000", **number)
+    add("--val-faces", help="measured as they are; default 2000, on a GPU 1000", **number)
+    add("--occluded-faces", help="measured with each occluder; default 200", **number)
     return parser
 
 
@@ -497,10 +456,8 @@ def main(argv: list[str] | None = None) -> int:
         context = find_context(args)
         if args.estimate:
             print(remaining(context, args.gpu))
-            return
-        context.trained()  # refuses other settings than those of the trainings that are there
-        write_json(context.folder / "plan.json", asdict(context.plan))
-        run_all(context, args.gpu)
+        else:
+            run_all(context, args.gpu)
 
     return exit_code(work, "stopped; the same command goes on from here")
 

@@ -19,7 +19,7 @@ import const
 from common import exit_code, write_bytes
 from drawing import encode, overlay, parse_color
 from main import Runner
-from pictures import find_jobs, read_picture
+from pictures import read_picture
 from robust import occluders
 from robust.occluders import FACE_CENTRE, FACE_WIDTH, SIZE
 from studies import pasted
@@ -46,11 +46,8 @@ def face_square(runner, photo):
 
 
 def occluded(face, mask, kind: str, seed: int):
-    """The face uint8 (512, 512, 3) behind an occluder, and what is left of its mask.
-
-    Args:
-        kind: a file of docs/occluders/, or one that `robust.occluders` draws.
-    """
+    """The face uint8 (512, 512, 3) behind an occluder, and what is left of its mask. `kind` is a file of
+    docs/occluders/, or one that `robust.occluders` draws."""
     if kind in occluders.KINDS or kind == "glasses":
         return occluders.draw_occluder(np.random.default_rng(seed), face, mask, kind=kind)[:2]
     with Image.open(OCCLUDERS / f"{kind}.webp") as file:
@@ -63,24 +60,21 @@ def occluded(face, mask, kind: str, seed: int):
     return image, left
 
 
-def painted(picture, mask):
-    return overlay(picture, mask, parse_color(const.OVERLAY_COLOR), const.OVERLAY_ALPHA)
-
-
-def tiled(pictures: list, side: int):
-    """A column of pictures, each side x side."""
-    return np.vstack([cv2.resize(picture, (side, side), interpolation=cv2.INTER_AREA) for picture in pictures])
+def column(picture, masks: list, side: int):
+    """A picture, and below it the same overlaid with each of the masks, all side x side."""
+    color = parse_color(const.OVERLAY_COLOR)
+    pictures = [picture, *(overlay(picture, mask, color, const.OVERLAY_ALPHA) for mask in masks)]
+    return np.vstack([cv2.resize(each, (side, side), interpolation=cv2.INTER_AREA) for each in pictures])
 
 
 def opening(runner):
     """Input, target and prediction: three rows of eight."""
     columns = []
-    paths = {job.name: job.path for job in find_jobs([const.TEST_DIR], const.PREDICTIONS_DIR)}
     for name, kind, seed in SHOWN:
-        photo, square = face_square(runner, read_picture(paths[name]))
+        photo, square = face_square(runner, read_picture(next(const.TEST_DIR.glob(f"{name}.*"))))
         photo[square], target = occluded(photo[square], runner.predict_image(photo)[square], kind, seed)
-        face, masks = photo[square][CROP], (target, runner.predict_image(photo)[square])
-        columns.append(tiled([face, *(painted(face, mask[CROP]) for mask in masks)], TILE))
+        predicted = runner.predict_image(photo)[square]
+        columns.append(column(photo[square][CROP], [target[CROP], predicted[CROP]], TILE))
     return np.hstack(columns)
 
 
@@ -90,9 +84,8 @@ def limits(runner):
     photo, square = face_square(runner, chris)
     fingers = occluded(photo[square], runner.predict_image(photo)[square], "fingers", 7)[0]
     obama[640:900, 330:560] = cv2.resize(chris[100:620, 100:560], (230, 260), interpolation=cv2.INTER_AREA)
-    printed = obama[-obama.shape[1] :]
-    pictures = (neck, fingers, printed)
-    return np.hstack([tiled([p, painted(p, runner.predict_image(p))], WIDE_TILE) for p in pictures])
+    pictures = (neck, fingers, obama[-obama.shape[1] :])
+    return np.hstack([column(p, [runner.predict_image(p)], WIDE_TILE) for p in pictures])
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -7,14 +7,16 @@ The sentences are in results/README.md, written by hand.
 
 import csv
 import io
-import json
 import sys
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
+from scipy.optimize import nnls
 
 import const
-from common import UserError, exit_code, write_bytes, write_text
+from common import UserError, exit_code, replacing, write_text
+from drawing import grid, overlay, parse_color
 from robust import occluders, photographed
 from studies.shared import read_json, table
 
@@ -42,17 +44,15 @@ PREDICTED = 24000  # training faces: all of CelebAMask-HQ but its usual test fac
 # --- Run directories ------------------------------------------------------------------------------------------------
 def history(run_dir: Path) -> list[dict]:
     """The rows of its history.csv; none without one."""
-    path = run_dir / "history.csv"
-    rows = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))) if path.is_file() else ()
+    if not (path := run_dir / "history.csv").is_file():
+        return []
+    rows = csv.DictReader(path.read_text(encoding="utf-8").splitlines())
     return [{key: float(value) for key, value in row.items()} for row in rows]
 
 
 def described(run_dir: Path) -> dict:
-    """What the tables say of how a network was trained."""
-    config = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
-    keys = ("model", "size", "pretrained", "batch_size", "epochs", "lr", "device", "cpu_threads", "precision_used",
-            "torch", "train_pictures", "peak_memory_mb")  # fmt: skip
-    return {**{key: config.get(key) for key in keys}, "history": history(run_dir)}
+    """How a network was trained."""
+    return {**read_json(run_dir / "config.json"), "history": history(run_dir)}
 
 
 # --- Numbers --------------------------------------------------------------------------------------------------------
@@ -80,28 +80,22 @@ def measured(results: dict, names: dict) -> dict:
 def add_drawn(kinds: dict) -> None:
     """Add to the figures of a network, as the kind "drawn", their means over the kinds of drawn occluders."""
     if kinds.keys() >= occluders.KINDS.keys():
-        means = {key: float(np.mean([kinds[kind][key] for kind in occluders.KINDS])) for key in ("dice", RATE)}
-        kinds["drawn"] = means
+        kinds["drawn"] = {k: float(np.mean([kinds[kind][k] for kind in occluders.KINDS])) for k in ("dice", RATE)}
 
 
-def power_law(n: np.ndarray, error: np.ndarray) -> tuple[float, float, float]:
-    """a, b, c of error = a + b (n / 50)^-c by least squares, a and b not negative, c on a grid from 0.05 to 3."""
-    from scipy.optimize import nnls
-
-    fits = []
+def power_law(n: np.ndarray, errors) -> tuple[float, float, float]:
+    """a, b, c of error = a + b (n / 50)^-c by least squares, a and b not negative, c on a grid from 0.05 to 3; `errors`
+    are rows, of each number of faces one error a seed."""
+    fits, error = [], np.concatenate(errors)
+    n = np.repeat(n, [len(row) for row in errors])
     for c in np.arange(0.05, 3.001, 0.05):
         (a, b), residual = nnls(np.column_stack([np.ones(len(n)), (n / 50.0) ** -c]), error)
         fits.append((residual, a, b, c))
     return tuple(float(v) for v in min(fits)[1:])
 
 
-def fit(n: np.ndarray, errors) -> tuple[float, float, float]:
-    """The law of the errors of each number of faces, one error a seed."""
-    return power_law(np.repeat(n, [len(row) for row in errors]), np.concatenate(errors))
-
-
 def fitted_dice(n: np.ndarray, errors, at) -> np.ndarray:
-    a, b, c = fit(n, errors)
+    a, b, c = power_law(n, errors)
     return 1 - (a + b * (np.asarray(at, float) / 50.0) ** -c)
 
 
@@ -115,35 +109,28 @@ def dice_interval(n: np.ndarray, errors, at) -> tuple[np.ndarray, np.ndarray]:
 
 
 # --- Plots ----------------------------------------------------------------------------------------------------------
-def _figure(width: float, height: float):
+def _subplots(width: float, height: float, columns: int = 1) -> tuple:
+    """A figure, inches, and its axes."""
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(1, columns)
 
 
 def _save(figure, path: Path, colors: int | None = None) -> None:
     """As a PNG; with a palette of so many colours, where photographs would make it too large."""
-    from PIL import Image
-
     file = io.BytesIO()
     figure.savefig(file, dpi=DPI, format="png")
     picture = Image.open(file).convert("RGB")
     if colors:
         picture = picture.quantize(colors, kmeans=3, dither=Image.Dither.NONE)
-    file = io.BytesIO()
-    picture.save(file, "PNG", optimize=True)
-    write_bytes(path, file.getvalue())
+    with replacing(path) as temporary:
+        picture.save(temporary, "PNG", optimize=True)
 
 
 def save_grid(images: list, masks: dict[str, list], path: Path) -> None:
-    """Pictures in a row, and below them the same overlaid with the masks of each row.
-
-    Args:
-        images: uint8 (512, 512, 3).
-        masks: {row: [uint8 (512, 512), ...]}.
-    """
-    from drawing import grid, overlay, parse_color
-
+    """Pictures uint8 (512, 512, 3) in a row, and below them the same overlaid with the masks, {row: [uint8 (512, 512),
+    ...]}."""
     color = parse_color(const.OVERLAY_COLOR)
     rows = [images, *([overlay(i, m, color, 0.6) for i, m in zip(images, row, strict=True)] for row in masks.values())]
     _save(grid(rows, names=["picture", *masks], side=CELL), path, 256)
@@ -153,8 +140,7 @@ def plot_occluders(results: dict, path: Path) -> None:
     """Dice, and the false-positive rate on occluded pixels, by kind of occluder: a dot a seed, a line at the mean."""
     if not (groups := measured(results, CUTOUTS)):
         return
-    figure = _figure(11, 4)
-    axes = figure.subplots(1, 2)
+    figure, axes = _subplots(11, 4, 2)
     kinds = [kind for kind in ("clean", *occluders.KINDS, *PHOTOGRAPHED) if kind in next(iter(groups.values()))[0]]
     for axis, names, key, scale in ((axes[0], kinds, "dice", 1), (axes[1], kinds[1:], RATE, 100)):
         for j, (label, runs) in enumerate(groups.items()):
@@ -184,10 +170,9 @@ def plot_data_size(results: dict, path: Path) -> None:
     n, errors = data_size(results)
     if len(n) < 2:
         return
-    figure = _figure(6.4, 3.8)
-    axis = figure.subplots()
-    for k, row in zip(n, errors, strict=True):
-        axis.plot(np.full(len(row), k), 1 - row, ".", color=COLORS[2], label="each seed" if k == n[0] else None)
+    figure, axis = _subplots(6.4, 3.8)
+    each = np.repeat(n, list(map(len, errors))), 1 - np.concatenate(errors)
+    axis.plot(*each, ".", color=COLORS[2], label="each seed")
     axis.plot(n, [1 - row.mean() for row in errors], "o", color=COLORS[0], label="mean")
     if len(n) >= 4:
         at = np.geomspace(n[0], n[-1], 30)
@@ -207,8 +192,7 @@ def plot_curves(histories: dict[str, list[list[dict]]], path: Path) -> None:
     """Validation loss and Dice over the epochs, a line for each of a name's runs."""
     if not histories:
         return
-    figure = _figure(9, 3.4)
-    axes = figure.subplots(1, 2)
+    figure, axes = _subplots(9, 3.4, 2)
     last = max(len(rows) for runs in histories.values() for rows in runs)
     labels = {"val_loss": "validation loss (BCE)", "dice": "validation Dice"}
     for axis, (key, label) in zip(axes, labels.items(), strict=True):
@@ -225,8 +209,7 @@ def plot_curves(histories: dict[str, list[list[dict]]], path: Path) -> None:
 
 # --- Tables ---------------------------------------------------------------------------------------------------------
 def dice_and_rate(runs: list[dict], kinds: dict[str, str]) -> dict[str, str]:
-    """Cells of Dice and false-positive rate over seeds, for {kind: its name in the head}; none of what was not
-    measured."""
+    """Cells of Dice and false-positive rate over seeds, for {kind: its name in the head}, of what was measured."""
     cells = {}
     for kind, name in kinds.items():
         if all(kind in run for run in runs):
@@ -250,12 +233,11 @@ def occluders_table(results: dict) -> str:
 def glasses_table(results: dict) -> str:
     rows, kinds = [], {"real glasses": "real", "glasses": "drawn"}
     for name, runs in measured(results, GLASSES_MASKS).items():
-        if runs := [run for run in runs if "glasses" in run]:
-            faces = {f"{kinds[k]}: faces": runs[0][k]["pictures"] for k in kinds if k in runs[0]}
-            rows.append({
-                "masks in training": name, "seeds": len(runs), **faces, **dice_and_rate(runs, kinds),
-                "all faces: Dice": spread(run["clean"]["dice"] for run in runs),
-            })  # fmt: skip
+        faces = {f"{kinds[k]}: faces": runs[0][k]["pictures"] for k in kinds if k in runs[0]}
+        rows.append({
+            "masks in training": name, "seeds": len(runs), **faces, **dice_and_rate(runs, kinds),
+            "all faces: Dice": spread(run["clean"]["dice"] for run in runs),
+        })  # fmt: skip
     return table(rows)
 
 
@@ -275,7 +257,7 @@ def data_size_table(results: dict) -> str:
         for row, low, high in zip(fitted, *dice_interval(n, errors, at), strict=True):
             row["90 % interval"] = f"{low:.4f} to {high:.4f}"
     formula = "Fit: Dice = 1 - {:.4f} - {:.4f} (n / 50)^-{:.2f}; the interval is of seeds resampled."
-    return "\n\n".join([table(rows), formula.format(*fit(n, errors)), table(fitted)])
+    return "\n\n".join([table(rows), formula.format(*power_law(n, errors)), table(fitted)])
 
 
 def models_table(results: dict) -> str:
@@ -351,11 +333,7 @@ TABLES = {  # title: (the command's names, table, needs)
 
 
 def write(out: Path) -> None:
-    """tables.md and the plots of `out`/results.json.
-
-    Raises:
-        UserError: it has none, or none of this form.
-    """
+    """tables.md and the plots of `out`/results.json. Raises UserError: it has none, or none of this form."""
     results = read_json(out / "results.json", "machine", "runs", "networks")
     if not results:
         raise UserError(f"{out} holds no results.json.")

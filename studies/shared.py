@@ -54,11 +54,7 @@ def machine() -> dict:
 
 
 def read_json(path: Path, *keys: str) -> dict:
-    """What a record holds; empty without the file.
-
-    Raises:
-        UserError: it is damaged, or has not these keys.
-    """
+    """What a record holds; empty without the file. Raises UserError: it is damaged, or has not these keys."""
     try:
         record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     except ValueError:
@@ -73,11 +69,8 @@ def write_json(path: Path, record: dict) -> None:
 
 
 def table(rows: list[dict], heads=()) -> str:
-    """A Markdown table of rows {head: cell}; a head that a row lacks is left empty in it.
-
-    Args:
-        heads: of the columns, in order; without them as the rows have them.
-    """
+    """A Markdown table of rows {head: cell}; a head that a row lacks is left empty in it. `heads` are the columns, in
+    order; without them as the rows have them."""
 
     def text(cell) -> str:
         return "" if cell is None else f"{cell:.4f}" if isinstance(cell, float) else str(cell)

@@ -283,8 +283,8 @@ def test_the_page_in_the_repository_agrees_with_its_tables(tmp_path):
 
 
 def test_the_fit_finds_a_known_law():
-    n = np.repeat([50, 100, 200, 400, 780], 3)
-    a, b, c = report.power_law(n, 0.04 + 0.1 * (n / 50) ** -0.5)
+    n = np.array([50, 100, 200, 400, 780])
+    a, b, c = report.power_law(n, [[error] * 3 for error in 0.04 + 0.1 * (n / 50) ** -0.5])
     assert (a, b, c) == pytest.approx((0.04, 0.1, 0.5), abs=1e-6)
 
 
