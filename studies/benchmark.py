@@ -64,9 +64,7 @@ class Context:
     data: Path | None = None  # prepared folders, or None to draw faces
     mediapipe: str | None = None  # a Python that has it
 
-    @property
-    def runs(self) -> int:
-        return 1 if self.quick else 5
+    runs = property(lambda self: 1 if self.quick else 5)
 
     @cached_property
     def prepared(self) -> Path:
@@ -136,10 +134,8 @@ def predict(context: Context) -> list[dict]:
         for name, (way, precision) in ways.items():
             row = {"what": name, "ms": 1000 * took[name], "times as fast": next(iter(took.values())) / took[name]}
             if precision:
-                counts = Counts()
-                for picture, target in faces:
-                    counts.add(way(picture) > 0, target, boundary=False)
-                row |= {"precision": precision, "dice": counts.dice, "faces": len(faces)}
+                each = (Counts().add(way(picture) > 0, target, boundary=False) for picture, target in faces)
+                row |= {"precision": precision, "dice": sum(each, Counts()).dice, "faces": len(faces)}
             rows.append(row)
     return rows
 
@@ -198,11 +194,8 @@ while len(data := sys.stdin.buffer.read(side * side * 3)) == side * side * 3:
 
 @contextmanager
 def face_mesh(python: str, side: int) -> Iterator[Callable]:
-    """Picture uint8 (side, side, 3) -> mask (side, side) of 0 and 1, computed by a Python that has MediaPipe.
-
-    Raises:
-        UserError: it does not run.
-    """
+    """Picture uint8 (side, side, 3) -> mask (side, side) of 0 and 1, computed by a Python that has MediaPipe; a
+    UserError where it does not run."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     process = subprocess.Popen([python, "-c", MESH, str(side)], **pipes)
 
@@ -299,10 +292,6 @@ def _recipe(context: Context, name: str, size: int, workers: int = 0, cache: boo
     return Original(config, context.prepared, context.temp, workers=workers, cache=cache)
 
 
-def _trainer(context: Context, recipe, net) -> Trainer:
-    return Trainer(recipe, context.temp, net=net.train(), val_loader=None, device="cpu")
-
-
 def _epochs(loader) -> Iterator:
     for epoch in itertools.count():
         loader.sampler.epoch = epoch
@@ -315,7 +304,7 @@ def train_side_by_side(context: Context, name: str, size: int, steps: int) -> di
     workers = max(0, min(4, usable_cores() - 1))
     recipe = _recipe(context, name, size, workers)
     net = recipe.network()
-    trainer = _trainer(context, recipe, copy.deepcopy(net))
+    trainer = Trainer(recipe, context.temp, net=copy.deepcopy(net).train(), val_loader=None, device="cpu")
     streams = {
         "baseline": baseline_training(net, _epochs(_recipe(context, name, size).loader(size))),
         "ours": (trainer.step(*batch).item() for batch in _epochs(trainer.train_loader)),
@@ -337,7 +326,7 @@ def load(context: Context) -> list[dict]:
     """Images/s of a training step, and of a loader with one worker process that should keep it fed."""
     size, batches = (64, 2) if context.quick else (256, 50)
     recipe = _recipe(context, "lite", size)
-    trainer = _trainer(context, recipe, recipe.network())
+    trainer = Trainer(recipe, context.temp, net=recipe.network().train(), val_loader=None, device="cpu")
     batch = next(iter(trainer.train_loader))
     ways = {f"a step of lite, {size}x{size}": (lambda: trainer.step(*batch).item(), 1)}
     for title, cache in (("loader, 1 worker", False), ("loader, 1 worker, cached", True)):

@@ -13,11 +13,12 @@ from PIL import Image
 
 import const
 from common import UserError, write_bytes
+from drawing import encode
 
 NOTE = "DRAWN.txt"
 SKINS = ((255, 224, 196), (224, 172, 125), (198, 134, 92), (141, 85, 54), (96, 58, 40))  # RGB
 HAIRS = ((30, 24, 22), (62, 40, 28), (110, 70, 40), (196, 150, 84), (170, 168, 166))  # RGB
-SKIN = "skin"  # the bare oval; as in CelebAMask-HQ the part of this name is all of it that no hair hides
+SKIN = const.FACE_PART  # the bare oval; as in CelebAMask-HQ the part of this name is all of it that no hair hides
 PARTS = (SKIN, "cloth", "neck", "l_ear", "r_ear", "mouth", "u_lip", "l_lip", "nose")
 PARTS += ("l_eye", "r_eye", "l_brow", "r_brow", "hair", "eye_g")
 
@@ -69,7 +70,7 @@ def _shapes(rng: np.random.Generator) -> Iterator[tuple[str, np.ndarray, np.ndar
             yield "eye_g", _ellipse(x, eye, 0.28, 0.22), lens
 
 
-def draw_face(seed, size: int = 512) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def draw_face(seed, size: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """One face: a (size, size, 3) uint8 RGB picture and {part: (512, 512) bool} of the parts which it shows."""
     rng = np.random.default_rng(seed)
     colours = np.clip(rng.uniform(30, 225) + rng.normal(0, 40, (4, 4, 3)), 0, 255).astype(np.uint8)
@@ -98,7 +99,7 @@ def _png(mask: np.ndarray, mode: str, index: int) -> bytes:
     if mode == "P":
         picture.putpalette(bytes(3 * index) + b"\xff\xff\xff")
     file = io.BytesIO()
-    (picture if mode == "P" else picture.convert(mode)).save(file, "PNG")
+    picture.convert(mode).save(file, "PNG")
     return file.getvalue()
 
 
@@ -108,8 +109,7 @@ def _files(ids, image_size: int, part_modes) -> Iterator[tuple[str, bytes]]:
     yield "CelebAMask-HQ-mask-anno/.DS_Store", b"\0\0\0\1Bud1"
     for i in ids:
         picture, masks = draw_face([0, i], image_size)
-        jpeg = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])[1]
-        yield f"CelebA-HQ-img/{i}.jpg", jpeg.tobytes()
+        yield f"CelebA-HQ-img/{i}.jpg", encode(picture, ".jpg")
         for number, (part, mask) in enumerate(masks.items()):
             png = _png(mask, part_modes[(i + number) % len(part_modes)], (1, 255)[i % 2])
             yield f"CelebAMask-HQ-mask-anno/{i // const.IDS_PER_FOLDER}/{i:05d}_{part}.png", png
@@ -119,10 +119,8 @@ def draw_celeb_tree(root, ids, *, image_size: int = 512, part_modes=("L", "RGB",
     """Draws the faces `ids` in the official layout under `root`/CelebAMask-HQ, and returns that folder.
 
     A face depends on its id alone; the PNG mode of its parts goes through `part_modes`, by default those found in the
-    official archive, whose stray `.DS_Store` is there too, and a note that all is drawn.
-
-    Raises:
-        UserError: the folder holds files that were not drawn here. None is written over.
+    official archive, whose stray `.DS_Store` is there too. Raises UserError: the folder holds files that were not drawn
+    here; none is written over.
     """
     folder = Path(root) / "CelebAMask-HQ"
     if folder.exists() and not (folder / NOTE).exists() and any(folder.iterdir()):

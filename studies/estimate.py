@@ -9,7 +9,11 @@ counted.
 
 from functools import cache
 
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
 import const
+import model as networks
 
 FACES = len(const.IDS_TRAIN)  # as many to validate
 RATES = {  # FLOP/s, mixed precision
@@ -22,11 +26,6 @@ RATES = {  # FLOP/s, mixed precision
 @cache
 def flops(model: str, size: int) -> int:
     """Of one picture of size x size forwards; a multiplication and an addition are two."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    import model as networks
-
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         networks.build(model).eval()(torch.empty(1, 3, size, size))
     return counter.get_total_flops()

@@ -21,22 +21,15 @@ def wrist_down(cut: np.ndarray) -> np.ndarray:
     sides = [alpha[-1], alpha[:, 0], alpha[0], alpha[:, -1]]  # below, left, above, right: counter-clockwise turns
     cut = np.rot90(cut, int(np.argmax([side.sum() for side in sides])))
     h = cut.shape[0]
-    cut = cv2.copyMakeBorder(np.ascontiguousarray(cut), 0, 4 * h, 0, 0, cv2.BORDER_REPLICATE)
+    cut = np.pad(cut, ((0, 4 * h), (0, 0), (0, 0)), mode="edge")
     if (wrist := cut[h, :, 3] > 127).any():
         cut[h:, :, :3] = cut[h, wrist, :3].mean(0)  # a forearm or sleeve of one colour
     return cut
 
 
 def paste(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, cut: np.ndarray, kind: str) -> tuple:
-    """Paste a cut-out of a kind over the face.
-
-    Args:
-        image, mask: uint8 (H, W, 3), and uint8 (H, W), 0/255, with a face.
-        cut: uint8 (h, w, 4), RGBA.
-
-    Returns:
-        (image, mask, occluded): the face with the occluder, its smaller mask, and boolean (H, W) what of it is hidden.
-    """
+    """Paste a cut-out uint8 (h, w, 4), RGBA, over the face of an image uint8 (H, W, 3) and mask uint8 (H, W), 0/255:
+    (the image, the smaller mask, boolean (H, W) what of the face is hidden)."""
     x, y, w, h = cv2.boundingRect(mask)
     height, width = cut.shape[:2]
     if kind == "hands":  # from below, or from either side; its middle is somewhere on the face
@@ -63,10 +56,8 @@ def paste(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, cut: np
     return pasted, np.where(occluder, 0, mask).astype(np.uint8), occluder & (mask > 127)
 
 
-def pasted_faces(faces, store: OccluderStore, kind: str, seed: int = SEED) -> Iterator[tuple]:
+def pasted_faces(faces, store: OccluderStore, kind: str) -> Iterator[tuple]:
     """Every face of a `FaceStore` once with an occluder of the store: see `paste` for what each item is."""
-    paths = store.paths[kind]
     for i in range(len(faces)):
-        rng = np.random.default_rng((seed, i))
-        cut = store.read(paths[int(rng.integers(len(paths)))], kind)
-        yield paste(rng, faces[i].image, faces[i].mask, cut, kind)
+        rng = np.random.default_rng((SEED, i))
+        yield paste(rng, faces[i].image, faces[i].mask, store.draw(rng, kind), kind)

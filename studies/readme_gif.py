@@ -21,10 +21,10 @@ from robust import occluders
 FRAMES, FPS, SIDE = 48, 12, 345
 
 
-def paper_slides(photo: np.ndarray, seed: int = 3) -> Iterator[np.ndarray]:
+def paper_slides(photo: np.ndarray) -> Iterator[np.ndarray]:
     """Frames uint8 (SIDE, SIDE, 3): a written sheet comes in from the left, crosses the picture, and leaves."""
     photo = cv2.resize(photo, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
-    sheet = occluders.paper(np.random.default_rng(seed))
+    sheet = occluders.paper(np.random.default_rng(3))
     h, w = sheet.shape[:2]
     scale = 0.5 * SIDE / w
     for t in np.linspace(0, 1, FRAMES):
