@@ -169,10 +169,9 @@ def converted(net: torch.nn.Module, weights: Path, *, int8: bool = False, log=pr
     source = int8_path(weights) if int8 else weights
     if int8 and not source.is_file():
         raise UserError(f"There is no {source}: make it by `python main.py export --int8 --weights {weights}`.")
-    code = [Path(module.__file__) for module in (networks, inference)] + [Path(__file__)]
     key = hashlib.sha256(_import("openvino").__version__.encode())
-    for file in (*code, source, weights):
-        key.update(file.read_bytes())
+    for file in (networks.__file__, inference.__file__, __file__, source, weights):
+        key.update(Path(file).read_bytes())
     network = CACHE / key.hexdigest()[:16] / FILES[0]
     with _CONVERTING, _one_sentence(f"The network cannot be converted for OpenVINO, or {CACHE} not be written"):
         if network.is_file():
