@@ -22,7 +22,7 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +30,7 @@ import numpy as np
 from PIL import ImageColor
 
 import const
-from common import UserError, is_out_of_memory
+from common import UserError, is_out_of_memory, reason
 from drawing import Output, encode, find_faces, parse_color
 from inference import to_mask
 from pictures import find_jobs, read_picture
@@ -49,6 +49,7 @@ NAMES = {
     "pixelated": "Pixelate",
     "mask": "Mask",
 }
+VIEW = {"height": 420, "elem_classes": "view"}
 STYLE = """
 .status p { min-height: 1.6em; margin: 0; font-size: 1.05em }
 .view img { background: repeating-conic-gradient(#8884 0 25%, #fff4 0 50%) 0 0 / 20px 20px }
@@ -85,9 +86,9 @@ def see(segmenter, path: Path) -> Seen:
     return Seen(path.stem, picture, logits, 1000 * (time.perf_counter() - began), bool(animations))
 
 
-def show(seen: Seen, kind: str, output: Output, folder: Path) -> tuple[Path, str]:
+def show(seen: Seen, output: Output, folder: Path) -> tuple[Path, str]:
     """Write NAME_kind.png or .jpg into a new folder in `folder`; the file, and a line on what was found."""
-    mask = to_mask(seen.logits, output.threshold)
+    (kind,), mask = output.results, to_mask(seen.logits, output.threshold)
     file = Path(tempfile.mkdtemp(dir=folder)) / f"{seen.name}_{kind}{const.RESULTS[kind]}"
     file.write_bytes(encode(output.draw(kind, seen.picture, mask), file.suffix))
     faces, (h, w) = len(find_faces(mask, seen.logits)), mask.shape
@@ -95,7 +96,7 @@ def show(seen: Seen, kind: str, output: Output, folder: Path) -> tuple[Path, str
     line = f"**{number}** · {mask.mean() / 2.55:.1f} % of the picture · {seen.ms:.0f} ms · {w} × {h} pixels"
     if seen.animated:
         line += " · first frame of the animation"
-    if not faces and kind in ("blurred", "pixelated"):
+    if not faces and output.hiding:
         line += " · nothing is hidden: the picture is as it was"
     return file, line
 
@@ -145,13 +146,8 @@ def _gradio():
     return gradio
 
 
-def build(segmenter, folder: Path):
-    """The page as a gradio.Blocks, not yet open; results go to `folder`, which is Gradio's own for temporary files.
-
-    Raises:
-        UserError: Gradio is missing.
-    """
-    gr = _gradio()
+def _build(gr, segmenter, folder: Path):
+    """The page as a gradio.Blocks, not yet open; results go to `folder`, which is Gradio's own for temporary files."""
     with gr.Blocks(title="Face segmentation", analytics_enabled=False, delete_cache=(30, KEPT)) as page:
         gr.Markdown("# Face segmentation\nThe visible face, without glasses and without what is in front of it.")
         with gr.Tab("Photograph"):
@@ -188,23 +184,23 @@ def _shown(gr, file: Path | None, line: str) -> tuple:
 
 def _photograph_tab(gr, segmenter, folder: Path) -> None:
     seen = gr.State(time_to_live=KEPT)
-    view, sources = {"height": 420, "elem_classes": "view"}, ["upload", "clipboard", "webcam"]
+    sources = ["upload", "clipboard", "webcam"]
     with gr.Row():
-        given = gr.Image(label="Photograph", sources=sources, buttons=[], format="jpeg", **view)
-        result = gr.Image(label="Result", interactive=False, buttons=["fullscreen"], elem_id="result", **view)
+        given = gr.Image(label="Photograph", sources=sources, buttons=[], format="jpeg", **VIEW)
+        result = gr.Image(label="Result", interactive=False, buttons=["fullscreen"], elem_id="result", **VIEW)
     status = gr.Markdown("Drop a photograph, paste one, use the camera, or take an example.", elem_classes="status")
     settings = _settings(gr, NAMES)
     download = gr.DownloadButton("Download", interactive=False)
     samples = [job.path for job in find_jobs([const.TEST_DIR], folder)]
     gr.set_static_paths(samples)  # served from where they are: a copy would go with an upload of the same photograph
-    thumbnails = {"components": [gr.Image(render=False)], "samples": [[str(path)] for path in samples]}
-    examples = gr.Dataset(**thumbnails, type="index", label="Examples")
+    rows = [[str(path)] for path in samples]
+    examples = gr.Dataset(components=[gr.Image(render=False)], samples=rows, type="index", label="Examples")
     shown = [result, download, status]
 
     def draw(seen: Seen | None, *settings) -> tuple:
         if seen is None:
             return _shown(gr, None, "The page has no photograph any more; give it once more.")
-        return _shown(gr, *show(seen, settings[0], _output(*settings), folder))
+        return _shown(gr, *show(seen, _output(*settings), folder))
 
     def photograph(path: Path, *settings) -> tuple:
         try:
@@ -235,10 +231,9 @@ def _photograph_tab(gr, segmenter, folder: Path) -> None:
 
 
 def _video_tab(gr, segmenter, folder: Path) -> None:
-    view = {"height": 420, "elem_classes": "view"}
     with gr.Row():
-        given = gr.File(file_types=list(const.VIDEO_SUFFIXES), label="Video", **view)  # also what no browser plays
-        result = gr.Video(label="Result", interactive=False, buttons=[], **view)
+        given = gr.File(file_types=list(const.VIDEO_SUFFIXES), label="Video", **VIEW)  # also what no browser plays
+        result = gr.Video(label="Result", interactive=False, buttons=[], **VIEW)
     status = gr.Markdown("Drop a video; the upload is deleted once it is segmented.", elem_classes="status")
     settings = _settings(gr, {kind: name for kind, name in NAMES.items() if kind != "cutout"})
     with gr.Row():
@@ -266,39 +261,34 @@ def _video_tab(gr, segmenter, folder: Path) -> None:
 
 
 def launch(segmenter, *, host: str = "127.0.0.1", port: int | None = None, share: bool = False, log=print):
-    """Open the page and return it, a gradio.Blocks, while it is served from threads: `close()` ends it.
-
-    Args:
-        segmenter: an inference.Segmenter.
-        host: the address listened on; 0.0.0.0 for every one of the machine's.
-        port: without it, the first free one from 7860.
-        share: also through a tunnel of Gradio's, at an address on the internet that anybody can open, for a week.
+    """Open the page for an inference.Segmenter and return it, a gradio.Blocks, while it is served from threads:
+    `close()` ends it. `host` is the address listened on, 0.0.0.0 for every one of the machine's; `port` the first free
+    one from 7860 where none is given; `share` opens it also through a tunnel of Gradio's, to anybody, for a week.
 
     Raises:
-        UserError: Gradio is missing, or the address cannot be listened on.
+        UserError: Gradio is missing, the address cannot be listened on, or the page does not answer.
     """
-    with ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="face-segmentation-"))
-        os.environ["GRADIO_TEMP_DIR"] = folder  # before the import, which makes a folder there
-        for name in ("no_proxy", "NO_PROXY"):  # for what Gradio asks its own server
-            os.environ[name] = ",".join(filter(None, [os.environ.get(name), "localhost,127.0.0.1", host]))
-        page, gr = build(segmenter, Path(folder)), _gradio()
-        fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # not of the internet
-        try:
-            socket.create_server((host, port or 0)).close()  # Gradio tries a hundred ports of a host that is none
-            _, local, public = page.launch(
-                server_name=host, server_port=port, share=share, prevent_thread_lock=True, quiet=True, ssr_mode=False,
-                max_file_size=UPLOAD, state_session_capacity=SESSIONS, css=STYLE, footer_links=[],
-                theme=gr.themes.Soft(primary_hue="violet", **fonts),
-            )  # fmt: skip
-        except OSError:
-            where = f"Port {port} of {host}" if port else host
-            raise UserError(f"{where} cannot be listened on; choose another with --port or --host.") from None
-        except Exception as error:  # Gradio asks its server whether it answers; ValueError, httpx's errors, Exception
-            page.close(verbose=False)
-            reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-            raise UserError(f"The page does not answer at {host} ({reason}).") from error
-        page.files = stack.pop_all()
+    files = tempfile.TemporaryDirectory(prefix="face-segmentation-")
+    os.environ["GRADIO_TEMP_DIR"] = files.name  # before the import, which makes a folder there
+    for name in ("no_proxy", "NO_PROXY"):  # for what Gradio asks its own server
+        os.environ[name] = ",".join(filter(None, [os.environ.get(name), "localhost,127.0.0.1", host]))
+    gr = _gradio()
+    page = _build(gr, segmenter, Path(files.name))
+    page.files = files  # which go with the page
+    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # not of the internet
+    try:
+        socket.create_server((host, port or 0)).close()  # Gradio tries a hundred ports of a host that is none
+        _, local, public = page.launch(
+            server_name=host, server_port=port, share=share, prevent_thread_lock=True, quiet=True, ssr_mode=False,
+            max_file_size=UPLOAD, state_session_capacity=SESSIONS, css=STYLE, footer_links=[],
+            theme=gr.themes.Soft(primary_hue="violet", **fonts),
+        )  # fmt: skip
+    except OSError:
+        where = f"Port {port} of {host}" if port else host
+        raise UserError(f"{where} cannot be listened on; choose another with --port or --host.") from None
+    except Exception as error:  # Gradio asks its server whether it answers; ValueError, httpx's errors, Exception
+        page.close(verbose=False)
+        raise UserError(f"The page does not answer at {host} ({reason(error)}).") from error
     log(f"The page is at {local}" + (f" and {public}" if public else ""))
     return page
 
@@ -311,4 +301,4 @@ def serve(segmenter, **options) -> None:
         threading.Event().wait()
     finally:
         page.close(verbose=False)
-        page.files.close()
+        page.files.cleanup()

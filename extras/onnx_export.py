@@ -60,17 +60,17 @@ def export(net: torch.nn.Module, info: Info, out: Path, pictures: list[np.ndarra
         raise UserError(refusal)
     side = info.size
     batch = np.stack([cv2.resize(p, (side, side), interpolation=cv2.INTER_AREA) for p in pictures])
-    images = torch.from_numpy(batch).permute(0, 3, 1, 2).float().contiguous()
+    images = torch.from_numpy(batch).permute(0, 3, 1, 2).float().contiguous().split(4)
     module = Probability(net.cpu().to(memory_format=torch.contiguous_format)).eval()
     with torch.inference_mode():
-        expected = torch.cat([module(some) for some in images.split(4)]).numpy()
+        expected = torch.cat([module(some) for some in images]).numpy()
     if not np.isfinite(expected).all():
         raise UserError("The weights give values that are not finite (NaN); take other weights.")
     out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(out) as temporary:
-        _trace(module, images, temporary)
+        _trace(module, images[0][:1].repeat(2, 1, 1, 1), temporary)  # a batch of one would be taken for fixed
         session = onnxruntime.InferenceSession(str(temporary), providers=["CPUExecutionProvider"])
-        got = np.concatenate([session.run(None, {"image": some.numpy()})[0] for some in images.split(4)])
+        got = np.concatenate([session.run(None, {"image": some.numpy()})[0] for some in images])
         worst = float(np.abs(got - expected).max())  # NaN where there is one
         if not worst <= TOLERANCE:
             raise UserError(f"The exported network differs from PyTorch by {worst:.1e} in probability; it is not kept.")
@@ -85,24 +85,11 @@ def export(net: torch.nn.Module, info: Info, out: Path, pictures: list[np.ndarra
     return worst
 
 
-def _trace(module: torch.nn.Module, images: torch.Tensor, out: Path) -> None:
+def _trace(module: torch.nn.Module, example: torch.Tensor, out: Path) -> None:
     """Export without the exporter's chatter."""
-    log = logging.getLogger("torch.onnx")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            program = torch.onnx.export(
-                module,
-                (images[:1].repeat(2, 1, 1, 1),),  # two, since a batch of one would be taken for fixed
-                input_names=["image"],
-                output_names=["probability"],
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
-                opset_version=OPSET,
-                dynamo=True,
-                verbose=False,
-            )
-            program.save(str(out))
-    finally:
-        log.setLevel(level)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    names = {"input_names": ["image"], "output_names": ["probability"]}
+    options = {"dynamic_shapes": ({0: torch.export.Dim("batch")},), "opset_version": OPSET, "external_data": False}
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        torch.onnx.export(module, (example,), out, dynamo=True, **names, **options)

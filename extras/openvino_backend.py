@@ -42,7 +42,6 @@ CACHE = const.CACHE_DIR / "openvino"
 KEPT = 8  # networks in the cache
 FACES = 200  # for the ranges of int8
 LEAST_IOU = 0.98  # of int8 masks and those in fp32, over the sample photographs; below it the file is not kept
-MAX_BYTES = 1 << 30  # of an int8 network once unpacked
 FILES = ("network.xml", "network.bin")
 _CONVERTING = threading.Lock()  # what silences the converter is the whole process's
 
@@ -67,10 +66,9 @@ def _one_sentence(what: str):
     signal, such as Ctrl-C or that of a loader process that ends, would be a segmentation fault. The thread gets back
     the stack that it had.
     """
-    linux = sys.platform.startswith("linux")
-    libc, stack = ctypes.CDLL(None) if linux else None, (ctypes.c_void_p * 3)()  # stack_t of signal.h
-    if linux:
-        libc.sigaltstack(None, stack)
+    stack = (ctypes.c_void_p * 3)()  # stack_t of signal.h
+    sigaltstack = ctypes.CDLL(None).sigaltstack if sys.platform.startswith("linux") else lambda new, old: None
+    sigaltstack(None, stack)
     try:
         yield
     except UserError:
@@ -79,8 +77,7 @@ def _one_sentence(what: str):
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise UserError(f"{what} ({reason}).") from None
     finally:
-        if linux:
-            libc.sigaltstack(stack, None)
+        sigaltstack(stack, None)
 
 
 # --- Running --------------------------------------------------------------------------------------------------------
@@ -101,29 +98,26 @@ class Backend:
     name = "openvino"
 
     def __init__(self, network: Path, precision: str):
-        self._core, self._network, self._cores = _import("openvino").Core(), network, torch.get_num_threads()
+        ov = _import("openvino")
+        self._core, self._network, self._cores = ov.Core(), network, torch.get_num_threads()
         hint = "bf16" if precision == "bf16" or (precision == "int8" and devices.cpu_has_bf16()) else "f32"
         self._config = {"INFERENCE_PRECISION_HINT": hint, "CACHE_DIR": str(network.parent), "ENABLE_CPU_PINNING": False}
         self._compiled: dict[int, object] = {}  # by the number of threads of a call
-        self._lock, self._own = threading.Lock(), threading.local()
+        self._lock = threading.Lock()
         # Its table of NumPy types is made at first use; two threads doing that at once wait for each other for ever.
-        _import("openvino").Type.f32.to_dtype()
+        ov.Type.f32.to_dtype()
         computes = self._request().get_compiled_model().get_property("INFERENCE_PRECISION_HINT").get_type_name()
         self.precision = "fp32" if precision == "bf16" and computes == "f32" else precision  # a processor without bf16
 
     def _request(self):
-        """This thread's infer request. Where PyTorch gave a thread a part of the cores, each part is a stream."""
+        """An infer request. Where PyTorch gave the calling thread a part of the cores, each part is a stream."""
         threads = min(self._cores, torch.get_num_threads())
-        requests = self._own.__dict__.setdefault("requests", {})
-        if threads not in requests:
-            streams = self._cores // threads
-            shares = {"NUM_STREAMS": streams, "INFERENCE_NUM_THREADS": streams * threads}
-            with self._lock, _one_sentence("OpenVINO cannot run this network"):
-                if threads not in self._compiled:
-                    config = self._config | shares
-                    self._compiled[threads] = self._core.compile_model(str(self._network), "CPU", config)
-            requests[threads] = self._compiled[threads].create_infer_request()
-        return requests[threads]
+        streams = self._cores // threads
+        config = self._config | {"NUM_STREAMS": streams, "INFERENCE_NUM_THREADS": streams * threads}
+        with self._lock, _one_sentence("OpenVINO cannot run this network"):
+            if threads not in self._compiled:
+                self._compiled[threads] = self._core.compile_model(str(self._network), "CPU", config)
+            return self._compiled[threads].create_infer_request()
 
     def __call__(self, pictures: np.ndarray) -> np.ndarray:
         return self._request().infer([pictures], share_inputs=True)[0]
@@ -140,24 +134,23 @@ def choose(choice: str, net: torch.nn.Module, weights: Path, device: torch.devic
     Raises:
         UserError: OpenVINO was asked for, or int8, and cannot be had.
     """
-    asked = choice == "openvino" or precision == "int8"
+    asked, on_cpu = choice == "openvino" or precision == "int8", device.type == "cpu"
     if choice == "torch" and precision == "int8":
         raise UserError("PyTorch does not compute in int8 here; leave out --backend.")
-    fits = device.type == "cpu" and precision in ("auto", "bf16") and isinstance(net, networks.Lite)
-    if choice == "torch" or not (asked or (fits and is_installed("openvino"))):
+    fits = on_cpu and precision in ("auto", "bf16") and isinstance(net, networks.Lite) and is_installed("openvino")
+    if choice == "torch" or not (asked or fits):
         return None
+    if not on_cpu or precision == "fp16":
+        raise UserError("OpenVINO computes on the CPU here, in fp32, bf16 or int8.")
+    if precision == "auto":
+        precision = "bf16" if devices.cpu_has_bf16() else "fp32"
+    network = None
     try:
-        if device.type != "cpu" or precision == "fp16":
-            raise UserError("OpenVINO computes on the CPU here, in fp32, bf16 or int8.")
-        if precision == "auto":
-            precision = "bf16" if devices.cpu_has_bf16() else "fp32"
         network = converted(net, weights, int8=precision == "int8", log=log)
-        try:
-            backend = Backend(network, precision)
-        except UserError:
-            shutil.rmtree(network.parent, ignore_errors=True)  # it may be damaged; the next run converts it anew
-            raise
+        backend = Backend(network, precision)
     except UserError as error:
+        if network:
+            shutil.rmtree(network.parent, ignore_errors=True)  # it may be damaged; the next run converts it anew
         if asked:
             raise
         log(f"{error} Going on with PyTorch.")
@@ -176,15 +169,12 @@ def converted(net: torch.nn.Module, weights: Path, *, int8: bool = False, log=pr
     source = int8_path(weights) if int8 else weights
     if int8 and not source.is_file():
         raise UserError(f"There is no {source}: make it by `python main.py export --int8 --weights {weights}`.")
-    code = [Path(module.__file__) for module in (networks, inference)] + [Path(__file__)]
     key = hashlib.sha256(_import("openvino").__version__.encode())
-    for file in (*code, source, weights):
-        key.update(file.read_bytes())
+    for file in (networks.__file__, inference.__file__, __file__, source, weights):
+        key.update(Path(file).read_bytes())
     network = CACHE / key.hexdigest()[:16] / FILES[0]
-    if network.is_file():
-        return network
     with _CONVERTING, _one_sentence(f"The network cannot be converted for OpenVINO, or {CACHE} not be written"):
-        if network.is_file():  # by another thread
+        if network.is_file():
             return network
         if not int8:
             log(f"The network is converted for OpenVINO, this once; it stays in {CACHE}.")
@@ -224,11 +214,10 @@ class _FromPixels(torch.nn.Module):
 def _convert(net: torch.nn.Module, folder: Path) -> None:
     ov = _import("openvino")
     example = torch.zeros(2, 64, 96, 3, dtype=torch.uint8)
+    module, pixels = _FromPixels(fused(net)).eval(), [([-1, -1, -1, 3], ov.Type.u8)]
     with warnings.catch_warnings(), torch.inference_mode(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")  # of the tracer's future
-        model = ov.convert_model(
-            _FromPixels(fused(net)).eval(), example_input=example, input=[([-1, -1, -1, 3], ov.Type.u8)]
-        )
+        model = ov.convert_model(module, example_input=example, input=pixels)
     ov.save_model(model, folder / FILES[0], compress_to_fp16=False)
 
 
@@ -252,10 +241,8 @@ def _unpack(path: Path, weights: Path, folder: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             if archive.comment != _sha256(weights):
                 raise UserError(f"{path} was made of other weights than {weights}: export --int8 makes it anew.")
-            if sum(archive.getinfo(name).file_size for name in FILES) > MAX_BYTES:
-                raise UserError(f"{path} is too large once unpacked.")
             for name in FILES:
-                (folder / name).write_bytes(archive.read(name))
+                archive.extract(name, folder)
     except (zipfile.BadZipFile, KeyError, EOFError):
         raise UserError(f"{path} is damaged: export --int8 makes it anew.") from None
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-from common import UserError
+from common import UserError, reason
 from training import Config
 
 PROJECT = "face-seg"  # the original's project in ClearML
@@ -62,10 +62,8 @@ class ClearMLLog:
                 auto_resource_monitoring=False,
             )
         except Exception as error:  # noqa: BLE001  of many kinds: no settings, no server, a refused key
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise UserError(
-                f"ClearML cannot be used ({reason}); run clearml-init, or set CLEARML_OFFLINE_MODE=1."
-            ) from None
+            advice = "run clearml-init, or set CLEARML_OFFLINE_MODE=1"
+            raise UserError(f"ClearML cannot be used ({reason(error)}); {advice}.") from None
         self.task.connect(asdict(config), name="config")
 
     def __call__(self, row: dict) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -50,28 +50,9 @@ class Timing:
         return masked_frames(segmenter, frames, follow=not output.hiding, **options)
 
 
-def is_video(path: Path) -> bool:
-    return path.suffix.lower() in const.VIDEO_SUFFIXES and not os.path.isdir(path)
-
-
-def _allowed(results: Iterable[Path], inputs: Iterable[Path] = ()) -> None:
-    if refusal := forbidden(results, {Path(path).resolve() for path in inputs}):
-        raise VideoError(refusal)
-
-
 # --- Videos ---------------------------------------------------------------------------------------------------------
 def predict_videos(
-    segmenter,
-    inputs: list[Path],
-    out: Path,
-    output: Output,
-    timing: Timing,
-    *,
-    skip_existing=False,
-    fail_empty=False,
-    shard=(1, 1),
-    gif=None,
-    log=print,
+    segmenter, inputs, out, output, timing, *, skip_existing=False, fail_empty=False, shard=(1, 1), gif=None, log=print
 ) -> list[str]:
     """`predict_video` for each video of `inputs`, or for the i-th of n parts, named as pictures are.
 
@@ -85,7 +66,7 @@ def predict_videos(
         A sentence for each file that failed.
     """
     errors: list[str] = []
-    videos = [path for path in inputs if is_video(path)]
+    videos = [path for path in inputs if path.suffix.lower() in const.VIDEO_SUFFIXES and not os.path.isdir(path)]
     if videos and not find_pyav():
         log(video_files.WITHOUT_PYAV)
     if gif and (refusal := forbidden([gif], {path.resolve() for path in inputs})):
@@ -95,20 +76,27 @@ def predict_videos(
     with _noting(errors, gif), _writing_gif(gif, log) if gif else nullcontext() as shown:
         for i, job in enumerate(find_jobs(videos, out)):
             own = i % shard[1] == shard[0] - 1
-            if own or shown:
-                to = output if own else replace(output, results=())
-                options = {"name": job.name, "inputs": inputs, "gif": shown, "fail_empty": fail_empty, "log": log}
-                with _noting(errors, job.path):
-                    wanted = skip_existing and not shown and job.path.is_file()
-                    face = done_before(_results(out, job.name, to), identity(job.path)) if wanted else None
-                    if face is not None:
-                        log(f"{job.path} was done already.")
-                        if not face:
-                            _tell_faceless(job.path, to, fail_empty, log)
-                        continue
+            if not own and not shown:
+                continue
+            face, to = None, output if own else replace(output, results=())
+            with _noting(errors, job.path):
+                if skip_existing and not shown and job.path.is_file():
+                    face = done_before(_results(out, job.name, to), identity(job.path))
+                if face is None:
+                    options = {"name": job.name, "inputs": inputs, "gif": shown, "fail_empty": fail_empty, "log": log}
                     predict_video(segmenter, job.path, out, to, timing, **options)
-        if shown:
-            errors += _add_pictures(shown, segmenter, [p for p in inputs if p not in videos], out, output)
+                    continue
+                log(f"{job.path} was done already.")
+                if not face:
+                    _tell_faceless(job.path, to, fail_empty, log)
+        for job in iter_jobs([path for path in inputs if shown and path not in videos], out):
+            try:
+                picture = read_picture(job.path)
+            except PictureError as error:
+                errors.append(str(error))
+                continue
+            mask = segmenter.mask(picture, output.threshold)
+            shown.add(output.draw(output.hiding or "overlay", picture, mask), shown.end, 1.0)
     return errors
 
 
@@ -124,20 +112,11 @@ def _noting(errors: list[str], path: Path) -> Iterator[None]:
 
 
 def predict_video(
-    segmenter,
-    path: Path,
-    out: Path,
-    output: Output | None = None,
-    timing: Timing | None = None,
-    *,
-    name: str | None = None,
-    inputs: Iterable[Path] = (),
-    gif: Gif | None = None,
-    fail_empty: bool = False,
-    log=print,
-) -> list[Path]:
-    """Write NAME_overlay.mp4, or whatever of `const.RESULTS` a video can hold, of a video; the files. NAME is that of
-    the video where none is given; no result takes the name of one of `inputs`. What `gif` shows goes there as well.
+    segmenter, path, out, output=None, timing=None, *, name=None, inputs=(), gif=None, fail_empty=False, log=print
+) -> None:
+    """Write NAME_overlay.mp4, or whatever of `const.RESULTS` a video can hold, of a video into the folder `out`. NAME
+    is that of the video where none is given; no result takes the name of one of `inputs`. What `gif`, a `Gif`, shows
+    goes there as well.
 
     Raises:
         VideoError: no video, nothing between `start` and `end`, results that cannot be written, or frames that cannot
@@ -151,18 +130,22 @@ def predict_video(
         raise UserError(f"Of a video there is no {' and no '.join(none)}; save something else of it.")
     clip, name = probe(path, timing.start, timing.end), name or find_jobs([path], out)[0].name
     results = _results(out, name, output)
-    _allowed(results, [path, *inputs])
+    if refusal := forbidden(results, {given.resolve() for given in (path, *inputs)}):
+        raise VideoError(refusal)
     began, written, gif_began, gif_slot, errors = time.perf_counter(), 0, gif and gif.end, -1, []
-    face, tag = False, {"source": identity(Path(path))}
+    face, tag, total = False, {"source": identity(path)}, None
+    if clip.seconds:  # else the file does not say how long it is
+        total = max(0, round((min(clip.seconds, clip.end) - clip.start) * clip.fps))
     with ExitStack() as stack:
         writers = [stack.enter_context(writing(result, clip, tag, log=log)) for result in results]
         masked = ahead(timing.masked(segmenter, read(clip, errors), output), 2)
-        for seconds, frame, mask in tqdm(masked, total=_expected(clip), unit="frame", disable=None):
+        for seconds, frame, mask in tqdm(masked, total=total, unit="frame", disable=None):
             for write, kind in zip(writers, output.results, strict=True):
                 write(seconds, _drawn(output, kind, frame, mask))
             if gif and seconds // GIF_STEP > gif_slot:
                 gif_slot = seconds // GIF_STEP
-                gif.add(output.draw(_in_gif(output), frame, mask), float(gif_began + seconds), float(GIF_STEP))
+                drawn = output.draw(output.hiding or "overlay", frame, mask)
+                gif.add(drawn, float(gif_began + seconds), float(GIF_STEP))
             written, face = written + 1, face or shows_face(mask)
         if not written:
             to = "its end" if timing.end is None else f"{timing.end:g} s"
@@ -179,7 +162,6 @@ def predict_video(
         raise VideoError(*errors)
     if not face:
         _tell_faceless(path, output, fail_empty, log)
-    return list(results)
 
 
 def _tell_faceless(path: Path, output: Output, fail_empty: bool, log) -> None:
@@ -189,23 +171,14 @@ def _tell_faceless(path: Path, output: Output, fail_empty: bool, log) -> None:
     log(f"Warning: {said}" if output.hiding else said)
 
 
-def _results(out: Path, name: str, output: Output) -> dict[Path, str]:
-    return {Path(out) / f"{name}_{kind}.mp4": kind for kind in output.results}
+def _results(out: Path, name: str, output: Output) -> list[Path]:
+    return [out / f"{name}_{kind}.mp4" for kind in output.results]
 
 
 def _drawn(output: Output, kind: str, frame: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """A frame of a result, uint8 (H, W, 3)."""
     drawn = output.draw(kind, frame, mask)
     return cv2.cvtColor(drawn, cv2.COLOR_GRAY2RGB) if drawn.ndim == 2 else drawn
-
-
-def _in_gif(output: Output) -> str:
-    return output.hiding or "overlay"
-
-
-def _expected(clip: Clip) -> int | None:
-    """The frames that will come; None where the file does not say how long it is."""
-    return max(0, round((min(clip.seconds, clip.end) - clip.start) * clip.fps)) if clip.seconds else None
 
 
 # --- Cameras --------------------------------------------------------------------------------------------------------
@@ -221,16 +194,16 @@ def record_camera(
     """
     output, timing = output or Output(results=("overlay",)), timing or Timing()
     with captured(camera) as probed:
-        there, fps = probed.isOpened() and probed.read()[0], probed.get(cv2.CAP_PROP_FPS)
+        there, fps = probed.read()[0], probed.get(cv2.CAP_PROP_FPS)
     if not there:
         raise VideoError(f"Camera {camera} gives no picture; is it connected, and not in use?")
     if not find_pyav():
         log(video_files.WITHOUT_PYAV)
     clip, window, written = Clip(camera, rate(fps), end=exact(timing.end)), True, 0
     with ExitStack() as stack:
-        results = stack.enter_context(_new_files(Path(out), output))
+        results = stack.enter_context(_new_files(out, output))
         names = ", ".join(map(str, results))
-        writers = [stack.enter_context(writing(result, clip)) for result in results]
+        writers = [stack.enter_context(writing(result, clip, {})) for result in results]
         try:
             for seconds, frame, mask in timing.masked(segmenter, read(clip, []), output):
                 drawn = [_drawn(output, kind, frame, mask) for kind in output.results]
@@ -248,11 +221,11 @@ def record_camera(
         except KeyboardInterrupt:
             pass  # the usual end: what was recorded is kept
     log(f"{written} frames recorded: {names}")
-    return list(results)
+    return results
 
 
 @contextmanager
-def _new_files(out: Path, output: Output) -> Iterator[dict[Path, str]]:
+def _new_files(out: Path, output: Output) -> Iterator[list[Path]]:
     """The first names that are free, taken by empty files: no recording can be made again. Such as are still empty
     afterwards are removed."""
     out.mkdir(parents=True, exist_ok=True)
@@ -286,15 +259,3 @@ def _writing_gif(path: Path, log) -> Iterator[Gif]:
         gif.close()
         file.write(tagged(b";", ".gif", before=file.seek(-1, os.SEEK_END)))
     log(f"GIF: {path} ({path.stat().st_size / 1e6:.1f} MB)")
-
-
-def _add_pictures(gif: Gif, segmenter, inputs: list[Path], out: Path, output: Output) -> list[str]:
-    errors: list[str] = []
-    for job in iter_jobs(inputs, out):
-        try:
-            picture = read_picture(job.path)
-        except PictureError as error:
-            errors.append(str(error))
-            continue
-        gif.add(output.draw(_in_gif(output), picture, segmenter.mask(picture, output.threshold)), gif.end, 1.0)
-    return errors

@@ -22,8 +22,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from common import UserError, replacing
+from common import UserError, reason, replacing
 from pictures import opencv_silent, tagged
+
+try:
+    import av
+except ImportError:
+    av = None
 
 FPS = Fraction(25)  # where a file or a camera does not say
 COPIED = ("aac", "mp3", "mp3float")  # sound that every player of MP4 knows; other is encoded again, as AAC
@@ -36,13 +41,9 @@ class VideoError(UserError):
     """A video or camera that cannot be read or written; the message is one sentence for the user."""
 
 
-def find_pyav():
-    """The module, or None where it is not installed or was built without an H.264 encoder."""
-    try:
-        import av
-    except ImportError:
-        return None
-    return av if "libx264" in av.codecs_available else None
+def find_pyav() -> bool:
+    """Whether PyAV is installed, with an H.264 encoder."""
+    return av is not None and "libx264" in av.codecs_available
 
 
 # --- Reading --------------------------------------------------------------------------------------------------------
@@ -68,7 +69,6 @@ def probe(path: Path, start: float = 0.0, end: float | None = None) -> Clip:
     Raises:
         VideoError: the file is missing, is no video, or has no frame that can be read.
     """
-    path = Path(path)
     if not os.path.isfile(path):  # a pipe or a device would be read for ever
         raise VideoError(f"{path} is no regular file." if os.path.lexists(path) else f"There is no file {path}.")
     try:
@@ -89,8 +89,6 @@ def exact(seconds: float | None) -> Fraction | float:
 
 
 def _open_with_pyav(path: Path):
-    import av
-
     # The path is made absolute, and only files are read: a name such as "concat:a.mp4" would be taken for an address.
     options = {"protocol_whitelist": "file"}
     return av.open(str(path.absolute()), container_options=options, metadata_errors="replace")
@@ -121,7 +119,7 @@ def _probe_with_opencv(path: Path) -> Clip:
         if not capture.read()[0]:
             raise VideoError
         fps, frames = rate(capture.get(cv2.CAP_PROP_FPS)), max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
-        return Clip(path, fps, frames, frames / fps, 1 / fps)
+        return Clip(path, fps, frames, frames / fps)
 
 
 @contextmanager
@@ -159,8 +157,6 @@ def read(clip: Clip, errors: list[str]) -> Iterator[tuple[Fraction, np.ndarray]]
 
 
 def _read_with_pyav(clip: Clip, errors: list[str]) -> Iterator[tuple[Fraction, np.ndarray]]:
-    import av
-
     step, until, seen, bad = 1 / clip.fps, Fraction(0), 0, 0
     with _open_with_pyav(clip.path) as file:
         stream, zero = file.streams.best("video"), _zero(file)
@@ -177,7 +173,7 @@ def _read_with_pyav(clip: Clip, errors: list[str]) -> Iterator[tuple[Fraction, n
                     continue
                 for frame in frames:
                     now = until if frame.pts is None else frame.pts * frame.time_base - zero
-                    until = now + ((getattr(frame, "duration", None) or 0) * stream.time_base or step)  # new in PyAV 15
+                    until = now + ((frame.duration or 0) * stream.time_base or step)
                     seen += 1
                     if now >= clip.end:
                         return
@@ -199,8 +195,7 @@ def _read_with_opencv(clip: Clip, errors: list[str]) -> Iterator[tuple[Fraction,
     with captured(clip.path) as capture:
         for number in itertools.count():
             now = number / clip.fps
-            wanted = now >= clip.start
-            there, frame = capture.read() if wanted else (capture.grab(), None)
+            there, frame = capture.read()
             if isinstance(clip.path, int):
                 began = began or time.monotonic_ns()
                 now = Fraction((time.monotonic_ns() - began) // 1000, 1_000_000)
@@ -210,7 +205,7 @@ def _read_with_opencv(clip: Clip, errors: list[str]) -> Iterator[tuple[Fraction,
                 if now < clip.seconds:
                     errors.append(_broken_off(clip, now))
                 return
-            if wanted:
+            if now >= clip.start:
                 yield now - clip.start, cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
 
 
@@ -243,9 +238,7 @@ def ahead(items: Iterator, size: int = 4) -> Iterator:
 
 # --- Writing --------------------------------------------------------------------------------------------------------
 @contextmanager
-def writing(
-    path: Path, clip: Clip, tag: dict | None = None, *, log=print
-) -> Iterator[Callable[[Fraction, np.ndarray], None]]:
+def writing(path: Path, clip: Clip, tag: dict, *, log=print) -> Iterator[Callable[[Fraction, np.ndarray], None]]:
     """A function that adds a frame uint8 (H, W, 3) RGB at a time in seconds to an MP4 file, which gets its name when
     it is whole, and a tag of what `tag` holds by then (see `pictures.tagged`). With PyAV the clip's sound goes with it.
 
@@ -254,7 +247,7 @@ def writing(
     Raises:
         VideoError: the format cannot be written here, no frame came, or not all of them are in the file.
     """
-    path, file = Path(path), None
+    file = None
     with _written(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary, _utf8_name(temporary) as name:
@@ -282,7 +275,7 @@ def writing(
             if not there or there != file.written:  # OpenCV says nothing of a full disk
                 raise VideoError("no frame came, or the disk is full")
             with temporary.open("ab") as last:
-                last.write(tagged(b"", ".mp4", **(tag or {}), before=temporary.stat().st_size))
+                last.write(tagged(b"", ".mp4", **tag, before=temporary.stat().st_size))
 
 
 @contextmanager
@@ -290,16 +283,14 @@ def _written(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise VideoError(f"{path} could not be written ({reason}).") from error
+        why = getattr(error, "strerror", None) or reason(error)
+        raise VideoError(f"{path} could not be written ({why}).") from error
 
 
 class _PyavFile:
     """H.264 and the sound of a clip."""
 
     def __init__(self, name: str, clip: Clip, size: tuple[int, int], log):
-        import av
-
         self.clip, self.written, self.last = clip, 0, -math.inf
         self.file = av.open(name, "w", format="mp4", options={"movflags": "faststart"})
         # hardly told from the input; veryfast takes 2.5 times as long
@@ -313,8 +304,6 @@ class _PyavFile:
         self.waiting = next(self.sound, None)
 
     def write(self, seconds: Fraction, image: np.ndarray) -> None:
-        import av
-
         matrix = self.clip.colors[0] if self.clip.colors[0] in (1, 9) else 5  # BT.709, BT.2020 or BT.601
         frame = av.VideoFrame.from_ndarray(image, "rgb24")
         frame = frame.reformat(format="yuv420p", dst_colorspace=matrix, dst_color_range=1)
@@ -342,8 +331,6 @@ class _PyavFile:
 def _sound(clip: Clip, out, log) -> Iterator[tuple[Fraction, object]]:
     """The (seconds, packets) of a clip's sound, seconds counted from its start; its streams are added to the PyAV file
     `out` at the first."""
-    import av
-
     with _open_with_pyav(clip.path) as file:
         zero, to, encoded, past = _zero(file) + clip.start, {}, [], set()
         for stream in file.streams.audio:
@@ -356,10 +343,8 @@ def _sound(clip: Clip, out, log) -> Iterator[tuple[Fraction, object]]:
                 layout = "mono" if codec.layout.nb_channels == 1 else "stereo"
                 to[stream.index] = out.add_stream("aac", rate=min(codec.sample_rate, 48000), layout=layout)
                 encoded.append(stream.index)
-        if not to:
-            return
         try:
-            for packet in file.demux(*(file.streams[i] for i in to)):
+            for packet in file.demux(*(file.streams[i] for i in to)) if to else ():
                 if len(past) == len(to):
                     break
                 index = packet.stream.index

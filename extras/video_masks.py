@@ -18,16 +18,15 @@ STEADY = 0.05  # sides of a square; a face that moved by less keeps it
 BORDER = 0.04  # sides of a square; nearer to its border than this, a face may go on beyond it
 
 
-def shrunk(frame: np.ndarray) -> np.ndarray:
-    """A frame uint8 (H, W, 3) small and smooth, its grain averaged away, to be compared with others."""
-    h, w = frame.shape[:2]
-    scale = min(1.0, SIDE / max(h, w))
-    size = max(1, round(w * scale)), max(1, round(h * scale))
-    return cv2.GaussianBlur(cv2.resize(frame, size, interpolation=cv2.INTER_AREA), (0, 0), 1.0)
+def _small(image: np.ndarray, side: int) -> np.ndarray:
+    """An image (H, W, ...) whose longer side is at most `side` pixels."""
+    h, w = image.shape[:2]
+    scale = min(1.0, side / max(h, w))
+    return cv2.resize(image, (max(1, round(w * scale)), max(1, round(h * scale))), interpolation=cv2.INTER_AREA)
 
 
 def likeness(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """How little the surroundings of each pixel differ between two shrunk frames, but for grain: float32 (h, w), 1 to
+    """How little the surroundings of each pixel differ between two small frames, but for grain: float32 (h, w), 1 to
     0."""
     difference = cv2.blur(cv2.absdiff(a, b).max(axis=2).astype(np.float32), (3, 3))
     grain = min(GRAIN, float(np.median(difference)))
@@ -69,18 +68,14 @@ class Tracker:
 
     def _found(self, logits: np.ndarray, squares: list[tuple]) -> tuple[list[tuple], bool]:
         """The squares around the faces, and whether none of those comes near the border of one of `squares`."""
-        h, w = logits.shape
-        scale = min(1.0, 256 / max(h, w))
-        size = max(1, round(w * scale)), max(1, round(h * scale))
-        small = cv2.resize(logits, size, interpolation=cv2.INTER_AREA)
-        face = small > 0
+        small = _small(logits, 256)
+        face, (sy, sx) = small > 0, np.divide(small.shape, logits.shape)
         for x, y, side in squares:
-            low, high = BORDER * side, (1 - BORDER) * side
-            edges = (x + low, y + low, x + high, y + high)
-            x0, y0, x1, y1 = (round(v * s) for v, s in zip(edges, (size[0] / w, size[1] / h) * 2, strict=True))
-            face[max(0, y0) : max(0, y1), max(0, x0) : max(0, x1)] = False
+            edges = BORDER * side, (1 - BORDER) * side
+            (x0, y0), (x1, y1) = ((max(0, round((x + edge) * sx)), max(0, round((y + edge) * sy))) for edge in edges)
+            face[y0:y1, x0:x1] = False
         boxes = [_steady(box, squares) for box in self.segmenter.face_boxes(small, logits.shape, 0.5)]
-        return boxes, not (squares and face.any())
+        return boxes, not face.any()
 
 
 def _steady(box: tuple, before: list[tuple]) -> tuple:
@@ -90,13 +85,7 @@ def _steady(box: tuple, before: list[tuple]) -> tuple:
 
 
 def masked_frames(
-    segmenter,
-    frames: Iterable[tuple],
-    *,
-    threshold: float,
-    frame_stride: int = 1,
-    smooth: float = 0.0,
-    follow: bool = True,
+    segmenter, frames: Iterable[tuple], *, threshold: float, frame_stride=1, smooth=0.0, follow=True
 ) -> Iterator[tuple]:
     """(time, frame, mask uint8 (H, W) 0/255) for each (time, frame uint8 (H, W, 3) RGB).
 
@@ -110,10 +99,8 @@ def masked_frames(
 
     track, small, logits, mask, age = Tracker(segmenter, follow), None, None, None, 0
     for time, frame in frames:
-        before, now, age = small, shrunk(frame), age + 1
-        alike = None
-        if logits is not None and logits.shape == frame.shape[:2]:
-            alike = likeness(before, now)
+        now, age = cv2.GaussianBlur(_small(frame, SIDE), (0, 0), 1.0), age + 1  # without most of the grain
+        alike = likeness(small, now) if logits is not None and logits.shape == frame.shape[:2] else None
         if alike is None or age >= frame_stride or not _is_still(mask, alike):
             past, logits, small, age = logits, track(frame, alike), now, 0
             if smooth > 0:
@@ -132,9 +119,5 @@ def _is_still(mask: np.ndarray, alike: np.ndarray) -> bool:
 
 
 def flicker(masks: list[np.ndarray]) -> float:
-    """How much masks change from frame to frame: the mean of 1 - IoU of neighbours."""
-    changes = []
-    for a, b in itertools.pairwise(masks):
-        union = np.count_nonzero(a | b)
-        changes.append(1 - np.count_nonzero(a & b) / union if union else 0.0)
-    return float(np.mean(changes)) if changes else 0.0
+    """How much masks, bool (H, W), change from frame to frame: the mean of 1 - IoU of neighbours."""
+    return float(np.mean([(a ^ b).sum() / max(1, (a | b).sum()) for a, b in itertools.pairwise(masks)]))
