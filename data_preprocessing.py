@@ -17,7 +17,7 @@ import os
 import re
 import sys
 import zipfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -71,14 +71,12 @@ class Report:
     out: Path
     splits: dict[str, SplitReport] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)  # "{id}: {reason}", sorted by id
-    linked: int = 0
-    copied: int = 0
-    persons: int = 0  # silhouettes made now
+    made: Counter = field(default_factory=Counter)  # now: "pair" (its picture a "link" or a "copy"), "person"
     lacking: int = 0  # silhouettes of prepared faces that the source cannot give
 
     @property
     def idle(self) -> bool:
-        return not (self.skipped or self.linked or self.copied or self.persons)
+        return not (self.skipped or self.made)
 
     def __str__(self) -> str:
         counts = {name: f"{name}: {s.there + s.prepared} of {s.wanted}" for name, s in self.splits.items()}
@@ -86,8 +84,8 @@ class Report:
         if self.idle:
             return f"Nothing to do: {', '.join(counts.values())} faces are prepared in {self.out}{lacking}."
         lines = [f"{counts[n]} faces ({s.prepared} new; the source holds {s.held})" for n, s in self.splits.items()]
-        made = f"{self.linked} hard links to the source, {self.copied} copies; silhouettes: {self.persons} new{lacking}"
-        return "\n".join([*lines, f"pictures: {made}", f"in {self.out}"])
+        pictures = f"pictures: {self.made['link']} hard links to the source, {self.made['copy']} copies"
+        return "\n".join([*lines, f"{pictures}; silhouettes: {self.made['person']} new{lacking}", f"in {self.out}"])
 
 
 # --- The source ----------------------------------------------------------------------------------------------------
@@ -217,9 +215,8 @@ def download(path: Path = const.DIR_PATH / ARCHIVE) -> Archive:
     if _is_zip(path):
         return Archive(path)
     part = path.with_name(path.name + ".part")
-    busy = f"another process is downloading {path}; wait for it"
     try:
-        with locked(path.with_name(path.name + ".lock"), busy):  # two would write into each other's unfinished file
+        with locked(path.with_name(path.name + ".lock"), f"another process is downloading {path}; wait for it"):
             fetch(f"https://drive.google.com/uc?id={const.CELEB_DRIVE_ID}", part, resume=True)
         if not _is_zip(part):
             part.unlink(missing_ok=True)  # a web page in place of the archive, which gdown would resume as if whole
@@ -263,7 +260,6 @@ def _reading(name: str):
     try:
         yield
     except Exception as error:  # zipfile and the decoders raise a dozen kinds
-        # without the path, which the name says already
         raise _FaceError(f"{name} cannot be read ({getattr(error, 'strerror', None) or error})") from error
 
 
@@ -288,11 +284,8 @@ def _read_part(source: Folder | Archive, face: _Face, part: str):
 
 
 def _put_picture(source: Folder | Archive, out: Path, face: _Face) -> bool:
-    """The picture, byte for byte; whether it is a hard link.
-
-    Its header, size and end are checked. A full decode would take 20 times as long as all the rest, and what happens to
-    pictures is a copy cut short: FF is followed by 00 inside a JPEG's data, so FF D9 is its end and no chance hit.
-    """
+    """The picture, byte for byte; whether it is a hard link. Its header, size and end are checked: a full decode would
+    take 20 times as long as all the rest. FF D9 is a JPEG's end and no chance hit: in its data 00 follows each FF."""
     from PIL import JpegImagePlugin
 
     name = f"{face.id}.jpg"
@@ -313,7 +306,6 @@ def _put_picture(source: Folder | Archive, out: Path, face: _Face) -> bool:
 def _write_mask(mask, path: Path) -> None:
     import cv2
 
-    # OpenCV's own settings (fast deflate, run lengths): 0.6 ms and 2.6 kB a mask; 1.7 to 6 ms with any level named
     path.write_bytes(cv2.imencode(".png", mask)[1].tobytes())
 
 
@@ -325,8 +317,8 @@ def _put_pair(source: Folder | Archive, out: Path, face: _Face) -> bool:
         return _put_picture(source, out, face)
     if const.FACE_PART not in face.parts:
         raise _FaceError(f"no {const.FACE_PART} mask in the source")
-    glasses = _read_part(source, face, const.GLASSES_PART) if const.GLASSES_PART in face.parts else None
-    mask = build_mask(_read_part(source, face, const.FACE_PART), glasses)
+    parts = [_read_part(source, face, part) for part in (const.FACE_PART, const.GLASSES_PART) if part in face.parts]
+    mask = build_mask(*parts)
     with replacing(face.target(out, "masks")) as temp:  # it gets its name last: a picture without one is done again
         _write_mask(mask, temp)
         return _put_picture(source, out, face)
@@ -386,7 +378,7 @@ def prepare(
     is missing. `out` gets images_{split}/{id}.jpg, the source's bytes, and masks_{split}/{id}_skin.png, 512x512 8-bit
     grey, 0 or 255; with `persons` also persons_{split}/{id}_person.png, the union of all parts, in the same form. A
     face that cannot be made is named in the report's `skipped`; what stops everything is a DataError, or an OSError
-    where `out` cannot be written. Data: Lee et al., CVPR 2020, https://github.com/switchablenorms/CelebAMask-HQ
+    where `out` cannot be written.
     """
     report, todo = Report(Path(out)), {}
     ids = {"train": set(ids_train), "val": set(ids_val)}
@@ -436,9 +428,7 @@ def _make_all(faces: list[_Face], source, report: Report, workers: int | None, p
         made = tqdm(pool.map(partial(_make, source, report.out), faces), total=len(faces), unit="face", disable=hidden)
         for face in made:  # after an error none but the faces in hand
             report.splits[face.split].prepared += "pair" in face.made
-            report.persons += "person" in face.made
-            report.linked += "link" in face.made
-            report.copied += "copy" in face.made
+            report.made.update(face.made)
             report.skipped += [face.error] if face.error else []
 
 

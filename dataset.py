@@ -1,8 +1,5 @@
 """Datasets, transforms and the loader.
 
-`Celeb` pairs prepared pictures with their masks, `TestCeleb` reads pictures alone. Each item is an image float32
-(3, H, W) and, but for `TestCeleb`, a mask float32 (1, H, W) in {0, 1}.
-
 An item is asked for by (index, seed), as `EpochSampler` does, and is a function of the two alone: an epoch is the same
 whatever the number of worker processes, and in a resumed run. With a bare index the seed comes from torch's generator,
 which a DataLoader seeds differently in every epoch and worker.
@@ -59,11 +56,8 @@ def val_transform(size: int = const.IMG_SIZE, random: Sequence = (), seed: int |
 
 
 def reseed(transform, seed: int) -> None:
-    """Seed a Compose, every transform within it with a number of its own.
-
-    `Compose.set_random_seed` hands the same seed to all, so that one number would decide which of them are applied: no
-    picture mirrored but those with a hole.
-    """
+    """Seed a Compose, every transform within it with a number of its own: `Compose.set_random_seed` hands the same seed
+    to all, and one number would decide which of them are applied: no picture mirrored but those with a hole."""
     transform.set_random_seed(seed)
     inner = [t for t in getattr(transform, "transforms", []) if hasattr(t, "set_random_seed")]
     for one, its_seed in zip(inner, np.random.SeedSequence(seed).generate_state(len(inner)).tolist(), strict=True):
@@ -96,7 +90,7 @@ def read_ids(path: Path) -> frozenset[str]:
 
 
 class Celeb(Dataset):
-    """Prepared faces with their masks, in the order of their ids.
+    """Prepared faces, in the order of their ids: image float32 (3, H, W), mask float32 (1, H, W) in {0, 1}.
 
     Args:
         image_dir, mask_dir: `images_*` and `masks_*` as data_preprocessing.py makes them.

@@ -294,13 +294,9 @@ def draw_occluder(
     rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, *, photo=None, other=None, kind: str | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Draw one random occluder over an aligned face: (image uint8 (512, 512, 3), mask uint8 (512, 512), 0/255) to the
-    same, occluded, and the occluder's opacity uint8 (512, 512), all new.
-
-    Args:
-        photo: any photograph, uint8 (H, W, 3), whose pieces serve as texture; flat colours without it.
-        other: (image, mask) of another face whose skin colours a hand; the same face's without it.
-        kind: one of `KINDS`, or "glasses"; random without it.
-    """
+    same, occluded, and the occluder's opacity uint8 (512, 512), all new. Pieces of `photo` uint8 (H, W, 3) serve as
+    texture, flat colours without it; the skin of `other`, (image, mask), or of the face itself colours a hand; `kind`
+    is one of `KINDS` or "glasses", random without it."""
     often = [share for share, _ in KINDS.values()]
     kind = kind or rng.choice(list(KINDS), p=np.array(often) / sum(often))
     if kind == "glasses":
