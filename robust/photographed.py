@@ -125,23 +125,22 @@ def _prolong(rng, layer, start, direction, width: float, texture) -> np.ndarray:
     """A forearm in the colour of the skin at the wrist, or a sleeve, from `start` outwards."""
     across = np.array([-direction[1], direction[0]])
     sleeve = texture is not None and rng.random() < 0.6
-    near = rng.uniform(1.05, 1.5) if sleeve else 1.0  # its width at the wrist and at the far end, in wrists
-    far = rng.uniform(1.3, 2.2) if sleeve else rng.uniform(1.0, 1.4)
-    back = direction * (rng.uniform(0, 0.5) * width if sleeve else 4)
-    begin, end = start - back, start + direction * 500
-    wide, wider = across * width * near / 2, across * width * far / 2
-    shape = polygon([begin + wide, begin - wide, end - wider, end + wider])
-    if sleeve:
+    if sleeve:  # `near` and `far` are its widths at the wrist and at the far end, in wrists
+        near, far, back = rng.uniform(1.05, 1.5), rng.uniform(1.3, 2.2), rng.uniform(0, 0.5) * width
         picture = cv2.resize(texture, (SIZE, SIZE), interpolation=cv2.INTER_LINEAR)
         if rng.random() < 0.5:  # plain cloth of the texture's colour
             picture = flat(rng, texture.reshape(-1, 3).mean(0))
     else:
+        near, far, back = 1.0, rng.uniform(1.0, 1.4), 4
         x, y = np.clip(start - direction * width * 0.25, 8, SIZE - 9).astype(int)
         around = layer[max(0, y - 12) : y + 12, max(0, x - 12) : x + 12]
         skin = around[around[..., 3] > 200]
         if not len(skin):
             return layer
         picture = flat(rng, skin[:, :3].mean(0))
+    begin, end = start - direction * back, start + direction * 500
+    wide, wider = across * width * near / 2, across * width * far / 2
+    shape = polygon([begin + wide, begin - wide, end - wider, end + wider])
     grid = np.arange(SIZE, dtype=np.float32)
     distance = (grid[None] - start[0]) * across[0] + (grid[:, None] - start[1]) * across[1]  # from the arm's axis
     shade = np.sqrt(np.clip(1 - (distance / (width * max(near, far) / 2)) ** 2, 0.15, 1)).astype(np.float32)

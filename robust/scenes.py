@@ -126,8 +126,7 @@ def background(rng: np.random.Generator, photo: np.ndarray, size: tuple[int, int
     cw = max(1, min(w, int(ch * aspect)))
     y, x = int(rng.integers(0, h - ch + 1)), int(rng.integers(0, w - cw + 1))
     part = photo[y : y + ch, x : x + cw]
-    shrink = ch > size[0]
-    part = cv2.resize(part, size[::-1], interpolation=cv2.INTER_AREA if shrink else cv2.INTER_LINEAR)
+    part = cv2.resize(part, size[::-1], interpolation=cv2.INTER_AREA if ch > size[0] else cv2.INTER_LINEAR)
     return np.ascontiguousarray(part[:, ::-1]) if rng.random() < 0.5 else part
 
 
@@ -224,8 +223,8 @@ class SceneComposer:
         matrix = similarity(width, degrees, centre, flip=rng.random() < 0.5, stretch=rng.uniform(0.92, 1.08))
         border = rng.random()
         if not swap and border < 0.35:  # the picture reflected beyond its edge, the target with it
-            image = warp(face.image, matrix, (size, size), cv2.BORDER_REFLECT_101)
-            return image, warp(face.mask, matrix, (size, size), cv2.BORDER_REFLECT_101)
+            both = face.image, face.mask
+            return tuple(warp(part, matrix, (size, size), cv2.BORDER_REFLECT_101) for part in both)
         if border < 0.55:
             color = rng.uniform(0, 255, 3) if rng.random() < 0.5 else np.full(3, rng.choice([0, 255, 128]))
             canvas = np.full((size, size, 3), color.astype(np.uint8))
@@ -271,17 +270,16 @@ class SceneComposer:
         matrix = similarity(width, degrees, centre, flip=rng.random() < 0.5)
         return paste(canvas, target, face.softened() if cut else face, matrix)
 
-    def photograph(self, rng, people: list[int], size, widths) -> tuple[np.ndarray, np.ndarray, list[float]]:
+    def photograph(self, rng, people: list[int], size, widths) -> tuple[np.ndarray, np.ndarray]:
         """A test picture at (height, width): these people side by side, cut out, their faces `widths` (from, to) of the
-        picture's; (image, target, the fractions drawn)."""
+        picture's; (image, target)."""
         canvas, target = background(rng, self.photos.draw(rng), size), np.zeros(size, np.uint8)
-        fractions = np.sort(np.exp(rng.uniform(*np.log(widths), len(people)))).tolist()
-        columns = rng.permutation(len(people))
-        for who, part, column in zip(people, fractions, columns, strict=True):
+        fractions = np.sort(np.exp(rng.uniform(*np.log(widths), len(people))))
+        for who, part, column in zip(people, fractions, rng.permutation(len(people)), strict=True):
             x, y = (column + rng.uniform(0.3, 0.7)) / len(people) * size[1], rng.uniform(0.25, 0.7) * size[0]
             matrix = similarity(part * size[1], rng.normal(0, 6), (x, y), flip=rng.random() < 0.5)
             canvas, target = paste(canvas, target, with_body(self.faces[who]).softened(), matrix)
-        return canvas, target, fractions
+        return canvas, target
 
     def empty(self, rng: np.random.Generator, index: int, size: int) -> tuple[np.ndarray, np.ndarray]:
         """No face: a photograph, a patch of hair or cloth, or people whose face is wholly hidden."""
