@@ -324,24 +324,19 @@ def _put_pair(source: Folder | Archive, out: Path, face: _Face) -> bool:
         return _put_picture(source, out, face)
 
 
-def _put_person(source: Folder | Archive, out: Path, face: _Face) -> None:
-    """The union of all parts."""
+def _make(source: Folder | Archive, out: Path, face: _Face) -> _Face:
+    """Makes what is wanted of a face; its silhouette is the union of all parts. OSError is a failure to write."""
     import numpy as np
 
-    if not face.parts:
-        raise _FaceError("no part masks in the source")
-    silhouette = np.maximum.reduce([_read_part(source, face, part) for part in sorted(face.parts)])
-    with replacing(face.target(out, "persons")) as temp:
-        _write_mask(build_mask(silhouette), temp)
-
-
-def _make(source: Folder | Archive, out: Path, face: _Face) -> _Face:
-    """Makes what is wanted of a face. OSError is a failure to write."""
     try:
         if face.pair:
             face.made |= {"pair", "link" if _put_pair(source, out, face) else "copy"}
         if face.person:
-            _put_person(source, out, face)
+            if not face.parts:
+                raise _FaceError("no part masks in the source")
+            silhouette = np.maximum.reduce([_read_part(source, face, part) for part in sorted(face.parts)])
+            with replacing(face.target(out, "persons")) as temp:
+                _write_mask(build_mask(silhouette), temp)
             face.made.add("person")
     except _FaceError as error:
         face.error = f"{face.id}: {error}"
