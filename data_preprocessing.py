@@ -11,16 +11,19 @@ A second run does nothing, and a killed one is finished by the next.
 """
 
 import argparse
+import glob
 import io
 import os
 import re
 import sys
 import zipfile
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 
 import const
@@ -68,25 +71,21 @@ class Report:
     out: Path
     splits: dict[str, SplitReport] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)  # "{id}: {reason}", sorted by id
-    linked: int = 0
-    copied: int = 0
-    persons: int = 0  # silhouettes made now
+    made: Counter = field(default_factory=Counter)  # now: "pair" (its picture a "link" or a "copy"), "person"
     lacking: int = 0  # silhouettes of prepared faces that the source cannot give
 
     @property
     def idle(self) -> bool:
-        return not (self.skipped or self.linked or self.copied or self.persons)
+        return not (self.skipped or self.made)
 
     def __str__(self) -> str:
         counts = {name: f"{name}: {s.there + s.prepared} of {s.wanted}" for name, s in self.splits.items()}
         lacking = f"; the source lacks {self.lacking} silhouettes" if self.lacking else ""
         if self.idle:
             return f"Nothing to do: {', '.join(counts.values())} faces are prepared in {self.out}{lacking}."
-        lines = []
-        for name, split in self.splits.items():
-            lines.append(f"{counts[name]} faces ({split.prepared} new; the source holds {split.held})")
-        made = f"{self.linked} hard links to the source, {self.copied} copies; silhouettes: {self.persons} new{lacking}"
-        return "\n".join([*lines, f"pictures: {made}", f"in {self.out}"])
+        lines = [f"{counts[n]} faces ({s.prepared} new; the source holds {s.held})" for n, s in self.splits.items()]
+        pictures = f"pictures: {self.made['link']} hard links to the source, {self.made['copy']} copies"
+        return "\n".join([*lines, f"{pictures}; silhouettes: {self.made['person']} new{lacking}", f"in {self.out}"])
 
 
 # --- The source ----------------------------------------------------------------------------------------------------
@@ -117,12 +116,12 @@ class Folder(_Source):
             raise DataError(f"cannot read the source {self.path}: {error.strerror}") from error
         return _index(files, ids)
 
-    def open(self, entry: str) -> io.BufferedIOBase:
+    def read(self, entry: str) -> bytes:
         if not os.path.isfile(entry):
             raise OSError("not a regular file")  # a pipe or a device may never end
         if (size := os.path.getsize(entry)) > MAX_MEMBER:
             raise OSError(f"{size} bytes are too many")
-        return open(entry, "rb")
+        return Path(entry).read_bytes()
 
     def link(self, entry: str, target: Path) -> bool:
         try:
@@ -145,10 +144,10 @@ class Archive(_Source):
         names = [(_MEMBER.fullmatch(info.orig_filename.replace("\\", "/")), info) for info in self.zip.infolist()]
         return _index([(member[1], info) for member, info in names if member], ids)
 
-    def open(self, entry: zipfile.ZipInfo) -> io.BufferedIOBase:
+    def read(self, entry: zipfile.ZipInfo) -> bytes:
         if entry.file_size > MAX_MEMBER:
             raise OSError(f"{entry.file_size} bytes are too many")
-        return io.BytesIO(self.zip.read(entry))  # checks the CRC
+        return self.zip.read(entry)  # checks the CRC
 
 
 def _index(files, ids: set[int]) -> tuple[dict, dict]:
@@ -170,26 +169,20 @@ def _is_zip(path: str | Path) -> bool:
         return False
 
 
-def _source_in(folder: str | Path) -> Folder | Archive | None:
-    if all(os.path.isdir(os.path.join(folder, name)) for name in (IMAGES, PARTS)):
-        return Folder(Path(folder))
-    path = Path(folder, ARCHIVE)
-    return Archive(path) if _is_zip(path) else None
+def _below(top: str | Path) -> Iterator[str]:
+    """`top` and the folders below it, the nearest first; hidden ones, and those that may not be read, are left out."""
+    levels = (sorted(glob.iglob("./" + "*/" * depth, root_dir=top)) for depth in range(SEARCH_DEPTH + 1))
+    return (os.path.normpath(os.path.join(top, name)) for name in islice(chain.from_iterable(levels), SEARCH_FOLDERS))
 
 
-def _search(top: Path) -> Folder | Archive | None:
-    """The data set nearest below `top`, breadth first; a folder is preferred to the zip."""
-    level, archive, visited = [str(top)], None, 0
-    for _ in range(SEARCH_DEPTH + 1):
-        below = []
-        for folder in level[: max(0, SEARCH_FOLDERS - visited)]:
-            if isinstance(source := _source_in(folder), Folder):
-                return source
-            archive = archive or source
-            with suppress(OSError), os.scandir(folder) as entries:  # not ours to read, so not where the data set is
-                below += sorted(e.path for e in entries if not e.name.startswith(".") and e.is_dir())
-        visited += len(level)
-        level = below
+def _first_in(folders: Iterable[str | Path]) -> Folder | Archive | None:
+    """The first data set that lies in one of these folders; the zip only where none is unpacked."""
+    archive = None
+    for folder in folders:
+        if all(os.path.isdir(os.path.join(folder, name)) for name in (IMAGES, PARTS)):
+            return Folder(Path(folder))
+        path = Path(folder, ARCHIVE)
+        archive = archive or (Archive(path) if _is_zip(path) else None)
     return archive
 
 
@@ -198,15 +191,12 @@ def find_source(path: str | Path | None = None) -> Folder | Archive:
     there is none. Its contents are listed by `prepare` alone."""
     if path is None:
         places = (const.CELEB_DIR, const.CELEB_DIR / "CelebAMask-HQ", const.DIR_PATH)
-        found = [source for place in places if (source := _source_in(place))]
-        found.sort(key=lambda source: isinstance(source, Archive))  # a folder is preferred to the zip
-        found = found or [source for place in KAGGLE if (source := _search(place))]
-        if not found:
-            raise DataError(
-                f"CelebAMask-HQ was not found: run with --download, or fetch {DRIVE_LINK} by hand and put it at "
-                f"{const.DIR_PATH / ARCHIVE}, or attach the Kaggle dataset ipythonx/celebamaskhq"
-            )
-        return found[0]
+        if found := _first_in(places) or _first_in(chain.from_iterable(map(_below, KAGGLE))):
+            return found
+        raise DataError(
+            f"CelebAMask-HQ was not found: run with --download, or fetch {DRIVE_LINK} by hand and put it at "
+            f"{const.DIR_PATH / ARCHIVE}, or attach the Kaggle dataset ipythonx/celebamaskhq"
+        )
     path = Path(path).expanduser()
     if not os.path.exists(path):
         raise DataError(f"no such file or folder: {path}")
@@ -214,7 +204,7 @@ def find_source(path: str | Path | None = None) -> Folder | Archive:
         return Archive(path)
     if not os.path.isdir(path):
         raise DataError(f"{path} is not a whole zip archive: give the official {ARCHIVE} or the folder it unpacks to")
-    if found := _search(path):
+    if found := _first_in(_below(path)):
         return found
     raise DataError(f"no CelebAMask-HQ in {path}: {IMAGES} and {PARTS} are looked for side by side, in it and below it")
 
@@ -225,9 +215,8 @@ def download(path: Path = const.DIR_PATH / ARCHIVE) -> Archive:
     if _is_zip(path):
         return Archive(path)
     part = path.with_name(path.name + ".part")
-    busy = f"another process is downloading {path}; wait for it"
     try:
-        with locked(path.with_name(path.name + ".lock"), busy):  # two would write into each other's unfinished file
+        with locked(path.with_name(path.name + ".lock"), f"another process is downloading {path}; wait for it"):
             fetch(f"https://drive.google.com/uc?id={const.CELEB_DRIVE_ID}", part, resume=True)
         if not _is_zip(part):
             part.unlink(missing_ok=True)  # a web page in place of the archive, which gdown would resume as if whole
@@ -261,9 +250,7 @@ class _Face:
 
 def build_mask(skin, glasses=None):
     """The visible face, `skin` minus the eyeglasses: (H, W) uint8 arrays, set where > 127, to one of 0 and 255."""
-    mask = skin > 127
-    if glasses is not None:
-        mask &= glasses <= 127
+    mask = skin > 127 if glasses is None else (skin > 127) & (glasses <= 127)
     return mask.astype("uint8") * 255
 
 
@@ -273,7 +260,6 @@ def _reading(name: str):
     try:
         yield
     except Exception as error:  # zipfile and the decoders raise a dozen kinds
-        # without the path, which the name says already
         raise _FaceError(f"{name} cannot be read ({getattr(error, 'strerror', None) or error})") from error
 
 
@@ -285,8 +271,7 @@ def _read_part(source: Folder | Archive, face: _Face, part: str):
 
     name = f"{face.id:05d}_{part}.png"
     with _reading(name):
-        with source.open(face.parts[part]) as file:
-            data = file.read()
+        data = source.read(face.parts[part])
         image = PngImagePlugin.PngImageFile(io.BytesIO(data))
         size = image.size
         image.verify()  # every chunk's CRC: decoders differ in what they make of a broken one
@@ -299,25 +284,20 @@ def _read_part(source: Folder | Archive, face: _Face, part: str):
 
 
 def _put_picture(source: Folder | Archive, out: Path, face: _Face) -> bool:
-    """The picture, byte for byte; whether it is a hard link.
-
-    Its header, size and end are checked. A full decode would take 20 times as long as all the rest, and what happens to
-    pictures is a copy cut short: FF is followed by 00 inside a JPEG's data, so FF D9 is its end and no chance hit.
-    """
+    """The picture, byte for byte; whether it is a hard link. Its header, size and end are checked: a full decode would
+    take 20 times as long as all the rest. FF D9 is a JPEG's end and no chance hit: in its data 00 follows each FF."""
     from PIL import JpegImagePlugin
 
     name = f"{face.id}.jpg"
+    with _reading(name):
+        data = source.read(face.picture)
+        width, height = JpegImagePlugin.JpegImageFile(io.BytesIO(data)).size
+    if b"\xff\xd9" not in data[-64:]:
+        raise _FaceError(f"{name} is truncated")
+    if width != height or not MIN_PICTURE <= width <= MAX_PICTURE:
+        raise _FaceError(f"{name} is {width}x{height}, not a square of {MIN_PICTURE} to {MAX_PICTURE} pixels")
     with replacing(face.target(out, "images")) as temp:
-        with _reading(name), source.open(face.picture) as file:
-            width, height = JpegImagePlugin.JpegImageFile(file).size
-            file.seek(max(0, file.seek(0, os.SEEK_END) - 64))
-            whole, linked = b"\xff\xd9" in file.read(), source.link(face.picture, temp)
-            file.seek(0)
-            data = b"" if linked else file.read()
-        if not whole:
-            raise _FaceError(f"{name} is truncated")
-        if width != height or not MIN_PICTURE <= width <= MAX_PICTURE:
-            raise _FaceError(f"{name} is {width}x{height}, not a square of {MIN_PICTURE} to {MAX_PICTURE} pixels")
+        linked = source.link(face.picture, temp)
         if not linked:
             temp.write_bytes(data)
     return linked
@@ -326,7 +306,6 @@ def _put_picture(source: Folder | Archive, out: Path, face: _Face) -> bool:
 def _write_mask(mask, path: Path) -> None:
     import cv2
 
-    # OpenCV's own settings (fast deflate, run lengths): 0.6 ms and 2.6 kB a mask; 1.7 to 6 ms with any level named
     path.write_bytes(cv2.imencode(".png", mask)[1].tobytes())
 
 
@@ -338,31 +317,26 @@ def _put_pair(source: Folder | Archive, out: Path, face: _Face) -> bool:
         return _put_picture(source, out, face)
     if const.FACE_PART not in face.parts:
         raise _FaceError(f"no {const.FACE_PART} mask in the source")
-    glasses = _read_part(source, face, const.GLASSES_PART) if const.GLASSES_PART in face.parts else None
-    mask = build_mask(_read_part(source, face, const.FACE_PART), glasses)
+    parts = [_read_part(source, face, part) for part in (const.FACE_PART, const.GLASSES_PART) if part in face.parts]
+    mask = build_mask(*parts)
     with replacing(face.target(out, "masks")) as temp:  # it gets its name last: a picture without one is done again
         _write_mask(mask, temp)
         return _put_picture(source, out, face)
 
 
-def _put_person(source: Folder | Archive, out: Path, face: _Face) -> None:
-    """The union of all parts."""
+def _make(source: Folder | Archive, out: Path, face: _Face) -> _Face:
+    """Makes what is wanted of a face; its silhouette is the union of all parts. OSError is a failure to write."""
     import numpy as np
 
-    if not face.parts:
-        raise _FaceError("no part masks in the source")
-    silhouette = np.maximum.reduce([_read_part(source, face, part) for part in sorted(face.parts)])
-    with replacing(face.target(out, "persons")) as temp:
-        _write_mask(build_mask(silhouette), temp)
-
-
-def _make(source: Folder | Archive, out: Path, face: _Face) -> _Face:
-    """Makes what is wanted of a face. OSError is a failure to write."""
     try:
         if face.pair:
             face.made |= {"pair", "link" if _put_pair(source, out, face) else "copy"}
         if face.person:
-            _put_person(source, out, face)
+            if not face.parts:
+                raise _FaceError("no part masks in the source")
+            silhouette = np.maximum.reduce([_read_part(source, face, part) for part in sorted(face.parts)])
+            with replacing(face.target(out, "persons")) as temp:
+                _write_mask(build_mask(silhouette), temp)
             face.made.add("person")
     except _FaceError as error:
         face.error = f"{face.id}: {error}"
@@ -399,7 +373,7 @@ def prepare(
     is missing. `out` gets images_{split}/{id}.jpg, the source's bytes, and masks_{split}/{id}_skin.png, 512x512 8-bit
     grey, 0 or 255; with `persons` also persons_{split}/{id}_person.png, the union of all parts, in the same form. A
     face that cannot be made is named in the report's `skipped`; what stops everything is a DataError, or an OSError
-    where `out` cannot be written. Data: Lee et al., CVPR 2020, https://github.com/switchablenorms/CelebAMask-HQ
+    where `out` cannot be written.
     """
     report, todo = Report(Path(out)), {}
     ids = {"train": set(ids_train), "val": set(ids_val)}
@@ -409,32 +383,30 @@ def prepare(
         pairs = wanted - _finished(report.out, split, "images", "masks")
         todo[split] = pairs, wanted - _finished(report.out, split, "persons") if persons else set()
         report.splits[split] = SplitReport(len(wanted), len(wanted - pairs))
-    if not any(pairs or silhouettes for pairs, silhouettes in todo.values()):
-        (report.out / UNFINISHED).unlink(missing_ok=True)
-        return report
-    if callable(source):
-        source = source()
-    elif not isinstance(source, _Source):
-        source = find_source(source)
-    pictures, parts = source.index(ids["train"] | ids["val"])
-    held = pictures.keys() | parts.keys()
-    if not held:
-        raise DataError(f"{source} holds none of the faces wanted")
-    faces = []
-    for split, (pairs, silhouettes) in todo.items():
-        report.splits[split].held = len(ids[split] & held)
-        for i in sorted((pairs | silhouettes) & held):
-            faces.append(_Face(i, split, pictures.get(i), parts.get(i, {}), i in pairs, i in silhouettes))
-    if faces:
-        _make_all(faces, source, report, workers or usable_cores(), progress)
+    if any(pairs or silhouettes for pairs, silhouettes in todo.values()):
+        if callable(source):
+            source = source()
+        elif not isinstance(source, _Source):
+            source = find_source(source)
+        pictures, parts = source.index(ids["train"] | ids["val"])
+        held = pictures.keys() | parts.keys()
+        if not held:
+            raise DataError(f"{source} holds none of the faces wanted")
+        faces = []
+        for split, (pairs, silhouettes) in todo.items():
+            report.splits[split].held = len(ids[split] & held)
+            for i in sorted((pairs | silhouettes) & held):
+                faces.append(_Face(i, split, pictures.get(i), parts.get(i, {}), i in pairs, i in silhouettes))
+        if faces:
+            _make_all(faces, source, report, workers, progress)
+        for split, (_, silhouettes) in todo.items():
+            lacking = silhouettes - _finished(report.out, split, "persons")
+            report.lacking += len(lacking & _finished(report.out, split, "images", "masks"))
     (report.out / UNFINISHED).unlink(missing_ok=True)
-    for split, wanted in ids.items() if persons else ():
-        pairs, silhouettes = _finished(report.out, split, "images", "masks"), _finished(report.out, split, "persons")
-        report.lacking += len(wanted & pairs - silhouettes)
     return report
 
 
-def _make_all(faces: list[_Face], source, report: Report, workers: int, progress: bool) -> None:
+def _make_all(faces: list[_Face], source, report: Report, workers: int | None, progress: bool) -> None:
     """Makes every face and counts it in the report."""
     import cv2  # noqa: F401  imported once here, not by all threads at once
     from PIL import JpegImagePlugin  # noqa: F401
@@ -445,18 +417,14 @@ def _make_all(faces: list[_Face], source, report: Report, workers: int, progress
             (report.out / f"{kind}_{split}").mkdir(parents=True, exist_ok=True)
     if any(face.pair for face in faces):
         (report.out / UNFINISHED).touch()
+    hidden = None if progress else True  # None: shown on a terminal alone
     # Threads, as OpenCV and zlib let go of the interpreter; processes would each read the zip's 420,000 names.
-    pool = ThreadPoolExecutor(min(workers, len(faces)))
-    try:
-        results = pool.map(partial(_make, source, report.out), faces)
-        for face in tqdm(results, total=len(faces), unit="face", disable=None if progress else True):
+    with ThreadPoolExecutor(workers or usable_cores()) as pool:
+        made = tqdm(pool.map(partial(_make, source, report.out), faces), total=len(faces), unit="face", disable=hidden)
+        for face in made:  # after an error none but the faces in hand
             report.splits[face.split].prepared += "pair" in face.made
-            report.persons += "person" in face.made
-            report.linked += "link" in face.made
-            report.copied += "copy" in face.made
+            report.made.update(face.made)
             report.skipped += [face.error] if face.error else []
-    finally:
-        pool.shutdown(cancel_futures=True)  # waits for the faces in hand only
 
 
 def ensure(out: str | Path, log=print) -> Path:

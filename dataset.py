@@ -1,8 +1,5 @@
 """Datasets, transforms and the loader.
 
-`Celeb` pairs prepared pictures with their masks, `TestCeleb` reads pictures alone. Each item is an image float32
-(3, H, W) and, but for `TestCeleb`, a mask float32 (1, H, W) in {0, 1}.
-
 An item is asked for by (index, seed), as `EpochSampler` does, and is a function of the two alone: an epoch is the same
 whatever the number of worker processes, and in a resumed run. With a bare index the seed comes from torch's generator,
 which a DataLoader seeds differently in every epoch and worker.
@@ -12,7 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -43,32 +40,24 @@ def train_transform(size: int = const.IMG_SIZE, *, seed: int | None = const.SEED
     size_range = {"hole_height_range": const.HOLE_HEIGHT, "hole_width_range": const.HOLE_WIDTH}
     hole = {"num_holes_range": (1, 1), **size_range, "fill": const.HOLE_FILL, "fill_mask": 0}
     holes = {"image+mask": [hole], "none": [], "image-only": [{}]}[cutout]
-    return _between_resize_and_normalize(
-        size,
+    random = [
         A.ColorJitter(brightness=(0.7, 1.3), contrast=(0.7, 1.3), saturation=(0.7, 1.3), hue=(-0.2, 0.2), p=0.5),
         A.HorizontalFlip(p=0.5),
         *(A.CoarseDropout(p=const.HOLE_P, **options) for options in holes),
-        seed=seed,
-    )
+    ]
+    return val_transform(size, random, seed)
 
 
-def val_transform(size: int = const.IMG_SIZE):
-    """Resize and Normalize; nothing random."""
-    return _between_resize_and_normalize(size)
-
-
-def _between_resize_and_normalize(size: int, *transforms, seed: int | None = None):
+def val_transform(size: int = const.IMG_SIZE, random: Sequence = (), seed: int | None = None):
+    """Resize and Normalize, and what is `random` between them."""
     A = albumentations()
     normalize = A.Normalize(mean=const.IMAGENET_MEAN, std=const.IMAGENET_STD)
-    return A.Compose([A.Resize(height=size, width=size), *transforms, normalize], strict=True, seed=seed)
+    return A.Compose([A.Resize(height=size, width=size), *random, normalize], strict=True, seed=seed)
 
 
 def reseed(transform, seed: int) -> None:
-    """Seed a Compose, every transform within it with a number of its own.
-
-    `Compose.set_random_seed` hands the same seed to all, so that one number would decide which of them are applied: no
-    picture mirrored but those with a hole.
-    """
+    """Seed a Compose, every transform within it with a number of its own: `Compose.set_random_seed` hands the same seed
+    to all, and one number would decide which of them are applied: no picture mirrored but those with a hole."""
     transform.set_random_seed(seed)
     inner = [t for t in getattr(transform, "transforms", []) if hasattr(t, "set_random_seed")]
     for one, its_seed in zip(inner, np.random.SeedSequence(seed).generate_state(len(inner)).tolist(), strict=True):
@@ -77,9 +66,9 @@ def reseed(transform, seed: int) -> None:
 
 # --- Datasets -------------------------------------------------------------------------------------------------------
 def _pictures(folder: Path) -> list[Path]:
-    if not Path(folder).is_dir():
+    if not folder.is_dir():
         raise DataError(f"{folder} is not a folder; prepare the data with `python data_preprocessing.py`.")
-    found = [p for p in Path(folder).iterdir() if p.suffix.lower() in const.IMAGE_SUFFIXES and p.name[0] != "."]
+    found = [p for p in folder.iterdir() if p.suffix.lower() in const.IMAGE_SUFFIXES and p.name[0] != "."]
     return sorted(found, key=lambda path: path.stem.zfill(24))  # by number
 
 
@@ -101,7 +90,7 @@ def read_ids(path: Path) -> frozenset[str]:
 
 
 class Celeb(Dataset):
-    """Prepared faces with their masks, in the order of their ids.
+    """Prepared faces, in the order of their ids: image float32 (3, H, W), mask float32 (1, H, W) in {0, 1}.
 
     Args:
         image_dir, mask_dir: `images_*` and `masks_*` as data_preprocessing.py makes them.
@@ -161,7 +150,7 @@ class Celeb(Dataset):
             image, mask = self._read(index)
         else:
             both = self._kept[index].numpy()
-            image, mask = np.ascontiguousarray(both[..., :3]), np.ascontiguousarray(both[..., 3])
+            image, mask = np.ascontiguousarray(both[..., :3]), both[..., 3]
         mask = mask.astype(np.float32)
         if self.transform is None:
             return to_tensor(image.astype(np.float32) / 255), to_tensor(mask)
@@ -200,11 +189,9 @@ class EpochSampler(Sampler):
 
     def _shown(self) -> np.ndarray:
         """The places in the epoch's order that are this process's."""
-        if self.group == 0:
-            return np.arange(self.rank, self.size, self.world_size)
-        steps = self.size // (self.group * self.world_size)
-        shape = steps, self.world_size, self.group
-        return np.arange(np.prod(shape)).reshape(shape)[:, self.rank].ravel()
+        left_out = self.size % (self.group * self.world_size) if self.group else 0
+        places = np.arange(self.size - left_out)
+        return places[places // max(1, self.group) % self.world_size == self.rank]
 
     def __len__(self) -> int:
         return len(self._shown())

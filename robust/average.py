@@ -26,10 +26,9 @@ def average(paths: list[Path]) -> tuple[dict, model.Info]:
     for path, info, state in zip(paths, infos, states, strict=True):
         if info.model != infos[0].model or state.keys() != states[0].keys():
             raise UserError(f"{path} holds another network than {paths[0]}.")
-    mean = {
-        key: torch.stack([state[key] for state in states]).mean(0) if value.is_floating_point() else value
-        for key, value in states[0].items()
-    }
+    mean = dict(states[0])
+    for key in [key for key, value in mean.items() if value.is_floating_point()]:
+        mean[key] = torch.stack([state[key] for state in states]).mean(0)
     return mean, infos[0]
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from tqdm.auto import tqdm
 
 import const
 import dataset
@@ -37,19 +38,6 @@ def disagreement(probability: np.ndarray, mask: np.ndarray) -> float:
     return stats[1:, cv2.CC_STAT_AREA].max(initial=0) / max(1, np.count_nonzero(mask > 127))
 
 
-def find(segmenter: Segmenter, data: Path, split: str) -> dict[str, float]:
-    """The disagreement of every face of a split, by id."""
-    from tqdm.auto import tqdm
-
-    faces = dataset.Celeb(data / f"images_{split}", data / f"masks_{split}")
-    found = {}
-    for image_path, mask_path in tqdm(faces.pairs, unit="face", disable=None):
-        mask = cv2.resize(read_known(mask_path, grey=True), (512, 512), interpolation=cv2.INTER_NEAREST)
-        logits = cv2.resize(segmenter.logits([read_known(image_path)])[0], (512, 512))
-        found[image_path.stem] = disagreement(1 / (1 + np.exp(-logits)), mask)
-    return found
-
-
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m robust.label_noise", description=__doc__.splitlines()[0])
     parser.add_argument("--weights", type=Path, required=True, metavar="F")
@@ -60,10 +48,15 @@ def main(argv: list[str] | None = None) -> int:
 
     def work() -> None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        found = find(Segmenter(*networks.load(args.weights), device, passes=1), args.data, args.split)
-        ids = [name for name, fraction in found.items() if fraction >= FRACTION]
+        segmenter, ids = Segmenter(*networks.load(args.weights), device, passes=1), []
+        pairs = dataset.Celeb(args.data / f"images_{args.split}", args.data / f"masks_{args.split}").pairs
+        for image_path, mask_path in tqdm(pairs, unit="face", disable=None):
+            mask = cv2.resize(read_known(mask_path, grey=True), (512, 512), interpolation=cv2.INTER_NEAREST)
+            logits = cv2.resize(segmenter.logits([read_known(image_path)])[0], (512, 512))
+            if disagreement(1 / (1 + np.exp(-logits)), mask) >= FRACTION:
+                ids.append(image_path.stem)
         write_text(args.out, "".join(f"{name}\n" for name in ids))
-        print(f"{len(ids)} of {len(found)} faces of {args.split}: {args.out}")
+        print(f"{len(ids)} of {len(pairs)} faces of {args.split}: {args.out}")
 
     return exit_code(work)
 

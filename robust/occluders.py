@@ -35,18 +35,24 @@ def blend(over: np.ndarray, under: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     return cv2.blendLinear(over, under, alpha, 1 - alpha)
 
 
+def shadowed(image: np.ndarray, alpha: np.ndarray, shift, width: int, strength: float) -> np.ndarray:
+    """An aligned picture with the shadow of an opacity, float32, on it, moved by `shift` (x, y) and blurred."""
+    shadow = cv2.warpAffine(alpha, np.float32([[1, 0, shift[0]], [0, 1, shift[1]]]), (SIZE, SIZE))
+    return blend(np.zeros_like(image), image, cv2.blur(shadow, (width, width)) * np.float32(strength))
+
+
 def paper(rng: np.random.Generator) -> np.ndarray:
     """A bright sheet, sometimes with lines of writing or stripes."""
     picture = flat(rng, rng.uniform(150, 255) * rng.uniform(0.92, 1.0, 3))
     kind = rng.random()
     if kind < 0.4:
-        ink = tuple(int(v) for v in rng.uniform(0, 120, 3))
+        ink = rng.uniform(0, 120, 3).astype(int).tolist()
         step, left = int(rng.integers(10, 28)), int(rng.integers(20, 120))
         for y in range(int(rng.integers(0, 40)), SIZE, step):
             for x in range(left, SIZE - int(rng.integers(20, 160)), int(rng.integers(24, 60))):
                 cv2.line(picture, (x, y), (x + int(rng.integers(8, 24)), y), ink, max(1, step // 5))
     elif kind < 0.55:
-        ink, step = tuple(int(v) for v in rng.uniform(0, 255, 3)), int(rng.integers(16, 64))
+        ink, step = rng.uniform(0, 255, 3).astype(int).tolist(), int(rng.integers(16, 64))
         for x in range(0, SIZE, step):
             cv2.line(picture, (x, 0), (x + int(rng.integers(-40, 40)), SIZE), ink, step // 2)
     return picture
@@ -159,9 +165,8 @@ def face_mask(rng: np.random.Generator) -> np.ndarray:
     top, bottom = rng.uniform(270, 345), rng.uniform(455, 500)
     left, right = rng.uniform(105, 140), rng.uniform(372, 407)
     dip = rng.uniform(-30, 25)
-    t = np.linspace(0, 1, 20)
+    t, low = np.linspace(0, 1, 20), np.linspace(0, np.pi, 24)
     upper = np.stack([left + (right - left) * t, top + dip * np.sin(np.pi * t)], 1)
-    low = np.linspace(0, np.pi, 24)
     cx, rx = (left + right) / 2, (right - left) / 2
     lower = np.stack([cx + rx * np.cos(low), (bottom - 60) + 60 * np.sin(low) ** rng.uniform(0.6, 1.2)], 1)
     alpha = polygon(np.concatenate([upper, lower]))
@@ -249,13 +254,11 @@ def glasses(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarra
     x, y = np.cos(t), np.sin(t)
     x, y = np.sign(x) * np.abs(x) ** (2 / power) * rx, np.sign(y) * np.abs(y) ** (2 / power) * ry
     y = y * (1 + 0.15 * (y > 0)) + ry * droop * 0.5
-    centres = []
-    for sign in (-1, 1):
-        centre = np.array([256 + sign * apart, 244]) + shift
+    centres = [np.array([256 + sign * apart, 244]) + shift for sign in (-1, 1)]
+    for sign, centre in zip((-1, 1), centres, strict=True):
         outline = np.stack([centre[0] + sign * (x + x * (y / ry) * droop * 0.3), centre[1] + y], 1)
         polygon(outline, lens)
         _curve(rims, outline, rim, closed=True)
-        centres.append(centre)
     (ax, ay), (bx, _) = centres
     bar = ay - ry * rng.uniform(0.1, 0.6)
     _line(rims, (ax + rx * 0.9, bar), (bx - rx * 0.9, bar), max(2, rim))
@@ -291,13 +294,9 @@ def draw_occluder(
     rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, *, photo=None, other=None, kind: str | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Draw one random occluder over an aligned face: (image uint8 (512, 512, 3), mask uint8 (512, 512), 0/255) to the
-    same, occluded, and the occluder's opacity uint8 (512, 512), all new.
-
-    Args:
-        photo: any photograph, uint8 (H, W, 3), whose pieces serve as texture; flat colours without it.
-        other: (image, mask) of another face whose skin colours a hand; the same face's without it.
-        kind: one of `KINDS`, or "glasses"; random without it.
-    """
+    same, occluded, and the occluder's opacity uint8 (512, 512), all new. Pieces of `photo` uint8 (H, W, 3) serve as
+    texture, flat colours without it; the skin of `other`, (image, mask), or of the face itself colours a hand; `kind`
+    is one of `KINDS` or "glasses", random without it."""
     often = [share for share, _ in KINDS.values()]
     kind = kind or rng.choice(list(KINDS), p=np.array(often) / sum(often))
     if kind == "glasses":
@@ -309,10 +308,7 @@ def draw_occluder(
         alpha = KINDS[kind][1](rng).astype(np.float32) / 255
         picture = _texture(rng, kind, image, photo)
     if kind not in ("glasses", "hair") and rng.random() < 0.5:  # its shadow on the face
-        dx, dy = rng.normal(0, 8, 2)
-        shadow = cv2.warpAffine(alpha, np.float32([[1, 0, dx], [0, 1, dy]]), (SIZE, SIZE))
-        shadow = cv2.blur(shadow, (21, 21)) * np.float32(rng.uniform(0.1, 0.5))
-        image = blend(np.zeros_like(image), image, shadow)
+        image = shadowed(image, alpha, rng.normal(0, 8, 2), 21, rng.uniform(0.1, 0.5))
     if rng.random() < 0.5 and kind != "glasses":
         alpha = cv2.GaussianBlur(alpha, (0, 0), rng.uniform(0.5, 3.0))
     mask = np.where(hidden if kind == "glasses" else alpha > 0.5, np.uint8(0), mask)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
@@ -16,17 +17,16 @@ import numpy as np
 
 from common import UserError
 from pictures import MOST_PIXELS, count_pixels, read_known
-from robust.occluders import FACE_CENTRE, FACE_WIDTH, SIZE, blend, flat, photo_patch, polygon, rotation, unit
+from robust.occluders import FACE_CENTRE, FACE_WIDTH, SIZE, blend, flat, photo_patch, polygon, rotation, shadowed, unit
 
 KINDS = ("hands", "objects", "masks")
-HELD_OUT = 5  # every fifth
 
 
 def find_occluders(folder: Path, kind: str, *, held_out: bool = False) -> list[Path]:
     """The files of one kind, in name order: those to train on, or those held out for measuring. Raises UserError: the
     folder has none of this kind."""
     paths = sorted(p for p in Path(folder, kind).glob("[!.]*") if p.suffix.lower() in (".webp", ".png", ".jpg"))
-    chosen = [p for i, p in enumerate(paths) if (i % HELD_OUT == HELD_OUT - 1) == held_out]
+    chosen = [p for i, p in enumerate(paths) if (i % 5 == 4) == held_out]
     if not chosen:
         raise UserError(f"{Path(folder, kind)} holds no occluders (WebP or PNG with alpha).")
     return chosen
@@ -65,10 +65,9 @@ class OccluderStore:
 
 def read_cut_out(path: Path) -> np.ndarray:
     """A picture with alpha, uint8 (H, W, 4) RGBA. Raises UserError: it cannot be read, or has no alpha."""
-    try:
+    picture = None
+    with suppress(cv2.error):
         picture = cv2.imread(str(path), cv2.IMREAD_UNCHANGED) if 0 < count_pixels(path) <= MOST_PIXELS else None
-    except cv2.error:
-        picture = None
     if picture is None or picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 4:
         raise UserError(f"{path} is not a picture with alpha.")
     return cv2.cvtColor(picture, cv2.COLOR_BGRA2RGBA)
@@ -87,18 +86,18 @@ def _place(cut: np.ndarray, centre, length: float, degrees: float, *, flip: bool
     return cv2.warpAffine(cut, matrix, (SIZE, SIZE), flags=cv2.INTER_LINEAR)
 
 
-def wrist(cut: np.ndarray) -> tuple[np.ndarray, float]:
+def wrist(cut: np.ndarray) -> tuple[np.ndarray, int]:
     """Where a hand was cut off: the middle of its pixels on the picture's edge as an offset (x, y) from the picture's
     middle, and how many there are. (0, 0.5 h) and 0 without any."""
     alpha = cut[..., 3] > 127
     h, w = alpha.shape
     edges = [np.flatnonzero(edge) for edge in (alpha[0], alpha[-1], alpha[:, 0], alpha[:, -1])]
-    side = max(range(4), key=lambda i: edges[i].size)
+    side = np.argmax([edge.size for edge in edges])
     if edges[side].size == 0:
-        return np.array([0.0, h / 2]), 0.0
+        return np.array([0.0, h / 2]), 0
     middle = edges[side].mean()
     point = [(middle, 0), (middle, h), (0, middle), (w, middle)][side]
-    return np.array(point) - (w / 2, h / 2), float(edges[side].size)
+    return np.array(point) - (w / 2, h / 2), edges[side].size
 
 
 def hand_layer(rng: np.random.Generator, cut: np.ndarray, centre, texture: np.ndarray | None) -> np.ndarray:
@@ -126,23 +125,22 @@ def _prolong(rng, layer, start, direction, width: float, texture) -> np.ndarray:
     """A forearm in the colour of the skin at the wrist, or a sleeve, from `start` outwards."""
     across = np.array([-direction[1], direction[0]])
     sleeve = texture is not None and rng.random() < 0.6
-    near = rng.uniform(1.05, 1.5) if sleeve else 1.0  # its width at the wrist and at the far end, in wrists
-    far = rng.uniform(1.3, 2.2) if sleeve else rng.uniform(1.0, 1.4)
-    back = direction * (rng.uniform(0, 0.5) * width if sleeve else 4)
-    begin, end = start - back, start + direction * 500
-    wide, wider = across * width * near / 2, across * width * far / 2
-    shape = polygon([begin + wide, begin - wide, end - wider, end + wider])
-    if sleeve:
+    if sleeve:  # `near` and `far` are its widths at the wrist and at the far end, in wrists
+        near, far, back = rng.uniform(1.05, 1.5), rng.uniform(1.3, 2.2), rng.uniform(0, 0.5) * width
         picture = cv2.resize(texture, (SIZE, SIZE), interpolation=cv2.INTER_LINEAR)
         if rng.random() < 0.5:  # plain cloth of the texture's colour
             picture = flat(rng, texture.reshape(-1, 3).mean(0))
     else:
+        near, far, back = 1.0, rng.uniform(1.0, 1.4), 4
         x, y = np.clip(start - direction * width * 0.25, 8, SIZE - 9).astype(int)
         around = layer[max(0, y - 12) : y + 12, max(0, x - 12) : x + 12]
         skin = around[around[..., 3] > 200]
         if not len(skin):
             return layer
         picture = flat(rng, skin[:, :3].mean(0))
+    begin, end = start - direction * back, start + direction * 500
+    wide, wider = across * width * near / 2, across * width * far / 2
+    shape = polygon([begin + wide, begin - wide, end - wider, end + wider])
     grid = np.arange(SIZE, dtype=np.float32)
     distance = (grid[None] - start[0]) * across[0] + (grid[:, None] - start[1]) * across[1]  # from the arm's axis
     shade = np.sqrt(np.clip(1 - (distance / (width * max(near, far) / 2)) ** 2, 0.15, 1)).astype(np.float32)
@@ -245,9 +243,8 @@ def lay(
             layer = _lit(rng, layer)
         rgb, alpha = _blurred(rng, layer[..., :3], layer[..., 3])
         if rng.random() < 0.6:  # its shadow on what lies behind
-            shift = np.float32([[1, 0, rng.normal(0, 9)], [0, 1, abs(rng.normal(0, 9))]])
-            shadow = cv2.blur(cv2.warpAffine(alpha, shift, (SIZE, SIZE)), (25, 25)) * np.float32(rng.uniform(0.1, 0.55))
-            image = blend(np.zeros_like(image), image, shadow)
+            x, y = rng.normal(0, 9, 2)
+            image = shadowed(image, alpha, (x, abs(y)), 25, rng.uniform(0.1, 0.55))
         image = blend(rgb, image, alpha)
         opacity = np.maximum(opacity, alpha)
     mask = np.where(opacity > 0.5, 0, mask).astype(np.uint8)

@@ -85,36 +85,32 @@ class Robust:
     loss = staticmethod(edge_bce_dice)
 
     def __init__(self, config: RobustConfig, data: Path, run_dir: Path, *, workers: int, device, log=print, **_):
-        self.config, self.workers, self.log = config, workers, log
+        self.config, self.workers = config, workers
         for name in ("backgrounds", "occluders", "unlabelled"):
             if (folder := getattr(config, name)) is not None and not Path(folder).is_dir():
                 raise TrainingError(f"There is no folder {folder} (--{name}).")
         if config.unlabelled is not None and config.init is None:
             raise TrainingError("--unlabelled needs --init: the weights that predict the masks.")
         pseudo = config.unlabelled and pseudo_label(config, run_dir / "pseudo", device, log=log)
-        self.composer = self._composer(data, pseudo)
-
-    def _composer(self, data: Path, pseudo: Path | None) -> scenes.SceneComposer:
-        config = self.config
         images, masks, persons = (data / f"{kind}_train" for kind in ("images", "masks", "persons"))
         if config.backgrounds is None:
-            self.log("No --backgrounds: faces are pasted on drawn colours, and no photograph without a face is seen.")
+            log("No --backgrounds: faces are pasted on drawn colours, and no photograph without a face is seen.")
         if config.occluders is None:
-            self.log("No --occluders: what occludes a face is drawn, and photographed hands will be taken for faces.")
+            log("No --occluders: what occludes a face is drawn, and photographed hands will be taken for faces.")
         if not persons.is_dir():
-            self.log(f"No {persons}: nobody is cut out; make it with `data_preprocessing.py --persons`.")
+            log(f"No {persons}: nobody is cut out; make it with `data_preprocessing.py --persons`.")
         exclude = read_ids(config.exclude) if config.exclude else frozenset()
         faces = scenes.FaceStore(images, masks, persons, limit=config.limit, exclude=exclude)
         if exclude:
-            self.log(f"{faces.excluded} faces are left out, of {len(exclude)} that {config.exclude} lists.")
+            log(f"{faces.excluded} faces are left out, of {len(exclude)} that {config.exclude} lists.")
         if not len(faces):
             raise TrainingError(f"{masks} holds no masks; run `python data_preprocessing.py` again.")
-        if pseudo is not None:  # the annotated faces twice, so that they count for more
+        if pseudo:  # the annotated faces twice, so that they count for more
             faces.entries = faces.entries * 2 + scenes.FaceStore(Path(config.unlabelled), pseudo).entries
         photos = scenes.PhotoStore(scenes.find_backgrounds(Path(config.backgrounds)) if config.backgrounds else [])
         store = OccluderStore(Path(config.occluders)) if config.occluders else None
         often = {name: getattr(config, name) for name in ("single_face", "occlusion_p", "glasses_p")}
-        return scenes.SceneComposer(faces, photos, store, **often)
+        self.composer = scenes.SceneComposer(faces, photos, store, **often)
 
     def network(self) -> nn.Module:
         if self.config.init is None:
@@ -144,13 +140,9 @@ class Robust:
         return optimizer, OneCycleLR(optimizer, [g["lr"] for g in groups], total_steps=steps, pct_start=warm)
 
 
-def initial_weights(config: RobustConfig) -> Path:
-    return networks.bundled_weights() if config.init == "bundled" else Path(config.init)
-
-
 def load_initial(config: RobustConfig) -> tuple[nn.Module, networks.Info]:
-    """`model.load` of them; TrainingError if they are of another network."""
-    net, info = networks.load(initial_weights(config))
+    """`model.load` of the weights `config.init`; TrainingError if they are of another network."""
+    net, info = networks.load(networks.find_weights(config.init))
     if info.model != config.model:
         raise TrainingError(f"{config.init} holds another network than {config.model}.")
     return net, info
@@ -167,14 +159,13 @@ def pseudo_label(config: RobustConfig, masks: Path, device, *, log=print) -> Pat
     from inference import Segmenter, to_mask
     from pictures import find_jobs, predict_files
 
-    teacher = initial_weights(config)
     net, info = load_initial(config)
     if info.passes == 2:  # masks as fine as they will be used
         info = replace(info, size=config.size)
     segmenter = Segmenter(net, info, device, flip=True)
     with devices.rank_zero_first():
         if devices.rank() == 0:
-            _keep_only_masks_of(hashlib.sha256(teacher.read_bytes()).hexdigest(), masks)
+            _keep_only_masks_of(networks.find_weights(config.init), masks)
     jobs = find_jobs([Path(config.unlabelled)], masks)[: config.limit]
     if not jobs:
         raise TrainingError(f"{config.unlabelled} holds no pictures.")
@@ -195,9 +186,9 @@ def pseudo_label(config: RobustConfig, masks: Path, device, *, log=print) -> Pat
     return masks
 
 
-def _keep_only_masks_of(teacher: str, masks: Path) -> None:
-    """Empty the folder if other weights than those of this SHA-256 filled it, and of what a killed run left."""
-    note = masks / "teacher.sha256"
+def _keep_only_masks_of(weights: Path, masks: Path) -> None:
+    """Empty the folder if other weights filled it, and of what a killed run left."""
+    note, teacher = masks / "teacher.sha256", hashlib.sha256(weights.read_bytes()).hexdigest()
     if masks.is_dir() and not (note.is_file() and note.read_text() == teacher):
         shutil.rmtree(masks)
     sweep(masks)
@@ -206,8 +197,10 @@ def _keep_only_masks_of(teacher: str, masks: Path) -> None:
 
 def remove_small_components(mask: np.ndarray, fraction: float = 0.02) -> np.ndarray:
     """A mask uint8 (H, W), 0/255, without parts, and holes, smaller than a fraction of the largest part."""
-    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask)
-    least = fraction * stats[1:, cv2.CC_STAT_AREA].max(initial=0)
-    mask = np.where(stats[labels, cv2.CC_STAT_AREA] < least, 0, mask)
-    _, labels, stats, _ = cv2.connectedComponentsWithStats(255 - mask)
-    return np.where((labels > 0) & (stats[labels, cv2.CC_STAT_AREA] < least), 255, mask).astype(np.uint8)
+    least = None
+    for _ in range(2):  # the parts; then the holes, parts of the inverted mask
+        _, labels, stats, _ = cv2.connectedComponentsWithStats(mask)
+        area = stats[:, cv2.CC_STAT_AREA]
+        least = fraction * area[1:].max(initial=0) if least is None else least
+        mask = ~np.where(area[labels] < least, np.uint8(0), mask)
+    return mask

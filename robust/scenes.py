@@ -30,9 +30,7 @@ class Face:
     mask: np.ndarray  # uint8 (512, 512), 0/255: the visible face
     person: np.ndarray | None  # uint8 (512, 512), 0/255: everything of the person; None where not annotated
 
-    @property
-    def nbytes(self) -> int:
-        return sum(part.nbytes for part in (self.image, self.mask, self.person) if part is not None)
+    nbytes = 5 * SIZE * SIZE  # at most
 
     def outline(self) -> np.ndarray:
         """The person, or the whole picture where nobody is annotated."""
@@ -62,6 +60,9 @@ class FaceStore:
     def __len__(self) -> int:
         return len(self.entries)
 
+    def draw(self, rng: np.random.Generator) -> Face:
+        return self[int(rng.integers(len(self)))]
+
     def __getitem__(self, index: int) -> Face:
         image, mask, person = self.entries[index]
         return self._recent.get(mask, lambda: Face(_read(image), *(p and _read(p, mask=True) for p in (mask, person))))
@@ -69,8 +70,6 @@ class FaceStore:
 
 def _read(path: Path, *, mask: bool = False) -> np.ndarray:
     picture = read_known(path, grey=mask)
-    if picture.shape[:2] == (SIZE, SIZE):
-        return picture
     if mask:
         return np.where(cv2.resize(picture, (SIZE, SIZE)) > 127, np.uint8(255), np.uint8(0))
     shrink = picture.shape[0] > SIZE
@@ -127,8 +126,7 @@ def background(rng: np.random.Generator, photo: np.ndarray, size: tuple[int, int
     cw = max(1, min(w, int(ch * aspect)))
     y, x = int(rng.integers(0, h - ch + 1)), int(rng.integers(0, w - cw + 1))
     part = photo[y : y + ch, x : x + cw]
-    shrink = ch > size[0]
-    part = cv2.resize(part, size[::-1], interpolation=cv2.INTER_AREA if shrink else cv2.INTER_LINEAR)
+    part = cv2.resize(part, size[::-1], interpolation=cv2.INTER_AREA if ch > size[0] else cv2.INTER_LINEAR)
     return np.ascontiguousarray(part[:, ::-1]) if rng.random() < 0.5 else part
 
 
@@ -152,13 +150,6 @@ def with_body(face: Face, cloth: np.ndarray | None = None) -> Face:
     return Face(image, np.vstack([face.mask, blank()]), person)
 
 
-def tinted(rng: np.random.Generator, photo: np.ndarray, color: np.ndarray) -> np.ndarray:
-    """A photograph in the shades of one colour, float (3,): in a skin's, folds and fur look like skin and are none."""
-    grey = cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY).astype(np.float32)
-    light = 1 + rng.uniform(0.3, 1.0) * (grey / max(grey.mean(), 1) - 1)
-    return (light[..., None] * color.astype(np.float32)).clip(0, 255).astype(np.uint8)
-
-
 # --- Scenes ---------------------------------------------------------------------------------------------------------
 class SceneComposer:
     """Draws training pictures: `compose(rng, index, size)` -> (image uint8 (S, S, 3), target uint8 (S, S) 0/255)."""
@@ -172,10 +163,13 @@ class SceneComposer:
     def photo(self, rng: np.random.Generator) -> np.ndarray:
         """A photograph without faces; one in five in the shades of somebody's skin, which alone makes no face."""
         photo = self.photos.draw(rng)
-        if rng.random() < 0.2:
-            face = self.faces[int(rng.integers(len(self.faces)))]
-            photo = tinted(rng, photo, occluders.skin_color(rng, face.image, face.mask))
-        return photo
+        if rng.random() >= 0.2:
+            return photo
+        face = self.faces.draw(rng)
+        color = occluders.skin_color(rng, face.image, face.mask).astype(np.float32)
+        grey = cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY).astype(np.float32)
+        light = 1 + rng.uniform(0.3, 1.0) * (grey / max(grey.mean(), 1) - 1)
+        return (light[..., None] * color).clip(0, 255).astype(np.uint8)
 
     def compose(self, rng: np.random.Generator, index: int, size: int) -> tuple[np.ndarray, np.ndarray]:
         kind = rng.random()
@@ -197,7 +191,7 @@ class SceneComposer:
             if kind is None and self.occluders is not None and rng.random() < 0.65:
                 image, mask, opacity = photographed.lay(rng, image, mask, self.occluders, self._texture(rng))
             else:
-                other = self.faces[int(rng.integers(len(self.faces)))]
+                other = self.faces.draw(rng)
                 image, mask, opacity = occluders.draw_occluder(
                     rng, image, mask, photo=self._texture(rng), other=(other.image, other.mask), kind=kind
                 )
@@ -208,13 +202,11 @@ class SceneComposer:
         """A photograph, or the part of another person's picture that shows no face (hair, cloth, background)."""
         if self.occluders is not None and rng.random() < 0.25:
             return self.occluders.draw(rng, "textures")
-        if rng.random() < 0.6:
-            return self.photo(rng)
-        patch = self.faceless_patch(rng)
-        return patch if patch is not None else self.photo(rng)
+        patch = self.faceless_patch(rng) if rng.random() >= 0.6 else None
+        return self.photo(rng) if patch is None else patch
 
     def faceless_patch(self, rng: np.random.Generator) -> np.ndarray | None:
-        face = self.faces[int(rng.integers(len(self.faces)))]
+        face = self.faces.draw(rng)
         for _ in range(6):
             side = int(rng.integers(90, 220))
             y, x = int(rng.integers(0, SIZE - side)), int(rng.integers(0, SIZE - side))
@@ -231,8 +223,8 @@ class SceneComposer:
         matrix = similarity(width, degrees, centre, flip=rng.random() < 0.5, stretch=rng.uniform(0.92, 1.08))
         border = rng.random()
         if not swap and border < 0.35:  # the picture reflected beyond its edge, the target with it
-            image = warp(face.image, matrix, (size, size), cv2.BORDER_REFLECT_101)
-            return image, warp(face.mask, matrix, (size, size), cv2.BORDER_REFLECT_101)
+            both = face.image, face.mask
+            return tuple(warp(part, matrix, (size, size), cv2.BORDER_REFLECT_101) for part in both)
         if border < 0.55:
             color = rng.uniform(0, 255, 3) if rng.random() < 0.5 else np.full(3, rng.choice([0, 255, 128]))
             canvas = np.full((size, size, 3), color.astype(np.uint8))
@@ -267,8 +259,10 @@ class SceneComposer:
     def add_person(self, rng, canvas, target, index: int, width: float) -> tuple[np.ndarray, np.ndarray]:
         cut = self.faces[index].person is not None and rng.random() < 0.8
         face = self.occluded(rng, index, cut=cut)
-        if rng.random() < 0.7:
-            face = replace(face, image=_relight(rng, face.image))
+        if rng.random() < 0.7:  # another lamp: a gain for each channel
+            gain = rng.uniform(0.6, 1.3) * rng.uniform(0.9, 1.1, 3)
+            table = (np.arange(256)[:, None] * gain).clip(0, 255).astype(np.uint8)
+            face = replace(face, image=cv2.LUT(face.image, table[None]))
         if cut and rng.random() < 0.6:
             cloth = occluders.photo_patch(rng, self._texture(rng)) if rng.random() < 0.6 else None
             face = with_body(face, cloth)
@@ -276,17 +270,16 @@ class SceneComposer:
         matrix = similarity(width, degrees, centre, flip=rng.random() < 0.5)
         return paste(canvas, target, face.softened() if cut else face, matrix)
 
-    def photograph(self, rng, people: list[int], size, widths) -> tuple[np.ndarray, np.ndarray, list[float]]:
+    def photograph(self, rng, people: list[int], size, widths) -> tuple[np.ndarray, np.ndarray]:
         """A test picture at (height, width): these people side by side, cut out, their faces `widths` (from, to) of the
-        picture's; (image, target, the fractions drawn)."""
+        picture's; (image, target)."""
         canvas, target = background(rng, self.photos.draw(rng), size), np.zeros(size, np.uint8)
-        fractions = np.sort(np.exp(rng.uniform(*np.log(widths), len(people)))).tolist()
-        columns = rng.permutation(len(people))
-        for who, part, column in zip(people, fractions, columns, strict=True):
+        fractions = np.sort(np.exp(rng.uniform(*np.log(widths), len(people))))
+        for who, part, column in zip(people, fractions, rng.permutation(len(people)), strict=True):
             x, y = (column + rng.uniform(0.3, 0.7)) / len(people) * size[1], rng.uniform(0.25, 0.7) * size[0]
             matrix = similarity(part * size[1], rng.normal(0, 6), (x, y), flip=rng.random() < 0.5)
             canvas, target = paste(canvas, target, with_body(self.faces[who]).softened(), matrix)
-        return canvas, target, fractions
+        return canvas, target
 
     def empty(self, rng: np.random.Generator, index: int, size: int) -> tuple[np.ndarray, np.ndarray]:
         """No face: a photograph, a patch of hair or cloth, or people whose face is wholly hidden."""
@@ -316,13 +309,6 @@ def _roll(rng: np.random.Generator, spread: float) -> float:
     if kind < 0.73:
         return rng.normal(0, spread)
     return rng.uniform(-70, 70) if kind < 0.93 else rng.uniform(-180, 180)
-
-
-def _relight(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
-    """Another lamp: each channel's gain and the contrast, at random."""
-    gain = rng.uniform(0.6, 1.3) * rng.uniform(0.9, 1.1, 3)
-    table = (np.arange(256)[:, None] * gain[None]).clip(0, 255).astype(np.uint8)
-    return cv2.LUT(image, table[None])
 
 
 # --- The dataset ----------------------------------------------------------------------------------------------------

@@ -97,7 +97,7 @@ def photographs(composer: scenes.SceneComposer, count: int, widths: tuple[float,
     for i in range(count):
         rng = np.random.default_rng((SEED, i))
         people = rng.choice(known, size=min(1 + i % 3, len(known)), replace=False).tolist()
-        yield composer.photograph(rng, people, (480, 640), widths)[:2]
+        yield composer.photograph(rng, people, (480, 640), widths)
 
 
 def skin_tone(image: np.ndarray, mask: np.ndarray) -> float:

@@ -322,7 +322,7 @@ def test_pictures_are_copied_where_links_fail(code, celeb_source, prepared, tmp_
 
     monkeypatch.setattr(os, "link", no_link)
     report = dp.prepare(celeb_source, tmp_path / "out", progress=False)
-    assert (report.linked, report.copied) == (0, 18)
+    assert (report.made["link"], report.made["copy"]) == (0, 18)
     assert "18 copies" in str(report)
     assert tree(tmp_path / "out" / "images_train") == tree(prepared / "images_train")
 
