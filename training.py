@@ -267,9 +267,8 @@ class Trainer:
         bar = tqdm(self.train_loader, desc=title, leave=False, disable=True if devices.rank() else None)
         for i, (image, target) in enumerate(self._batches(bar)):
             total += self.step(image, target, update=(i + 1) % self.config.accumulate == 0)
-        shown = torch.tensor([total.item(), len(self.train_loader)], dtype=torch.float64)  # which MPS has not
-        sums = devices.all_reduce_sum(shown, self.device)
-        return (sums[0] / sums[1]).item()
+        losses, batches = zip(*devices.all_gather((total.item(), len(self.train_loader))), strict=True)
+        return sum(losses) / sum(batches)
 
     def step(self, image: torch.Tensor, target: torch.Tensor, *, update: bool = True) -> torch.Tensor:
         """Gradients of image (B, 3, H, W) and target (B, 1, H, W), then a step of the optimizer, or, without `update`,
@@ -313,7 +312,7 @@ class Trainer:
             bce_sum += F.binary_cross_entropy_with_logits(logits, target, reduction="none").to(bce_sum.dtype).sum()
         tp, fp, fn = sums.tolist()
         counts = Counts(tp=tp, fp=fp, fn=fn, tn=pixels - tp - fp - fn, bce_sum=bce_sum.item(), bce_pixels=pixels)
-        return counts.all_reduce(self.device)
+        return sum(devices.all_gather(counts), Counts())
 
     # -- its files
     def _write_config(self) -> None:
