@@ -56,15 +56,15 @@ class Counts:
         predicted, target = np.asarray(predicted, bool), np.asarray(target, bool)
         if predicted.shape != target.shape:
             raise ValueError(f"prediction {predicted.shape} and target {target.shape} differ in shape")
-        self.tp += np.count_nonzero(predicted & target)
-        self.fp += np.count_nonzero(predicted & ~target)
-        self.fn += np.count_nonzero(~predicted & target)
-        self.tn += np.count_nonzero(~predicted & ~target)
+        self.tp += int(np.count_nonzero(predicted & target))
+        self.fp += int(np.count_nonzero(predicted & ~target))
+        self.fn += int(np.count_nonzero(~predicted & target))
+        self.tn += int(np.count_nonzero(~predicted & ~target))
         if boundary:
             distance = boundary_distance(target)
             a, b = boundary_region(predicted, distance), boundary_region(target, distance)
-            self.boundary_inter += np.count_nonzero(a & b)
-            self.boundary_union += np.count_nonzero(a | b)
+            self.boundary_inter += int(np.count_nonzero(a & b))
+            self.boundary_union += int(np.count_nonzero(a | b))
         return self
 
     def add_bce(self, logits: np.ndarray, target: np.ndarray) -> Counts:

@@ -91,8 +91,7 @@ class UpBlock(nn.Module):
 
 def _decoder(inputs: int, skips: tuple[int, ...], widths: tuple[int, ...]) -> nn.ModuleList:
     """Blocks from the coarsest features up: channels of these, of each skip connection and of each block's output."""
-    channels = zip((inputs, *widths[:-1]), skips, widths, strict=True)
-    return nn.ModuleList(UpBlock(*three) for three in channels)
+    return nn.ModuleList(map(UpBlock, (inputs, *widths[:-1]), skips, widths))
 
 
 class UNet(nn.Module):

@@ -422,7 +422,6 @@ def run(
         workers: loader processes; without it one core less than there are, at most four.
         stop_after: the epoch after which to stop; a later resume goes on.
         on_epoch: called with the history after every epoch.
-        cache: keep decoded pictures in memory.
         trackers: functions of (config, run_dir), each giving what is called with every row of the history.
     """
     if config.batch_size == 1 and (config.model == "deeplabv3" or config.size <= 32):
