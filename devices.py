@@ -180,15 +180,6 @@ def barrier() -> None:
         dist.barrier(_groups.get("wait"))
 
 
-def all_reduce_sum(values: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """The sum of a tensor over the processes, on the CPU."""
-    if not dist.is_initialized():
-        return values
-    shared = values.to(device)
-    dist.all_reduce(shared)
-    return shared.cpu()
-
-
 def all_gather(value) -> list:
     """A value of every process, in the order of their numbers. It is pickled."""
     if not dist.is_initialized():

@@ -17,7 +17,7 @@ import devices
 from common import UserError, write_bytes
 from data_preprocessing import ensure
 from drawing import encode, worst_sheet
-from metrics import Counts, SplitCounts
+from metrics import Counts, counts_at
 from pictures import forbidden, read_known, tagged
 
 WORST = 10  # pictures on the sheet
@@ -50,19 +50,20 @@ def evaluate(
     if excluded and limit is None and not excluded & {image.stem for image, _ in pairs}:
         raise UserError(f"{exclude} names none of the {len(pairs)} faces; it lists ids such as {pairs[0][0].stem}.")
     rank, world_size = devices.rank(), devices.world_size()
-    logit = const.ORIGINAL_LOGIT_THRESHOLD
-    counts = SplitCounts({"probability 0.5": 0.0, f"logit {logit}": logit})
+    thresholds = {"probability 0.5": 0.0, f"logit {const.ORIGINAL_LOGIT_THRESHOLD}": const.ORIGINAL_LOGIT_THRESHOLD}
+    mine = []
     for pair in tqdm(pairs[rank::world_size], unit="picture", disable=True if rank else None):
         _, target, logits = _segmented(segmenter, *pair)
-        counts.add(pair[0].name, logits, target > 127)
-    table = {name: one.all_reduce(segmenter.device).summary() for name, one in counts.pooled.items()}
-    parts = devices.all_gather(counts.per_picture)
+        mine.append(counts_at(logits, target > 127, thresholds.values()))
+    parts = devices.all_gather(mine)
+    columns = zip(*(parts[i % world_size][i // world_size] for i in range(len(pairs))), strict=True)
+    counts = dict(zip(thresholds, columns, strict=True))
+    table = {name: sum(column, Counts()).summary() for name, column in counts.items()}
     if rank:
         return table
-    per_picture = [parts[i % world_size][i // world_size][1] for i in range(len(pairs))]
-    pictures = dict.fromkeys(table, len(pairs))
+    per_picture, pictures = counts["probability 0.5"], dict.fromkeys(table, len(pairs))
     if exclude:
-        rest = [counts for pair, counts in zip(pairs, per_picture, strict=True) if pair[0].stem not in excluded]
+        rest = [one for pair, one in zip(pairs, per_picture, strict=True) if pair[0].stem not in excluded]
         row = f"0.5, {len(rest)} faces"
         table[row], pictures[row] = sum(rest, Counts()).summary(), len(rest)
     record = {

@@ -62,7 +62,6 @@ class Runner:
         weights = {"weights": str(self.weights), "sha256": digest, "model": one.info.model}
         return {**weights, **computed, "precision": one.backend.precision, "device": str(self.device)}
 
-    # -- predict
     def predict_image(self, picture, threshold: float = const.THRESHOLD):
         """A mask uint8 (H, W), 0/255, of a picture, see `pictures.to_array`: a path, a Pillow image or an array. Of a
         list of pictures, the list of masks. An array of another shape or type is a ValueError."""
@@ -83,7 +82,6 @@ class Runner:
             self.load()
         return predict(self.segmenter, inputs, out, output, log=self.log, **options)
 
-    # -- export
     def export(self, out: Path | None = None, *, faces: Path | None = None) -> float:
         """Write the loaded network as ONNX to `out`, compared with PyTorch on the sample photographs; the largest
         difference. With prepared folders `faces` in int8 for OpenVINO, by some of their pictures; the IoU with fp32."""
@@ -105,7 +103,6 @@ class Runner:
         out = out or openvino_backend.int8_path(self.weights)
         return openvino_backend.quantize(self.segmenter, self.weights, some, pictures, out, log=self.log)
 
-    # -- train
     def train(self, config, data: Path, run_dir: Path, **options) -> list[dict]:
         """Train as `config` says (training.Config or robust.recipe.RobustConfig) on the prepared folders of `data`; the
         files go to `run_dir`. See `training.run` for the options. Gives the history, one row an epoch."""
@@ -114,7 +111,6 @@ class Runner:
         recipe, _ = recipe_of(config.recipe)
         return training.run(recipe, config, Path(data), Path(run_dir), device=self.device, log=self.log, **options)
 
-    # -- evaluate
     def evaluate(self, data: Path, out: Path, **options) -> dict:
         """Measure the loaded weights on the validation pictures of `data`; `metrics.json` and `worst.jpg` go to `out`.
         See `evaluation.evaluate` for the options and what is given."""
@@ -327,7 +323,7 @@ def _output(args, *default: str):
     return Output((*(args.save or ([] if hiding else default)), *hiding), args.threshold, args.color, args.alpha)
 
 
-def _predict(args) -> int:
+def _predict(args) -> int | None:
     if "-" in map(str, args.inputs):
         return _predict_stream(args)
     if not args.inputs and args.webcam is None:
@@ -347,7 +343,7 @@ def _predict(args) -> int:
             errors += _predict_moving(args, runner, videos, shard)
     except UserError as error:
         errors.append(str(error))
-    return _report_together(list(dict.fromkeys(errors)))  # a picture may fail a second time, for the GIF
+    return _report(errors)
 
 
 def _predict_moving(args, runner: Runner, videos: list[Path], shard: tuple[int, int]) -> list[str]:
@@ -378,7 +374,7 @@ def _predict_moving(args, runner: Runner, videos: list[Path], shard: tuple[int, 
     return errors
 
 
-def _predict_stream(args) -> int:
+def _predict_stream(args) -> None:
     if len(args.inputs) > 1:
         raise UserError("- stands alone: one picture from standard input.")
     other = {name: getattr(args, name) for name in ("save", "blur", "pixelate", "masks", "gif", "webcam")}
@@ -391,7 +387,8 @@ def _predict_stream(args) -> int:
     if sys.stdin is None or sys.stdout is None:
         raise UserError("- needs an open standard input and output.")
     found = predict_stream(runner.segmenter, sys.stdin.buffer, sys.stdout.buffer, args.threshold)
-    return _report([] if found or not args.fail_empty else ["The picture shows no face."])
+    if args.fail_empty and not found:
+        raise UserError("The picture shows no face.")
 
 
 def _export(args) -> None:
@@ -407,7 +404,7 @@ def _demo(args) -> None:
 
 def _main_job(_) -> int:
     runner = Runner().load(online=True)
-    return _report_together(runner.predict([const.TEST_DIR], const.PREDICTIONS_DIR, shard=_my_part(None)))
+    return _report(runner.predict([const.TEST_DIR], const.PREDICTIONS_DIR, shard=_my_part(None)))
 
 
 def _my_part(shard: tuple[int, int] | None) -> tuple[int, int]:
@@ -448,6 +445,7 @@ def _train(args) -> None:
     from dataclasses import fields
 
     import training
+    from extras.trackers import LOGS
 
     run_dir = args.run_dir or (args.resume and args.model is None and training.latest_run(const.RUNS_DIR))
     run_dir = run_dir or const.RUNS_DIR / (args.model or recipe_of(args.recipe)[1].model)
@@ -464,32 +462,27 @@ def _train(args) -> None:
         if args.limit is not None:
             settings["val_limit"] = min(args.limit, config_class.val_limit)
     config = training.configured(config_class, settings | {name: given[name] for name in names & set(given)})
-    logs = [name for name in ("clearml", "tensorboard") if getattr(args, name)]
-    if logs:
-        from extras.trackers import LOGS
     options = {name: getattr(args, name) for name in ("resume", "workers", "stop_after", "cache")}
-    options |= {"compiled": args.compile, "trackers": [LOGS[name] for name in logs]}
-    _runner(args.device).train(config, args.data, run_dir, **options)
-
-
-def _report_together(errors: list[str]) -> int:
-    """`_report` of all processes of a torchrun job, by the first one, when all are done: as soon as one has failed,
-    torchrun ends those that still work."""
-    if "MASTER_ADDR" not in os.environ:  # alone, or numbered by something else, which does not connect them
-        return _report(errors)
-    import torch
-
-    import devices
-
-    with devices.process_group(torch.device("cpu")):
-        together = list(dict.fromkeys(error for part in devices.all_gather(errors) for error in part))
-    return _report(together) if devices.rank() == 0 else int(bool(together))
+    trackers = [made for name, made in LOGS.items() if getattr(args, name)]
+    runner = _runner(args.device)
+    runner.train(config, args.data, run_dir, compiled=args.compile, trackers=trackers, **options)
 
 
 def _report(errors: list[str]) -> int:
-    for error in errors:
+    """The exit code, once the first process has printed the errors of all processes of a torchrun job, when all are
+    done: as soon as one has failed, torchrun ends those that still work."""
+    if "MASTER_ADDR" in os.environ:  # else alone, or numbered by something that does not connect the processes
+        import torch
+
+        import devices
+
+        with devices.process_group(torch.device("cpu")):
+            errors = [error for part in devices.all_gather(errors) for error in part]
+        if devices.rank() != 0:
+            return int(bool(errors))
+    for error in dict.fromkeys(errors):  # a picture may fail a second time, for the GIF
         print(f"error: {error}", file=sys.stderr)
-    return 1 if errors else 0
+    return int(bool(errors))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -497,9 +490,9 @@ def main(argv: list[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):  # a name that the terminal cannot print is no error
             stream.reconfigure(errors="backslashreplace")
     given = sys.argv[1:] if argv is None else argv
-    old = next((name for name in (option.partition("=")[0] for option in given) if name in RENAMED), None)
-    if old:
-        return _report([f"{old} is called {RENAMED[old]} now."])
+    if old := [name for name in (option.partition("=")[0] for option in given) if name in RENAMED]:
+        print(f"error: {old[0]} is called {RENAMED[old[0]]} now.", file=sys.stderr)
+        return 1
     try:
         try:
             args = build_parser().parse_args(given)
@@ -511,7 +504,8 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python does at exit fails no more
         if isinstance(error, BrokenPipeError):
             return 141
-        return _report([f"standard output: {error.strerror}."])
+        print(f"error: standard output: {error.strerror}.", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

@@ -5,7 +5,10 @@ Means of per-batch ratios depend on the batch size and favour small faces; count
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import math
+import operator
+from collections.abc import Iterable
+from dataclasses import astuple, dataclass
 
 import cv2
 import numpy as np
@@ -18,9 +21,8 @@ BOUNDARY_RATIO = 0.02  # of the picture's diagonal, as in Cheng et al. 2021, htt
 
 def boundary_distance(target: np.ndarray) -> int:
     """The width of the boundary's band for a target (H, W): `BOUNDARY_RATIO` of the diagonal, at least one pixel."""
-    diagonal = float(np.hypot(*target.shape))
-    _, _, w, h = cv2.boundingRect(target.astype(np.uint8))
-    box = float(np.hypot(w, h))
+    diagonal = math.hypot(*target.shape)
+    box = math.hypot(*cv2.boundingRect(target.astype(np.uint8))[2:])
     return max(1, round(BOUNDARY_RATIO * (box if 0 < box < SMALL_FACE * diagonal else diagonal)))
 
 
@@ -46,7 +48,7 @@ class Counts:
     bce_pixels: int = 0
 
     def __add__(self, other: Counts) -> Counts:
-        return Counts(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+        return Counts(*map(operator.add, astuple(self), astuple(other)))
 
     def add(self, predicted: np.ndarray, target: np.ndarray, *, boundary: bool = True) -> Counts:
         """Count one picture: `predicted` and `target` boolean (H, W). Returns itself. Raises ValueError: the two shapes
@@ -54,11 +56,10 @@ class Counts:
         predicted, target = np.asarray(predicted, bool), np.asarray(target, bool)
         if predicted.shape != target.shape:
             raise ValueError(f"prediction {predicted.shape} and target {target.shape} differ in shape")
-        tp = int(np.count_nonzero(predicted & target))
-        fp = int(np.count_nonzero(predicted)) - tp
-        fn = int(np.count_nonzero(target)) - tp
-        self.tp, self.fp, self.fn = self.tp + tp, self.fp + fp, self.fn + fn
-        self.tn += target.size - tp - fp - fn
+        self.tp += int(np.count_nonzero(predicted & target))
+        self.fp += int(np.count_nonzero(predicted & ~target))
+        self.fn += int(np.count_nonzero(~predicted & target))
+        self.tn += int(np.count_nonzero(~predicted & ~target))
         if boundary:
             distance = boundary_distance(target)
             a, b = boundary_region(predicted, distance), boundary_region(target, distance)
@@ -73,26 +74,13 @@ class Counts:
         self.bce_pixels += x.size
         return self
 
-    def all_reduce(self, device) -> Counts:
-        """The counts of all processes of a torchrun job; these alone without one. Exact for the pixels."""
-        import torch
-
-        import devices
-
-        values = torch.tensor([getattr(self, f.name) for f in fields(self)], dtype=torch.float64)  # below 2**53
-        sums = devices.all_reduce_sum(values, device).tolist()
-        return Counts(*(type(f.default)(value) for f, value in zip(fields(self), sums, strict=True)))
-
-    # Each is 1 where there is nothing to divide by, as with two empty masks.
+    # Each ratio is 1 where there is nothing to divide by, as with two empty masks.
     dice = property(lambda self: _ratio(2 * self.tp, 2 * self.tp + self.fp + self.fn))
     iou = property(lambda self: _ratio(self.tp, self.tp + self.fp + self.fn))
     precision = property(lambda self: _ratio(self.tp, self.tp + self.fp))
     recall = property(lambda self: _ratio(self.tp, self.tp + self.fn))
     boundary_iou = property(lambda self: _ratio(self.boundary_inter, self.boundary_union))
-
-    @property
-    def bce(self) -> float:
-        return self.bce_sum / self.bce_pixels if self.bce_pixels else float("nan")
+    bce = property(lambda self: self.bce_sum / self.bce_pixels if self.bce_pixels else math.nan)
 
     @property
     def predicted_positive_rate(self) -> float:
@@ -113,18 +101,8 @@ def _ratio(part: int, whole: int) -> float:
     return part / whole if whole else 1.0
 
 
-class SplitCounts:
-    """Counts of one split at several thresholds {name: logit}, and picture by picture at the first of them."""
-
-    def __init__(self, thresholds: dict[str, float]):
-        self.thresholds, self.pooled = thresholds, {name: Counts() for name in thresholds}
-        self.per_picture: list[tuple[str, Counts]] = []
-
-    def add(self, name: str, logits: np.ndarray, target: np.ndarray) -> None:
-        """One picture: logits float (H, W), target boolean (H, W)."""
-        for i, (key, logit) in enumerate(self.thresholds.items()):
-            one = Counts().add(logits > logit, target)
-            if i == 0:
-                one.add_bce(logits, target)
-                self.per_picture.append((name, one))
-            self.pooled[key] += one
+def counts_at(logits: np.ndarray, target: np.ndarray, thresholds: Iterable[float]) -> list[Counts]:
+    """Counts of one picture at several thresholds, the first with the BCE: logits float (H, W), target bool (H, W)."""
+    counts = [Counts().add(logits > threshold, target) for threshold in thresholds]
+    counts[0].add_bce(logits, target)
+    return counts

@@ -91,8 +91,7 @@ class UpBlock(nn.Module):
 
 def _decoder(inputs: int, skips: tuple[int, ...], widths: tuple[int, ...]) -> nn.ModuleList:
     """Blocks from the coarsest features up: channels of these, of each skip connection and of each block's output."""
-    channels = zip((inputs, *widths[:-1]), skips, widths, strict=True)
-    return nn.ModuleList(UpBlock(*three) for three in channels)
+    return nn.ModuleList(map(UpBlock, (inputs, *widths[:-1]), skips, widths))
 
 
 class UNet(nn.Module):
@@ -243,7 +242,7 @@ def identify(state: dict) -> Info:
         raise ModelError("network is the first lite one, which this version no longer has")
     meta = getattr(state, "_metadata", None)
     meta = meta.get(_META_KEY) if isinstance(meta, dict) else None
-    if not (isinstance(meta, dict) and isinstance(meta.get("model"), str) and meta["model"] in NETWORKS):
+    if not (isinstance(meta, dict) and meta.get("model") in list(NETWORKS)):
         prefixes = {"deep_lab_v3.": "deeplabv3", "encoder.layer4.": "unet", "encoder.scales.": "lite"}
         if found := [name for prefix, name in prefixes.items() if any(key.startswith(prefix) for key in state)]:
             return Info(found[0])
@@ -290,15 +289,15 @@ def read_checkpoint(path: Path):
     path = Path(path)
     if not path.is_file():
         raise ModelError(f"There is no weights file {path}.")
+    with open(path, "rb") as file:
+        head = file.read(64)
+    if not head:
+        raise ModelError(f"{path} is empty; fetch or train the weights again.")
+    if head.lstrip().startswith(b"<"):
+        raise ModelError(f"{path} is a web page, not weights; fetch {drive_link(const.WEIGHTS_DRIVE_ID)} by hand.")
+    if not head.startswith((b"PK", b"\x80")):  # a zip archive, or a pickle as of old
+        raise ModelError(f"{path} is not a PyTorch checkpoint; give a file such as model.best.pth.")
     try:
-        with open(path, "rb") as file:
-            head = file.read(64)
-        if not head:
-            raise ModelError(f"{path} is empty; fetch or train the weights again.")
-        if head.lstrip().startswith(b"<"):
-            raise ModelError(f"{path} is a web page, not weights; fetch {drive_link(const.WEIGHTS_DRIVE_ID)} by hand.")
-        if not head.startswith((b"PK", b"\x80")):  # a zip archive, or a pickle as of old
-            raise ModelError(f"{path} is not a PyTorch checkpoint; give a file such as model.best.pth.")
         if head.startswith(b"PK"):
             with zipfile.ZipFile(path) as archive:
                 if (size := sum(info.file_size for info in archive.infolist())) > MAX_BYTES:
@@ -308,8 +307,6 @@ def read_checkpoint(path: Path):
         return torch.load(path, map_location="cpu", weights_only=True)
     except ModelError:
         raise
-    except PermissionError as error:
-        raise ModelError(f"{path} may not be read; change its permissions.") from error
     except pickle.UnpicklingError as error:
         raise ModelError(f"{path} holds more than tensors, and is not loaded because it could run code.") from error
     except Exception as error:  # torch.load, pickle and zipfile raise a dozen kinds for damaged files
@@ -319,23 +316,20 @@ def read_checkpoint(path: Path):
 def read_state(path: Path) -> tuple[dict, Info]:
     """The flat state_dict of a weights file, and what is known of it. Raises ModelError: see `read_checkpoint`; or the
     file holds no weights, or those of no network known here."""
+
+    def is_plain(value) -> bool:  # no other kind fits a network
+        return isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.is_complex()
+
     state = read_checkpoint(path)
     if isinstance(state, dict) and {"model", "epoch", "optimizer"} <= set(state):
         raise ModelError(f"{path} is the state of a training run; use the model.best.pth beside it.")
-    if not isinstance(state, dict) or not all(isinstance(k, str) and _is_plain(v) for k, v in state.items()):
+    if not isinstance(state, dict) or not all(isinstance(k, str) and is_plain(v) for k, v in state.items()):
         raise ModelError(f"{path} holds no state_dict of tensors.")
     try:
         info = identify(state)
     except ModelError as error:
         raise ModelError(f"{path} is of no use here: its {error}; train or fetch the weights again.") from error
     return dict(state), info  # without the metadata, which PyTorch would take as it is
-
-
-def _is_plain(value) -> bool:
-    """Whether it is a tensor of real numbers in memory, as a network's are."""
-    if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.device.type != "cpu":
-        return False
-    return not value.is_complex() and not value.is_quantized
 
 
 def load(path: Path) -> tuple[nn.Module, Info]:

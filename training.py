@@ -12,11 +12,10 @@ import os
 import signal
 import threading
 import time
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from types import UnionType
-from typing import get_args, get_origin, get_type_hints
+from typing import get_type_hints
 
 import torch
 import torch.distributed as dist
@@ -139,12 +138,11 @@ class Ema:
     def update(self, net: nn.Module) -> None:
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         self.steps += 1
-        pairs = list(zip(self.module.state_dict().values(), net.state_dict().values(), strict=True))
-        averaged, current = zip(*(pair for pair in pairs if pair[0].is_floating_point()), strict=True)
-        torch._foreach_lerp_(averaged, current, 1 - decay)
-        for counter, value in pairs:
-            if not counter.is_floating_point():
-                counter.copy_(value)
+        for averaged, current in zip(self.module.state_dict().values(), net.state_dict().values(), strict=True):
+            if averaged.is_floating_point():
+                averaged.lerp_(current, 1 - decay)
+            else:  # a counter
+                averaged.copy_(current)
 
     def state_dict(self) -> dict:
         return {"steps": self.steps, "module": self.module.state_dict()}
@@ -195,19 +193,19 @@ class Trainer:
             devices.barrier()  # weights may have been fetched by one process after the other
             ids = [self.device.index] if self.device.type == "cuda" else None
             self.parallel = DistributedDataParallel(self.net, device_ids=ids, process_group=devices.step_group())
-        self.epoch, self.best, self.history = 0, float("inf"), []
+        self.history = []  # a row an epoch
         self.asked = 0  # the number of a signal that came
+
+    epoch = property(lambda self: len(self.history))  # the number of those that are done
+    best = property(lambda self: min((row["val_loss"] for row in self.history), default=math.inf))
 
     def _use_precision(self, name: str) -> None:
         """Compute in the precision of that name, "auto" being the device's fastest."""
-        if name == "auto":
-            dtype = devices.autocast_dtype(self.device)
-            name = next(key for key, value in DTYPES.items() if value == dtype)
-        self.precision, dtype = name, DTYPES[name]
+        dtype = devices.autocast_dtype(self.device) if name == "auto" else DTYPES[name]
+        self.precision = next(key for key, value in DTYPES.items() if value == dtype)
         self.autocast = torch.autocast(self.device.type, dtype or torch.bfloat16, enabled=dtype is not None)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16)
 
-    # -- one run
     def ask(self, number: int, _=None) -> None:
         """A signal: end the run between two batches, so never while workers start, a file is written, or in a callback
         that would swallow it; a second one ends it wherever it is."""
@@ -224,10 +222,8 @@ class Trainer:
     def fit(self, on_epoch=None, *, stop_after: int | None = None) -> list[dict]:
         """Train from `self.epoch` to the last epoch, or to `stop_after`; the history, one row an epoch, with which
         `on_epoch` is called after every epoch, the files being written."""
-        if devices.rank() == 0:
-            self.run_dir.mkdir(parents=True, exist_ok=True)
-            if self.history:  # a run may be killed between last.pth and these; before the first it leaves no file
-                self._write_rest()
+        if self.history and devices.rank() == 0:  # a run may be killed between last.pth and the other files
+            self._write_rest()
         while self.epoch < min(self.config.epochs, stop_after or self.config.epochs):
             started = time.perf_counter()
             loss = self.train_epoch()
@@ -267,20 +263,22 @@ class Trainer:
         bar = tqdm(self.train_loader, desc=title, leave=False, disable=True if devices.rank() else None)
         for i, (image, target) in enumerate(self._batches(bar)):
             total += self.step(image, target, update=(i + 1) % self.config.accumulate == 0)
-        shown = torch.tensor([total.item(), len(self.train_loader)], dtype=torch.float64)  # which MPS has not
-        sums = devices.all_reduce_sum(shown, self.device)
-        return (sums[0] / sums[1]).item()
+        losses, batches = zip(*devices.all_gather((total.item(), len(self.train_loader))), strict=True)
+        return sum(losses) / sum(batches)
+
+    def _logits(self, net: nn.Module, image: torch.Tensor) -> torch.Tensor:
+        """float32 (B, 1, H, W) of image (B, 3, H, W), computed in the run's precision."""
+        image = image.to(self.device, non_blocking=True, memory_format=torch.channels_last)
+        with self.autocast:
+            return net(image).float()
 
     def step(self, image: torch.Tensor, target: torch.Tensor, *, update: bool = True) -> torch.Tensor:
         """Gradients of image (B, 3, H, W) and target (B, 1, H, W), then a step of the optimizer, or, without `update`,
         none yet: they add up to those of a batch larger than memory holds. The loss, detached."""
-        image = image.to(self.device, non_blocking=True, memory_format=torch.channels_last)
         target = target.to(self.device, non_blocking=True)
         waits = not update and self.parallel is not self.net
         with self.parallel.no_sync() if waits else nullcontext():
-            with self.autocast:
-                logits = self.parallel(image)
-            loss = self.recipe.loss(logits.float(), target)
+            loss = self.recipe.loss(self._logits(self.parallel, image), target)
             self.scaler.scale(loss / self.config.accumulate).backward()
         if update:
             self.scaler.step(self.optimizer)
@@ -299,24 +297,39 @@ class Trainer:
         if dist.is_initialized():  # each process has its own running statistics; the first one's are kept
             for buffer in net.buffers():
                 dist.broadcast(buffer, 0)
-        sums, pixels = torch.zeros(3, dtype=torch.int64, device=self.device), 0  # TP, FP, FN; read once, at the end
-        bce_sum = torch.zeros((), dtype=torch.float32 if self.device.type == "mps" else torch.float64).to(self.device)
+        counts, wide = Counts(), torch.float32 if self.device.type == "mps" else torch.float64
         for image, target in self._batches(self.val_loader):
-            image = image.to(self.device, non_blocking=True, memory_format=torch.channels_last)
-            target = target.to(self.device, non_blocking=True)
-            with self.autocast:
-                logits = net(image)
-            logits, face = logits.float(), target > 0.5
-            found = logits > 0
-            sums += torch.stack([(found & face).sum(), (found & ~face).sum(), (~found & face).sum()])
-            pixels += face.numel()
-            bce_sum += F.binary_cross_entropy_with_logits(logits, target, reduction="none").to(bce_sum.dtype).sum()
-        tp, fp, fn = sums.tolist()
-        counts = Counts(tp=tp, fp=fp, fn=fn, tn=pixels - tp - fp - fn, bce_sum=bce_sum.item(), bce_pixels=pixels)
-        return counts.all_reduce(self.device)
+            target, logits = target.to(self.device, non_blocking=True), self._logits(net, image)
+            found, face = logits > 0, target > 0.5
+            parts = found & face, found & ~face, ~found & face, ~found & ~face
+            tp, fp, fn, tn = torch.stack([part.sum() for part in parts]).tolist()
+            loss = bce(logits, target, reduction="none").to(wide).sum().item()
+            counts += Counts(tp, fp, fn, tn, bce_sum=loss, bce_pixels=face.numel())
+        return sum(devices.all_gather(counts), Counts())
 
-    # -- its files
-    def _write_config(self) -> None:
+    def _record(self, loss: float, counts: Counts, seconds: float) -> None:
+        rate = self.optimizer.param_groups[0]["lr"]
+        values = self.epoch + 1, loss, counts.bce, counts.dice, counts.iou, rate, seconds
+        row = dict(zip(COLUMNS, values, strict=True))
+        self.history.append(row)
+        if devices.rank() != 0:
+            return
+        networks.save_atomically(self.state(), self.run_dir / "last.pth")
+        self._write_rest()
+        tqdm.write(
+            f"epoch {row['epoch']:3d}/{self.config.epochs}  loss {loss:.4f}  val loss {counts.bce:.4f}  "
+            f"Dice {counts.dice:.4f}  IoU {counts.iou:.4f}  lr {rate:.1e}  {seconds:.0f} s"
+        )
+        for track in self.trackers:
+            track(row)
+
+    def _write_rest(self) -> None:
+        """The other files, which follow from `last.pth`."""
+        from drawing import save_curves
+
+        if self.history[-1]["val_loss"] == self.best:
+            info = networks.Info(self.config.model, self.config.size, self.recipe.passes, self.config.recipe)
+            networks.save_state(self.eval_model.state_dict(), self.run_dir / "model.best.pth", info)
         record = {
             **asdict(self.config),
             "torch": torch.__version__,
@@ -330,33 +343,6 @@ class Trainer:
             "peak_memory_mb": devices.peak_memory_mb(self.device),  # of this sitting
         }
         write_text(self.run_dir / "config.json", json.dumps(record, indent=2) + "\n")
-
-    def _record(self, loss: float, counts: Counts, seconds: float) -> None:
-        rate = self.optimizer.param_groups[0]["lr"]
-        values = self.epoch + 1, loss, counts.bce, counts.dice, counts.iou, rate, seconds
-        row = dict(zip(COLUMNS, values, strict=True))
-        self.history.append(row)
-        self.epoch += 1
-        if devices.rank() != 0:
-            return
-        self.best = min(self.best, counts.bce)
-        networks.save_atomically(self.state(), self.run_dir / "last.pth")
-        self._write_rest()
-        tqdm.write(
-            f"epoch {row['epoch']:3d}/{self.config.epochs}  loss {loss:.4f}  val loss {counts.bce:.4f}  "
-            f"Dice {counts.dice:.4f}  IoU {counts.iou:.4f}  lr {rate:.1e}  {seconds:.0f} s"
-        )
-        for track in self.trackers:
-            track(row)
-
-    def _write_rest(self) -> None:
-        """What follows from `last.pth`."""
-        from drawing import save_curves
-
-        if self.history[-1]["val_loss"] == self.best:
-            info = networks.Info(self.config.model, self.config.size, self.recipe.passes, self.config.recipe)
-            networks.save_state(self.eval_model.state_dict(), self.run_dir / "model.best.pth", info)
-        self._write_config()
         lines = [COLUMNS, *([row[name] for name in COLUMNS] for row in self.history)]
         write_text(self.run_dir / "history.csv", "".join(",".join(map(str, line)) + "\n" for line in lines))
         save_curves(self.history, self.run_dir / "curves.png")
@@ -369,7 +355,6 @@ class Trainer:
             "precision": self.precision,
             "steps": self.steps,
             "epoch": self.epoch,
-            "best": self.best,
             "history": self.history,
             "pictures": self.pictures,
             "model": self.net.state_dict(),
@@ -378,15 +363,21 @@ class Trainer:
         }
 
     def resume(self, state: dict) -> None:
-        """Take up the state of `last.pth`; TrainingError if it is of another network or of other data. Random numbers
-        need no keeping: order, augmentation and dropout are seeded by (seed, epoch)."""
-        if (before := state.get("pictures", self.pictures)) != self.pictures:
-            what = f"has {before} training and validation pictures, here are {self.pictures}"
+        """Take up the state of `last.pth`; TrainingError if it is damaged, of another network or of other data. Random
+        numbers need no keeping: order, augmentation and dropout are seeded by (seed, epoch)."""
+        state = {"pictures": self.pictures, **state}  # which a version before did not write
+        if state["pictures"] != self.pictures:
+            what = f"has {state['pictures']} training and validation pictures, here are {self.pictures}"
             raise TrainingError(f"The run in {self.run_dir} {what}; resume it with the same --data.")
-        emulated = state["precision"] == "bf16" and devices.emulates_bf16(self.device)
-        if self.config.precision == "auto" and state["device"] == self.device.type and not emulated:
-            self._use_precision(state["precision"])  # of another processor, perhaps
         try:
+            if any(type(state[name]) is not type(value) for name, value in self.state().items()):
+                raise ValueError("a part is of another kind")
+            self.history = state["history"]
+            if self.epoch != state["epoch"] or any(set(row) != set(COLUMNS) for row in self.history):
+                raise ValueError("epochs are missing")
+            emulated = state["precision"] == "bf16" and devices.emulates_bf16(self.device)
+            if self.config.precision == "auto" and state["device"] == self.device.type and not emulated:
+                self._use_precision(state["precision"])  # of another processor, perhaps
             self.net.load_state_dict(state["model"])
             if self.ema is not None:
                 self.ema.load_state_dict(state["ema"])
@@ -397,14 +388,13 @@ class Trainer:
                 self.scheduler.load_state_dict(state["scheduler"])
             else:  # another number of processes, so another number of steps: the same place of the same cycle
                 self.scheduler.last_epoch = state["epoch"] * self.steps
+            if state["scaler"]:  # a run in fp32 or bf16 leaves none
+                self.scaler.load_state_dict(state["scaler"])
         except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise TrainingError(f"The state in {self.run_dir} does not fit this run; start anew elsewhere.") from error
         if self.config.lr != state["config"]["lr"]:  # of the original's recipe alone: others fix the rate
             for group in self.optimizer.param_groups:
                 group["lr"] = self.config.lr
-        if self.scaler.is_enabled() and state["scaler"]:  # a run in fp32 or bf16 leaves none
-            self.scaler.load_state_dict(state["scaler"])
-        self.epoch, self.best, self.history = state["epoch"], state["best"], state["history"]
 
 
 def run(
@@ -432,7 +422,6 @@ def run(
         workers: loader processes; without it one core less than there are, at most four.
         stop_after: the epoch after which to stop; a later resume goes on.
         on_epoch: called with the history after every epoch.
-        cache: keep decoded pictures in memory.
         trackers: functions of (config, run_dir), each giving what is called with every row of the history.
     """
     if config.batch_size == 1 and (config.model == "deeplabv3" or config.size <= 32):
@@ -500,14 +489,12 @@ def announce(trainer: Trainer, log) -> None:
 
 
 # --- The run directory ----------------------------------------------------------------------------------------------
-RUN_FILES = ("last.pth", "model.best.pth", "history.csv", "config.json")
-
-
 @contextmanager
 def held(run_dir: Path, *, resume: bool):
     """The run directory for this run alone, swept of what killed runs left unfinished;
     an error if it holds a run or another's files already, or a run is at work in it."""
-    present = [name for name in RUN_FILES if (run_dir / name).exists()]
+    names = ("last.pth", "model.best.pth", "history.csv", "config.json")
+    present = [name for name in names if (run_dir / name).exists()]
     if present and not resume:
         what = f"{run_dir} holds {', '.join(present)} already"
         raise TrainingError(f"{what}; continue a run with --resume, or give another --run-dir.")
@@ -533,42 +520,26 @@ def configured(config_class: type, settings: dict) -> Config:
     another type."""
     names = {f.name for f in fields(config_class)}
     config = config_class(**{name: value for name, value in settings.items() if name in names})
-    for name, hint in get_type_hints(config_class).items():
-        kinds = get_args(hint) if isinstance(hint, UnionType) else (get_origin(hint) or hint,)
+    for name, kind in get_type_hints(config_class).items():
         value = getattr(config, name)
-        if not isinstance(value, (*kinds, int) if float in kinds else kinds):
+        if not isinstance(value, kind | int if kind is float else kind):
             raise TrainingError(f"The run's settings are damaged ({name}: {value!r}); start anew in another --run-dir.")
     return config
 
 
-_PARTS = {"config": dict, "device": str, "precision": str, "steps": int, "epoch": int, "best": float, "history": list,
-          "pictures": list, "model": dict, "ema": (dict, type(None)), "optimizer": dict, "scheduler": dict,
-          "scaler": dict}  # fmt: skip
-
-
 def read_run(run_dir: Path) -> dict:
-    """What `last.pth` holds; TrainingError if there is none, it is damaged, or it is no state of a run."""
+    """What `last.pth` holds, with the run's settings as its "config"; TrainingError if there is none, it is damaged, or
+    it is no state of a run."""
     path = Path(run_dir) / "last.pth"
     if not path.is_file():
         raise TrainingError(f"There is nothing to resume: {path} does not exist.")
-    try:
+    needed = {"model", "recipe", "size", "batch_size", "epochs", "lr", "seed"}
+    with suppress(networks.ModelError):
         state = networks.read_checkpoint(path)
-    except networks.ModelError:
-        state = None
-    if not _is_state(state):
-        raise TrainingError(f"{path} is not the state of a run, or is damaged; start anew in another --run-dir.")
-    return state
-
-
-def _is_state(state) -> bool:
-    if not isinstance(state, dict):
-        return False
-    state = {"pictures": [], **state}  # which a version before did not write
-    if not all(k in state and isinstance(state[k], v) for k, v in _PARTS.items()):
-        return False
-    needed, rows = {"model", "recipe", "size", "batch_size", "epochs", "lr", "seed"}, state["history"]
-    whole = all(isinstance(row, dict) and set(row) == set(COLUMNS) for row in rows)
-    return needed <= set(state["config"]) and len(rows) == state["epoch"] and whole
+        settings = state.get("config") if isinstance(state, dict) else None
+        if isinstance(settings, dict) and needed <= set(settings):
+            return state
+    raise TrainingError(f"{path} is not the state of a run, or is damaged; start anew in another --run-dir.")
 
 
 def state_to_resume(run_dir: Path, config: Config, recipe_class=Original) -> dict:

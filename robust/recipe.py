@@ -44,7 +44,7 @@ class RobustConfig(Config):
     val_limit: int | None = 300
     weight_decay: float = 0.02
     encoder_lr: float = 0.4  # of the rate, for an encoder with ImageNet features
-    progressive: list[tuple[float, int]] = field(default_factory=list)  # resizing: (fraction of the epochs, size)
+    progressive: list = field(default_factory=list)  # resizing: (fraction of the epochs, size)
     single_face: float = 0.6  # fraction of pictures with one large face; of the rest 0.7 scenes, 0.3 without a face
     occlusion_p: float = 0.5  # of a face, to be occluded
     glasses_p: float = 0.2  # of a face, to get drawn glasses

@@ -40,7 +40,7 @@ import dataset
 import model as networks
 from common import UserError, exit_code, positive, usable_cores
 from main import Runner
-from metrics import Counts, SplitCounts
+from metrics import Counts, counts_at
 from pictures import read_known, read_picture
 from robust import occluders, photographed, scenes
 from studies import benchmark, estimate, report, robustness
@@ -228,17 +228,17 @@ def train_original(context: Context) -> None:
 def measure_clean(segmenter, faces) -> dict:
     """Figures of faces as they are, at each of `LOGITS`: of pooled counts, and as the original's mean over batches of
     each batch's ratio; and the faces of lowest Dice."""
-    batches = []
-    for i, (name, image, target) in enumerate(faces):
-        if i % const.BATCH_SIZE == 0:
-            batches.append(SplitCounts({str(t): t for t in LOGITS}))
-        batches[-1].add(name, segmenter.logits([image])[0], target > 127)
-    table = {}
-    for t in map(str, LOGITS):
-        parts = [batch.pooled[t] for batch in batches]
+    names, counts, table = [], [], {}
+    for name, image, target in faces:
+        names.append(name)
+        counts.append(counts_at(segmenter.logits([image])[0], target > 127, LOGITS))
+    columns = list(zip(*counts, strict=True))
+    for t, column in zip(map(str, LOGITS), columns, strict=True):
+        starts = range(0, len(column), const.BATCH_SIZE)
+        parts = [sum(column[i : i + const.BATCH_SIZE], Counts()) for i in starts]
         means = {f"batch_{key}": sum(getattr(part, key) for part in parts) / len(parts) for key in ("dice", "iou")}
         table[t] = {**sum(parts, Counts()).summary(), **means}
-    each = sorted((counts.dice, name) for batch in batches for name, counts in batch.per_picture)
+    each = sorted((one.dice, name) for name, one in zip(names, columns[0], strict=True))
     return {**table["0.0"], "thresholds": table, "worst": each[:WORST], "pictures": len(each)}
 
 

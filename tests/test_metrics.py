@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from metrics import Counts, SplitCounts, boundary_distance, boundary_region
+from metrics import Counts, boundary_distance, boundary_region, counts_at
 
 
 def masks(tp: int, fp: int, fn: int, tn: int) -> tuple[np.ndarray, np.ndarray]:
@@ -147,16 +147,13 @@ def test_pooling_is_not_a_mean_of_ratios():
     assert pooled.dice - mean > 0.3
 
 
-def test_thresholds_of_a_split():
-    split = SplitCounts({"probability 0.5": 0.0, "logit 0.1": 0.1})
+def test_thresholds_of_a_picture():
     logits = np.array([[-1.0, 0.0, 0.05, 0.1, 0.11, 3.0]])
     target = np.array([[0, 0, 1, 1, 1, 1]], bool)
-    split.add("a.jpg", logits, target)
-    split.add("b.jpg", -logits, target)
-    half, original = split.pooled["probability 0.5"], split.pooled["logit 0.1"]
+    first, second = (counts_at(x, target, (0.0, 0.1)) for x in (logits, -logits))
+    half, original = (sum(pair, Counts()) for pair in zip(first, second, strict=True))
     assert (half.tp, half.fp, half.fn, half.tn) == (4, 1, 4, 3)  # a pixel at the threshold itself is not face
     assert (original.tp, original.fp, original.fn, original.tn) == (2, 1, 6, 3)
-    assert [name for name, _ in split.per_picture] == ["a.jpg", "b.jpg"]
-    assert [one.dice for _, one in split.per_picture] == [1.0, 0.0]
+    assert [first[0].dice, second[0].dice] == [1.0, 0.0]
     assert half.bce_pixels == 12
     assert original.bce_pixels == 0
