@@ -47,19 +47,11 @@ def parse_color(text: str) -> tuple[int, int, int]:
     return tuple(bytes.fromhex(digits))
 
 
-def strips(height: int, width: int) -> Iterator[slice]:
-    """Rows of about four million pixels each, so that what is computed of them takes little memory."""
-    rows = max(1, 4_000_000 // max(1, width))
-    return (slice(top, min(height, top + rows)) for top in range(0, height, rows))
-
-
 def overlay(picture: np.ndarray, mask: np.ndarray, color: tuple[int, int, int], alpha: float) -> np.ndarray:
     """The mask's pixels painted over the picture, uint8 (H, W, 3): color * alpha + picture * (1 - alpha)."""
-    grey, out = np.arange(256, dtype=np.float32)[:, None], picture.copy()
+    grey = np.arange(256, dtype=np.float32)[:, None]
     table = np.round(grey * (1 - alpha) + np.float32(color) * alpha).astype(np.uint8)[None]  # (1, 256, 3)
-    for rows in strips(*mask.shape):
-        cv2.copyTo(cv2.LUT(picture[rows], table), mask[rows], out[rows])
-    return out
+    return cv2.copyTo(cv2.LUT(picture, table), mask, picture.copy())
 
 
 def contour(picture: np.ndarray, mask: np.ndarray, color: tuple[int, int, int], width: int | None = None) -> np.ndarray:
@@ -220,8 +212,8 @@ def faces_json(mask: np.ndarray, logits: np.ndarray, name: str, threshold: float
 def probability_map(logits: np.ndarray) -> np.ndarray:
     """Logits float (H, W) as probabilities uint8 (H, W), 0 to 255."""
     chances = np.empty(logits.shape, np.uint8)
-    for rows in strips(*logits.shape):
-        chances[rows] = np.round(255 / (1 + np.exp(-logits[rows].clip(-30, 30))))
+    for row, out in zip(logits, chances, strict=True):  # one by one, since floats take much memory
+        out[:] = np.round(255 / (1 + np.exp(-row.clip(-30, 30))))
     return chances
 
 
@@ -293,7 +285,7 @@ class Output:
         if kind == "json":
             return faces_json(mask, logits, name, self.threshold)
         drawn = probability_map(logits) if kind == "probability" else self.draw(kind, picture, mask)
-        return encode(drawn, const.RESULTS[kind], scratch=True)
+        return encode(drawn, const.RESULTS[kind])
 
 
 class Gif:
@@ -379,17 +371,11 @@ def save_gif(frames, path: Path, *, fps: float = 10.0, width: int = 480) -> None
         gif.close()
 
 
-def encode(picture: np.ndarray, suffix: str, *, scratch: bool = False) -> bytes:
-    """A mask uint8 (H, W), picture (H, W, 3) RGB or (H, W, 4) RGBA as the bytes of a file of this suffix; `scratch`
-    says that the array may be changed, which saves a copy of it."""
+def encode(picture: np.ndarray, suffix: str) -> bytes:
+    """A mask uint8 (H, W), picture (H, W, 3) RGB or (H, W, 4) RGBA as the bytes of a file of this suffix."""
     options = []  # OpenCV's own settings for PNG are made for flat areas: a quarter of the time, smaller files
     if picture.ndim == 3:
-        rgb = picture.shape[2] == 3
-        if scratch and rgb:
-            for rows in strips(*picture.shape[:2]):
-                picture[rows] = picture[rows, :, ::-1]
-        else:
-            picture = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR if rgb else cv2.COLOR_RGBA2BGRA)
+        picture = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR if picture.shape[2] == 3 else cv2.COLOR_RGBA2BGRA)
         options = [cv2.IMWRITE_JPEG_QUALITY, 92] if suffix == ".jpg" else [cv2.IMWRITE_PNG_COMPRESSION, 3]
     done, data = cv2.imencode(suffix, picture, options)
     if not done:

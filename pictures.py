@@ -26,7 +26,7 @@ import numpy as np
 
 import const
 from common import UserError, reason, sweep, usable_cores, write_bytes
-from drawing import Output, encode, shows_face, strips
+from drawing import Output, encode, shows_face
 
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM")  # and AVIF, HEIF; no others: EPS, say, runs a program
 ANIMATED = ("GIF", "WEBP", "PNG", "AVIF", "TIFF")  # not MPO: a phone's JPEG with a second picture inside
@@ -80,19 +80,20 @@ def read_picture(path: Path | io.BytesIO, *, name: str | None = None, animated=N
 
     shown = str(name or path)
     try:
-        with _QUIET, _opened(path, shown) as file:
+        with _QUIET, _open(path, shown) as file:
             try:
                 with Image.open(file, formats=_formats(file, shown)) as picture:
-                    if max(picture.size) > LONGEST_SIDE:
-                        raise PictureError(f"{shown} is longer than {LONGEST_SIDE} pixels; scale it down.")
                     if animated and picture.format in ANIMATED and getattr(picture, "is_animated", False):
                         animated(shown)
                     picture.load()
                     with suppress(Exception):  # a damaged tag of the orientation
                         ImageOps.exif_transpose(picture, in_place=True)
-                    return _to_rgb(picture)
+                    rgb = _to_rgb(picture)
             except UnidentifiedImageError:
-                return _read_tiff(file, shown)
+                rgb = _read_tiff(file, shown)
+        if max(rgb.shape) > LONGEST_SIDE:
+            raise PictureError(f"{shown} is longer than {LONGEST_SIDE} pixels; scale it down.")
+        return rgb
     except PictureError:
         raise
     except Image.DecompressionBombError:
@@ -101,20 +102,16 @@ def read_picture(path: Path | io.BytesIO, *, name: str | None = None, animated=N
         raise PictureError(f"{shown} cannot be read as a picture ({reason(error)}).") from None
 
 
-@contextmanager
-def _opened(path: Path | io.BytesIO, shown: str):
+def _open(path: Path | io.BytesIO, shown: str):
     """The bytes as a file; never those of a pipe or a device, which would be read for ever."""
     if isinstance(path, io.BytesIO):
-        yield path
-        return
+        return path
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise PictureError(f"{shown} is no regular file.")
-        file = open(path, "rb")  # noqa: SIM115
+        return open(path, "rb")
     except OSError as error:
         raise PictureError(f"{shown} cannot be read ({error.strerror}).") from None
-    with file:
-        yield file
 
 
 def _formats(file, shown: str) -> tuple[str, ...]:
@@ -138,25 +135,18 @@ def _formats(file, shown: str) -> tuple[str, ...]:
 
 
 def _to_rgb(picture) -> np.ndarray:
-    """A Pillow image as uint8 (H, W, 3), a strip at a time, so that no second picture of Pillow's is in memory."""
+    """A Pillow image as uint8 (H, W, 3)."""
     from PIL import Image
 
     if picture.mode.startswith("I") or picture.mode == "F":  # 16 or 32 bits of grey
         return _to_8_bits(np.asarray(picture)[..., None], deep=picture.mode.startswith("I;16"))
-    w, h = picture.size
-    rgb = np.empty((h, w, 3), np.uint8)
     to_srgb = _color_transform(picture)
-    for rows in strips(h, w):
-        strip, alpha = picture.crop((0, rows.start, w, rows.stop)), None
-        if strip.has_transparency_data:
-            strip = strip.convert("RGBA")
-            alpha = strip.getchannel("A")
-        strip = to_srgb(strip)
-        if alpha is not None:
-            strip.putalpha(alpha)
-            strip = Image.alpha_composite(Image.new("RGBA", strip.size, "white"), strip).convert("RGB")
-        rgb[rows] = np.asarray(strip)
-    return rgb
+    if not picture.has_transparency_data:
+        return np.array(to_srgb(picture))
+    picture = picture.convert("RGBA")
+    rgb = to_srgb(picture)
+    rgb.putalpha(picture.getchannel("A"))
+    return np.array(Image.alpha_composite(Image.new("RGBA", rgb.size, "white"), rgb).convert("RGB"))
 
 
 def _color_transform(picture) -> Callable:
@@ -171,8 +161,8 @@ def _color_transform(picture) -> Callable:
         fits = picture.mode in {"RGB": ("RGB", "RGBA", "P"), "CMYK": ("CMYK",), "L": ("L", "LA")}[mode]
         if fits and not ImageCms.getProfileDescription(profile).startswith("sRGB"):
             transform = ImageCms.buildTransform(profile, ImageCms.createProfile("sRGB"), mode, "RGB")
-            return lambda strip: ImageCms.applyTransform(strip.convert(mode), transform)
-    return lambda strip: strip.convert("RGB")
+            return lambda image: ImageCms.applyTransform(image.convert(mode), transform)
+    return lambda image: image.convert("RGB")
 
 
 def _to_8_bits(values: np.ndarray, *, deep: bool) -> np.ndarray:
@@ -185,8 +175,8 @@ def _to_8_bits(values: np.ndarray, *, deep: bool) -> np.ndarray:
         lit = some[some > 0]
         white = 1.0 if peak <= 1 or (lit.size and np.quantile(lit, 0.95) <= 1) else white
     rgb = np.empty((*values.shape[:2], 3), np.uint8)
-    for rows in strips(*values.shape[:2]):
-        rgb[rows] = (np.nan_to_num(values[rows].astype(np.float64)) / white * 255).clip(0, 255)
+    for row, out in zip(values, rgb, strict=True):  # one by one, since float64 takes much memory
+        out[:] = (np.nan_to_num(row.astype(np.float64)) / white * 255).clip(0, 255)
     return rgb
 
 
@@ -202,7 +192,7 @@ def _read_tiff(file, shown: str) -> np.ndarray:
     file.seek(0)
     with opencv_silent():
         picture = cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_UNCHANGED)
-    if picture is None or max(picture.shape[:2]) > LONGEST_SIDE:
+    if picture is None:
         raise PictureError(f"{shown} is not a picture.")
     picture = picture[..., None] if picture.ndim == 2 else picture[..., 2::-1]
     if picture.dtype == np.uint8:
@@ -235,7 +225,7 @@ def count_pixels(path: Path) -> int:
     """The pixels that a picture will have by its header; 0 for one that cannot be read."""
     from PIL import Image, UnidentifiedImageError
 
-    with suppress(Exception), _QUIET, _opened(path, "") as file:
+    with suppress(Exception), _QUIET, _open(path, "") as file:
         try:
             with Image.open(file, formats=_formats(file, "")) as picture:
                 return picture.size[0] * picture.size[1]
@@ -247,12 +237,9 @@ def count_pixels(path: Path) -> int:
 def read_known(path: Path, *, grey: bool = False) -> np.ndarray:
     """A picture of a data set, uint8 (H, W, 3) RGB, or (H, W) with `grey`: as `read_picture`, but whole JPEGs, and with
     `grey` PNGs, by OpenCV, in half of the time."""
-    path = Path(path)
-    try:
-        with _opened(path, str(path)) as file:
-            data = file.read()
-    except OSError as error:  # of a disk
-        raise PictureError(f"{path} cannot be read ({error.strerror}).") from None
+    data = b""
+    with suppress(OSError, PictureError), _open(path, "") as file:  # read_picture says why
+        data = file.read()
     known = data[:8] == b"\x89PNG\r\n\x1a\n" if grey else data[:3] == b"\xff\xd8\xff" and b"\xff\xd9" in data[-64:]
     if known and 0 < count_pixels(path) <= MOST_PIXELS:
         with suppress(MemoryError, cv2.error):
@@ -393,7 +380,7 @@ def read_tag(path: Path) -> str | None:
     """The `identity` of the picture that a result is of, with a "-" behind it if that shows no face; None for any other
     file, and for a result changed since."""
     try:
-        with _opened(path, "") as file:
+        with _open(path, "") as file:
             start = file.read(512)
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - 64))
