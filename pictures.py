@@ -35,7 +35,6 @@ MOST_PIXELS = 178_956_970  # of one picture: Pillow's own limit
 LONGEST_SIDE = 65_500  # pixels; what a JPEG, and so an overlay, can hold
 BATCH_PIXELS = 24_000_000  # pictures are batched up to this many pixels over all threads
 PIXELS_IN_HAND = 48_000_000  # at most over all threads, at about 17 bytes each, but for one picture that is larger
-SHARES = 64  # that these are handed out in
 AT_ONCE = 4  # batches in hand at most; on machines of more cores, each gets several
 
 
@@ -273,24 +272,7 @@ class Job:
     source: str | None = None  # the picture's `identity`, taken before it is read
 
 
-class Some(list):
-    """The first thousand names of however many there are, `total`; threads may append to it."""
-
-    total, _lock = 0, threading.Lock()
-
-    def append(self, name: str) -> None:
-        with self._lock:
-            self.total += 1
-            if len(self) < 1000:
-                super().append(name)
-
-
-def find_jobs(inputs: Iterable[Path], out: Path) -> list[Job]:
-    """`iter_jobs` as a list."""
-    return list(iter_jobs(inputs, out))
-
-
-def iter_jobs(inputs: Iterable[Path], out: Path, skipped=None, passed=None) -> Iterator[Job]:
+def find_jobs(inputs: Iterable[Path], out: Path, skipped=None, passed=None) -> list[Job]:
     """The pictures of files and folders (searched through, in name order); lists get a sentence for each folder that
     cannot be searched or holds no pictures (`skipped`), and the files of folders that are no pictures (`passed`).
 
@@ -298,21 +280,22 @@ def iter_jobs(inputs: Iterable[Path], out: Path, skipped=None, passed=None) -> I
     case of its letters, the later one gets its suffix appended (`cat_png`), then a number. Results of an earlier run
     into the searched folder itself, known by their tags, are not taken for pictures.
     """
-    taken: set[str] = set()
+    jobs, taken = [], set()
     skipped, passed = [] if skipped is None else skipped, [] if passed is None else passed
     for given in map(Path, inputs):
-        empty = os.path.isdir(given)  # which, unlike Path's, takes a name of any length
-        found = ((p, p.relative_to(given)) for p in _walk(given, Path(out), skipped, passed))
-        for path, relative in found if empty else [(given, Path(given.name))]:
-            empty = False
+        is_folder = os.path.isdir(given)  # which, unlike Path's, takes a name of any length
+        found = list(_walk(given, Path(out), skipped, passed)) if is_folder else [given]
+        if not found:
+            skipped.append(f"{given} holds no pictures ({' '.join(const.IMAGE_SUFFIXES)}).")
+        for path in found:
+            relative = path.relative_to(given) if is_folder else Path(path.name)
             stem, suffix = _stem(relative), relative.suffix.lstrip(".")
             others = [f"{stem}_{suffix}"] if suffix else []
             names = chain([stem], others, (f"{stem}_{n}" for n in count(2 + len(others))))
             name = next(name for name in names if name.casefold() not in taken)
             taken.add(name.casefold())
-            yield Job(path, name)
-        if empty:
-            skipped.append(f"{given} holds no pictures ({' '.join(const.IMAGE_SUFFIXES)}).")
+            jobs.append(Job(path, name))
+    return jobs
 
 
 def _stem(path: Path) -> str:
@@ -323,11 +306,9 @@ def _stem(path: Path) -> str:
 
 
 def _walk(folder: Path, out: Path, skipped: list[str], passed: list[str]) -> Iterator[Path]:
-    def unsearched(error: OSError) -> None:
-        skipped.append(f"{error.filename} cannot be searched ({error.strerror}).")
-
     seen = set()  # a link may lead to a folder above it
-    for root, folders, files in os.walk(folder, onerror=unsearched, followlinks=True):
+    closed = []
+    for root, folders, files in os.walk(folder, onerror=closed.append, followlinks=True):
         real = Path(root).resolve()
         if real in seen:
             folders.clear()
@@ -343,6 +324,7 @@ def _walk(folder: Path, out: Path, skipped: list[str], passed: list[str]) -> Ite
                 yield path
             else:
                 passed.append(str(path))
+    skipped += [f"{error.filename} cannot be searched ({error.strerror})." for error in closed]
 
 
 # --- Tags: which picture a result is of -----------------------------------------------------------------------------
@@ -410,16 +392,17 @@ def forbidden(results: Iterable[Path], inputs: Iterable[Path] = ()) -> str | Non
 
 # --- Many pictures at once --------------------------------------------------------------------------------------------
 @contextmanager
-def _holding(pixels: int, lock: threading.Lock, room: threading.Semaphore) -> Iterator[None]:
+def _holding(pixels: int, held: list[int], changed: threading.Condition) -> Iterator[None]:
     """Wait until so many pixels more may be in hand; a picture larger than all of the room has it alone."""
-    shares = max(1, min(SHARES, -(-pixels * SHARES // PIXELS_IN_HAND)))
-    with lock:  # one after the other, or each might wait for what another has taken already
-        for _ in range(shares):
-            room.acquire()
+    with changed:
+        changed.wait_for(lambda: not held or sum(held) + pixels <= PIXELS_IN_HAND)
+        held.append(pixels)
     try:
         yield
     finally:
-        room.release(shares)
+        with changed:
+            held.remove(pixels)
+            changed.notify_all()
 
 
 def predict_files(
@@ -434,53 +417,47 @@ def predict_files(
         on_result: called in one of the threads with (job, picture uint8 (H, W, 3), logits float32 (H, W)); those of a
             picture of more than `PIXELS_IN_HAND` are smaller. A PictureError of its is the sentence of the job, an
             OSError (a full disk, no permission) ends the work.
-        workers: the threads; one a core without it, at most `AT_ONCE`, on a GPU at least two.
+        workers: the threads; one a core without it, at least two and at most `AT_ONCE`.
     """
     import torch
 
     import devices
 
-    if workers is None:
-        device = getattr(segmenter, "device", torch.device("cpu"))
-        workers = max(1 if device.type == "cpu" else 2, min(AT_ONCE, usable_cores() // devices.local_world_size()))
+    workers = workers or max(2, min(AT_ONCE, usable_cores() // devices.local_world_size()))
     todo = iter(jobs)
     first = list(islice(todo, workers * batch_size))
     if not first:
         return
     workers = min(workers, len(first))
     size = min(batch_size, -(-len(first) // workers))  # a few pictures are shared out evenly
-    todo, room = chain(first, todo), (threading.Lock(), threading.Semaphore(SHARES))
+    held, changed = [], threading.Condition()
 
-    def predicted(batch: list[Job]) -> list[tuple[Job, str | None]]:
-        done = []
-        for group, pixels in _groups(batch, BATCH_PIXELS // workers):
-            with _holding(pixels, *room):
-                done += _predict_group(segmenter, group, on_result, animated)
-        return done
+    def predicted(group: list[Job], pixels: int) -> list[tuple[Job, str | None]]:
+        with _holding(pixels, held, changed):
+            return list(_predict_group(segmenter, group, on_result, animated))
 
     threads = torch.get_num_threads()
     each = max(1, threads // workers)
     with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(each,)) as pool:
         try:
-            work = (pool.submit(predicted, batch) for batch in iter(lambda: list(islice(todo, size)), []))
+            groups = _groups(chain(first, todo), size, BATCH_PIXELS // workers)
+            work = (pool.submit(predicted, *group) for group in groups)
             going = deque(islice(work, workers + 1))
             while going:
                 done = going.popleft().result()
                 going.extend(islice(work, 1))
                 yield from done
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
         finally:
+            pool.shutdown(cancel_futures=True)
             torch.set_num_threads(threads)
 
 
-def _groups(jobs: list[Job], most: int) -> Iterator[tuple[list[Job], int]]:
-    """(jobs that are segmented together, their pixels): as many as have `most` pixels in all, and at least one."""
+def _groups(jobs: Iterable[Job], size: int, most: int) -> Iterator[tuple[list[Job], int]]:
+    """(jobs that are segmented together, their pixels): up to `size`, with up to `most` pixels, and at least one."""
     group, total = [], 0
     for job in jobs:
         pixels = count_pixels(job.path)
-        if group and total + pixels > most:
+        if group and (len(group) == size or total + pixels > most):
             yield group, total
             group, total = [], 0
         group.append(job)
@@ -518,8 +495,7 @@ def predict(
     of one.
 
     Gives a sentence for each picture that could not be read or whose results would replace another file, and for each
-    folder without pictures; a UserError if there are no pictures at all, or results cannot be written. Folders are
-    searched twice, once to count, so that a million pictures are never listed.
+    folder without pictures; a UserError if there are no pictures at all, or results cannot be written.
 
     Args:
         skip_existing: leave out pictures whose results are all there, of the same file.
@@ -529,31 +505,29 @@ def predict(
     from tqdm.auto import tqdm
 
     inputs = [inputs] if isinstance(inputs, (str, os.PathLike)) else inputs
-    inputs, out, errors, passed = [Path(p) for p in inputs], Path(out), [], Some()
-    total = sum(1 for _ in iter_jobs(inputs, out, errors, passed))
-    if not total:
+    inputs, out, errors, passed = [Path(p) for p in inputs], Path(out), [], []
+    jobs = find_jobs(inputs, out, errors, passed)
+    if not jobs:
         raise UserError(" ".join([errors[0], *_said_of_passed(passed)]))
+    jobs = jobs[shard[0] - 1 :: shard[1]]
     folder = _Results(out, output or Output(), {path.resolve() for path in inputs}, skip_existing)
-    part = len(range(shard[0] - 1, total, shard[1]))
-    todo = folder.todo(islice(iter_jobs(inputs, out), shard[0] - 1, None, shard[1]), errors)
     options = {"batch_size": batch_size, "on_result": folder.write, "animated": folder.animated.append}
     done = 0
     try:
         out.mkdir(parents=True, exist_ok=True)
         sweep(out)
-        ended = predict_files(segmenter, todo, **options)
-        for _, error in tqdm(ended, total=part, unit="picture", disable=None, delay=2):
+        ended = predict_files(segmenter, folder.todo(jobs, errors), **options)
+        for _, error in tqdm(ended, total=len(jobs), unit="picture", disable=None, delay=2):
             done += not error
             errors += [error] if error else []
     except OSError as error:
         raise UserError(f"The results cannot be written to {out} ({error.strerror or error}).") from error
-    of = _counted(part, "picture") + (f" of part {shard[0]}/{shard[1]}" if shard[1] > 1 else "")
+    of = _counted(len(jobs), "picture") + (f" of part {shard[0]}/{shard[1]}" if shard[1] > 1 else "")
     before = f", {folder.skipped} were there already" if folder.skipped else ""
     where = f": {', '.join(folder.output.results)} in {out}" if done else "."
     log(f"{done} of {of} done{before}{where}")
     if folder.animated:
-        many = _counted(folder.animated.total, "animation")
-        log(f"{many}, of which the first frame was taken: {_listed(folder.animated)}.")
+        log(f"{_listed(folder.animated, 'animation', ', of which the first frame was taken')}.")
     for sentence in _said_of_passed(passed):
         log(sentence)
     if folder.faceless:
@@ -566,7 +540,7 @@ class _Results:
 
     def __init__(self, out: Path, output: Output, inputs: set[Path], skip_existing: bool):
         self.out, self.output, self.inputs, self.skip_existing = out, output, inputs, skip_existing
-        self.skipped, self.faceless, self.animated = 0, Some(), Some()
+        self.skipped, self.faceless, self.animated = 0, [], []
 
     def paths(self, job: Job) -> dict[str, Path]:
         return {kind: self.out / f"{job.name}_{kind}{const.RESULTS[kind]}" for kind in self.output.results}
@@ -607,28 +581,28 @@ class _Results:
             write_bytes(path, tagged(data, path.suffix, job.source or "0" * 16, faceless=faceless))
 
     def said_of_faceless(self, fail_empty: bool) -> str:
-        """All that are kept are named where somebody has to see to them."""
-        named = _listed(self.faceless, len(self.faceless) if fail_empty or self.output.hiding else 20)
-        said = f"{_counted(self.faceless.total, 'picture')} without a face: {named}."
+        """Up to a thousand are named where somebody has to see to them."""
+        most = 1000 if fail_empty or self.output.hiding else 20
+        said = f"{_listed(self.faceless, 'picture', ' without a face', most)}."
         if not self.output.hiding:
             return said
         return f"{'' if fail_empty else 'Warning: '}{said} Nothing was hidden there, so they went out as they were."
 
 
-def _said_of_passed(passed: Some) -> list[str]:
+def _said_of_passed(passed: list[str]) -> list[str]:
     if not passed:
         return []
     videos = any(Path(name).suffix.lower() in const.VIDEO_SUFFIXES for name in passed)
-    is_no = "is not a picture" if passed.total == 1 else "are not pictures"
-    return [f"{_counted(passed.total, 'file')} {is_no}: {_listed(passed)}{'; give videos by name' if videos else ''}."]
+    is_no = " is not a picture" if len(passed) == 1 else " are not pictures"
+    return [f"{_listed(passed, 'file', is_no)}{'; give videos by name' if videos else ''}."]
 
 
 def _counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _listed(names: Some, most: int = 3) -> str:
-    return ", ".join(names[:most]) + (", ..." if names.total > most else "")
+def _listed(names: list[str], noun: str, what: str, most: int = 3) -> str:
+    return f"{_counted(len(names), noun)}{what}: {', '.join(names[:most])}{', ...' if len(names) > most else ''}"
 
 
 def predict_stream(segmenter, source, sink, threshold: float = const.THRESHOLD) -> bool:

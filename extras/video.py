@@ -23,7 +23,7 @@ from drawing import Gif, Output, shows_face
 from extras import video_files
 from extras.video_files import Clip, VideoError, ahead, captured, exact, find_pyav, probe, rate, read, writing
 from extras.video_masks import masked_frames
-from pictures import PictureError, done_before, find_jobs, forbidden, identity, iter_jobs, read_picture, tagged
+from pictures import PictureError, done_before, find_jobs, forbidden, identity, read_picture, tagged
 
 GIF_STEP = Fraction(1, 10)  # seconds between a video's frames in a GIF
 
@@ -290,7 +290,7 @@ def _writing_gif(path: Path, log) -> Iterator[Gif]:
 
 def _add_pictures(gif: Gif, segmenter, inputs: list[Path], out: Path, output: Output) -> list[str]:
     errors: list[str] = []
-    for job in iter_jobs(inputs, out):
+    for job in find_jobs(inputs, out):
         try:
             picture = read_picture(job.path)
         except PictureError as error:

@@ -382,7 +382,7 @@ def test_linked_folders_are_searched_and_closed_ones_named(tmp_path, monkeypatch
 
     monkeypatch.setattr(os, "scandir", guarded)
     skipped = []
-    jobs = list(pictures.iter_jobs([tmp_path / "in"], tmp_path / "out", skipped))
+    jobs = find_jobs([tmp_path / "in"], tmp_path / "out", skipped)
     assert [job.name for job in jobs] == ["a", "link/c"]
     assert len(skipped) == 1
     assert "closed cannot be searched (Permission denied)" in skipped[0]
@@ -536,13 +536,6 @@ def predicted(inputs, out, output=None, **options) -> tuple[list[str], str]:
 def save_face(path, *faces) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(painted(ellipses((80, 100), *faces))).save(path)
-
-
-def test_of_many_names_the_first_are_kept():
-    names = pictures.Some()
-    for i in range(5000):
-        names.append(str(i))
-    assert (names.total, len(names), names[0]) == (5000, 1000, "0")
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="no file that fails to be read")
