@@ -38,31 +38,6 @@ PIXELS_IN_HAND = 48_000_000  # at most over all threads, at about 17 bytes each,
 AT_ONCE = 4  # batches in hand at most; on machines of more cores, each gets several
 
 
-class _Quiet:
-    """No warnings of large pictures or of damaged tags, of which the pixels know nothing, while any thread reads: the
-    filters are those of the whole process."""
-
-    def __init__(self):
-        self.lock, self.inside, self.filters = threading.Lock(), 0, None
-
-    def __enter__(self):
-        with self.lock:
-            if not self.inside:
-                self.filters = warnings.catch_warnings()
-                self.filters.__enter__()
-                warnings.simplefilter("ignore", Warning)
-            self.inside += 1
-
-    def __exit__(self, *error):
-        with self.lock:
-            self.inside -= 1
-            if not self.inside:
-                self.filters.__exit__(*error)
-
-
-_QUIET = _Quiet()
-
-
 class PictureError(UserError):
     """A picture that cannot be read; the message is one sentence for the user."""
 
@@ -79,7 +54,7 @@ def read_picture(path: Path | io.BytesIO, *, name: str | None = None, animated=N
 
     shown = str(name or path)
     try:
-        with _QUIET, _open(path, shown) as file:
+        with _open(path, shown) as file:
             try:
                 with Image.open(file, formats=_formats(file, shown)) as picture:
                     if animated and picture.format in ANIMATED and getattr(picture, "is_animated", False):
@@ -103,6 +78,7 @@ def read_picture(path: Path | io.BytesIO, *, name: str | None = None, animated=N
 
 def _open(path: Path | io.BytesIO, shown: str):
     """The bytes as a file; never those of a pipe or a device, which would be read for ever."""
+    warnings.filterwarnings("ignore", module="PIL|pillow_heif")  # of large pictures, damaged tags
     if isinstance(path, io.BytesIO):
         return path
     try:
@@ -164,6 +140,7 @@ def _color_transform(picture) -> Callable:
     return lambda image: image.convert("RGB")
 
 
+@np.errstate(all="ignore")  # of NaN and infinity
 def _to_8_bits(values: np.ndarray, *, deep: bool) -> np.ndarray:
     """Values (H, W, 1 or 3) of more than 8 bits as uint8 (H, W, 3); `deep` says that 65535 is white, else 255 or 65535
     is, by the largest value, or of floating-point numbers 1 if all but a few are below it: highlights lie above."""
@@ -224,7 +201,7 @@ def count_pixels(path: Path) -> int:
     """The pixels that a picture will have by its header; 0 for one that cannot be read."""
     from PIL import Image, UnidentifiedImageError
 
-    with suppress(Exception), _QUIET, _open(path, "") as file:
+    with suppress(Exception), _open(path, "") as file:
         try:
             with Image.open(file, formats=_formats(file, "")) as picture:
                 return picture.size[0] * picture.size[1]
