@@ -136,6 +136,19 @@ def _side(box: tuple) -> float:
     return max(box[2] - box[0], box[3] - box[1])
 
 
+def find_boxes(found: np.ndarray, least: int = 1) -> list[tuple]:
+    """Boxes (x0, y0, x1, y1) around the faces of what is found, bool (H, W), in parts of `least` pixels or more."""
+    _, _, stats, _ = cv2.connectedComponentsWithStats(found.astype(np.uint8))
+    return merge_boxes([(x, y, x + w, y + h) for x, y, w, h, area in stats[1:].tolist() if area >= least])
+
+
+def shrunk(values: np.ndarray, side: int) -> np.ndarray:
+    """Values (H, W) with a longer side of at most `side`."""
+    h, w = values.shape
+    scale = min(1.0, side / max(h, w))
+    return cv2.resize(values, (max(1, round(w * scale)), max(1, round(h * scale))), interpolation=cv2.INTER_AREA)
+
+
 @dataclass(frozen=True)
 class Face:
     """A face of a mask, in all its parts."""
@@ -151,17 +164,12 @@ class Face:
 
 def _faces(mask: np.ndarray) -> Iterator[np.ndarray]:
     """Each face of a mask uint8 (H, W), in all its parts but specks: uint8 (h, w), 0/255, at 512 pixels at most."""
-    h, w = mask.shape
-    scale = min(1.0, 512 / max(h, w))  # hulls and boxes need no more
-    small = cv2.resize(mask, (max(1, round(w * scale)), max(1, round(h * scale))), interpolation=cv2.INTER_AREA)
+    small = shrunk(mask, 512)  # hulls and boxes need no more
     _, labels, stats, _ = cv2.connectedComponentsWithStats((small > 60).astype(np.uint8))
-    stats = stats.astype(float)
-    boxes = np.hstack([stats[:, :2], stats[:, :2] + stats[:, 2:4]])
-    boxes[0] = np.inf  # the background is in no box
-    boxes[stats[:, cv2.CC_STAT_AREA] < SPECK] = np.inf
-    for x0, y0, x1, y1 in merge_boxes([tuple(box) for box in boxes[np.isfinite(boxes[:, 0])].tolist()]):
-        own = (boxes[:, :2] >= (x0, y0)).all(1) & (boxes[:, 2:] <= (x1, y1)).all(1)
-        yield own.astype(np.uint8)[labels] * np.uint8(255)
+    parts = {i: (x, y, x + w, y + h) for i, (x, y, w, h, area) in enumerate(stats.tolist()) if i and area >= SPECK}
+    for x0, y0, x1, y1 in merge_boxes(list(parts.values())):
+        own = [i for i, (a, b, c, d) in parts.items() if a >= x0 and b >= y0 and c <= x1 and d <= y1]
+        yield np.where(np.isin(labels, own), 255, 0).astype(np.uint8)
 
 
 def shows_face(mask: np.ndarray) -> bool:
@@ -290,13 +298,14 @@ class Output:
 
 class Gif:
     """An endless GIF, written to a binary `file` frame by frame: of each what differs from the one before it, in a
-    palette that is kept as long as it fits. The first one, made smaller to `width` pixels, gives the size; others are
-    scaled to fit into it, on black."""
+    palette that is kept as long as it fits. The first one, made smaller to `WIDTH`, gives the size; others are scaled
+    to fit into it, on black."""
 
+    WIDTH = 480  # pixels at most
     COLORS = 127  # and one that is transparent
 
-    def __init__(self, file, width: int = 480):
-        self.file, self.width, self.end = file, width, 0.0  # seconds; when the last frame has been shown
+    def __init__(self, file):
+        self.file, self.end = file, 0.0  # seconds; when the last frame has been shown
         self._held = self._palette = self._before = None
 
     def add(self, frame: np.ndarray, at: float, shown: float) -> None:
@@ -307,7 +316,7 @@ class Gif:
             self._write(*self._held, at)
         else:
             h, w = frame.shape[:2]
-            scale = min(1.0, self.width / w)
+            scale = min(1.0, self.WIDTH / w)
             self._size = max(1, round(w * scale)), min(65535, max(1, round(h * scale)))
             self._shape = frame.shape
             self.file.write(b"GIF89a" + struct.pack("<HHBBB", *self._size, 0x70, 0, 0))
@@ -361,11 +370,11 @@ class Gif:
         return pixels
 
 
-def save_gif(frames, path: Path, *, fps: float = 10.0, width: int = 480) -> None:
-    """Frames uint8 (H, W, 3) as an endless GIF of at most `width` pixels; ValueError if there is none."""
+def save_gif(frames, path: Path, *, fps: float = 10.0) -> None:
+    """Frames uint8 (H, W, 3) as a `Gif`; ValueError if there is none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary, temporary.open("wb") as file:
-        gif = Gif(file, width)
+        gif = Gif(file)
         for i, frame in enumerate(frames):
             gif.add(frame, i / fps, 1 / fps)
         gif.close()
