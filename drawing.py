@@ -6,6 +6,7 @@ import json
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 
@@ -236,17 +237,8 @@ def hidden_region(mask: np.ndarray) -> np.ndarray:
     return np.where(cv2.resize(region, mask.shape[::-1], interpolation=cv2.INTER_LINEAR) > 127, 255, 0).astype(np.uint8)
 
 
-def pixelate(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Faces as squares, about eight across each; uint8 (H, W, 3)."""
-    return _hide(picture, mask, 8, cv2.INTER_NEAREST)
-
-
-def blur(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Faces out of focus: averaged to about six spots across each, smoothly enlarged; uint8 (H, W, 3)."""
-    return _hide(picture, mask, 6, cv2.INTER_CUBIC)
-
-
 def _hide(picture: np.ndarray, mask: np.ndarray, blocks: int, enlarge: int) -> np.ndarray:
+    """Faces averaged to about so many blocks across each, enlarged again; uint8 (H, W, 3)."""
     region, out = hidden_region(mask), picture.copy()
     for x, y, w, h, _ in cv2.connectedComponentsWithStats(region)[2][1:]:
         box = np.s_[y : y + h, x : x + w]
@@ -254,6 +246,10 @@ def _hide(picture: np.ndarray, mask: np.ndarray, blocks: int, enlarge: int) -> n
         coarse = cv2.resize(picture[box], grid_size, interpolation=cv2.INTER_AREA)
         cv2.copyTo(cv2.resize(coarse, (w, h), interpolation=enlarge), region[box], out[box])
     return out
+
+
+pixelate = partial(_hide, blocks=8, enlarge=cv2.INTER_NEAREST)
+blur = partial(_hide, blocks=6, enlarge=cv2.INTER_CUBIC)
 
 
 @dataclass(frozen=True)
@@ -312,19 +308,19 @@ class Gif:
         """A frame uint8 (H, W, 3) that is seen from `at` seconds until the next one; if it is the last, for `shown`."""
         from PIL import Image
 
+        high, wide = frame.shape[:2]
         if self._held is not None:
             self._write(*self._held, at)
         else:
-            h, w = frame.shape[:2]
-            scale = min(1.0, self.WIDTH / w)
-            self._size = max(1, round(w * scale)), min(65535, max(1, round(h * scale)))
+            scale = min(1.0, self.WIDTH / wide)
+            self._size = max(1, round(wide * scale)), min(65535, max(1, round(high * scale)))
             self._shape = frame.shape
             self.file.write(b"GIF89a" + struct.pack("<HHBBB", *self._size, 0x70, 0, 0))
             self.file.write(b"\x21\xff\x0bNETSCAPE2.0\x03\x01\0\0\0")  # for ever
         w, h = fit = self._size
         if frame.shape != self._shape:
-            scale = min(w / frame.shape[1], h / frame.shape[0])
-            fit = min(w, max(1, round(frame.shape[1] * scale))), min(h, max(1, round(frame.shape[0] * scale)))
+            scale = min(w / wide, h / high)
+            fit = min(w, max(1, round(wide * scale))), min(h, max(1, round(high * scale)))
         small = cv2.resize(frame, fit, interpolation=cv2.INTER_AREA)
         left, top = (w - fit[0]) // 2, (h - fit[1]) // 2
         border = top, h - fit[1] - top, left, w - fit[0] - left

@@ -45,11 +45,8 @@ class PictureError(UserError):
 # --- Reading --------------------------------------------------------------------------------------------------------
 def read_picture(path: Path | io.BytesIO, *, name: str | None = None, animated=None) -> np.ndarray:
     """Any picture as it is seen, of any depth and colour space: uint8 (H, W, 3) RGB, upright, transparency over white;
-    of an animation the first frame, and `animated` is called with its name. Messages have `name`, or the path.
-
-    Raises:
-        PictureError: the file is missing, is no picture, or is cut short.
-    """
+    of an animation the first frame, and `animated` is called with its name. Messages have `name`, or the path. Raises
+    PictureError: the file is missing, is no picture, or is cut short."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     shown = str(name or path)
@@ -319,19 +316,18 @@ _COMMENTS = {  # suffix: where in the file a comment goes, what comes before and
 def identity(path: Path) -> str:
     """16 hexadecimal digits of a file's name, size and time, by which its results know it."""
     status = path.stat()
-    known = f"{path.name}|{status.st_size}|{status.st_mtime_ns}"
-    return hashlib.sha256(os.fsencode(known)).hexdigest()[:16]
+    return hashlib.sha256(os.fsencode(f"{path.name}|{status.st_size}|{status.st_mtime_ns}")).hexdigest()[:16]
 
 
 def tagged(data: bytes, suffix: str, source: str = "0" * 16, before: int = 0, *, faceless: bool = False) -> bytes:
     """A result's bytes, or those that follow the `before` that are written, with the `identity` of its picture, if it
     is of one, and whether that shows no face, in a comment of the format."""
     place, head, tail = _COMMENTS[suffix]
+    place = len(data) if place is None else place
     size = before + len(data) + len(head) + 47 + len(tail)
     text = b"face-segmentation %s%c%012d" % (source.encode(), b"-" if faceless else b" ", size)
     if suffix == ".png":
         tail = zlib.crc32(head[4:] + text).to_bytes(4, "big")
-    place = len(data) if place is None else place
     return data[:place] + head + text + tail + data[place:]
 
 
@@ -368,20 +364,6 @@ def forbidden(results: Iterable[Path], inputs: Iterable[Path] = ()) -> str | Non
 
 
 # --- Many pictures at once --------------------------------------------------------------------------------------------
-@contextmanager
-def _holding(pixels: int, held: list[int], changed: threading.Condition) -> Iterator[None]:
-    """Wait until so many pixels more may be in hand; a picture larger than all of the room has it alone."""
-    with changed:
-        changed.wait_for(lambda: not held or sum(held) + pixels <= PIXELS_IN_HAND)
-        held.append(pixels)
-    try:
-        yield
-    finally:
-        with changed:
-            held.remove(pixels)
-            changed.notify_all()
-
-
 def predict_files(
     segmenter, jobs: Iterable[Job], *, batch_size: int, on_result: Callable, workers: int | None = None, animated=None
 ) -> Iterator[tuple[Job, str | None]]:
@@ -410,8 +392,15 @@ def predict_files(
     held, changed = [], threading.Condition()
 
     def predicted(group: list[Job], pixels: int) -> list[tuple[Job, str | None]]:
-        with _holding(pixels, held, changed):
+        with changed:  # a picture larger than all of the room has it alone
+            changed.wait_for(lambda: not held or sum(held) + pixels <= PIXELS_IN_HAND)
+            held.append(pixels)
+        try:
             return list(_predict_group(segmenter, group, on_result, animated))
+        finally:
+            with changed:
+                held.remove(pixels)
+                changed.notify_all()
 
     threads = torch.get_num_threads()
     each = max(1, threads // workers)
@@ -499,7 +488,7 @@ def predict(
             errors += [error] if error else []
     except OSError as error:
         raise UserError(f"The results cannot be written to {out} ({error.strerror or error}).") from error
-    of = _counted(len(jobs), "picture") + (f" of part {shard[0]}/{shard[1]}" if shard[1] > 1 else "")
+    of = _counted(jobs, "picture") + (f" of part {shard[0]}/{shard[1]}" if shard[1] > 1 else "")
     before = f", {folder.skipped} were there already" if folder.skipped else ""
     where = f": {', '.join(folder.output.results)} in {out}" if done else "."
     log(f"{done} of {of} done{before}{where}")
@@ -574,12 +563,12 @@ def _said_of_passed(passed: list[str]) -> list[str]:
     return [f"{_listed(passed, 'file', is_no)}{'; give videos by name' if videos else ''}."]
 
 
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+def _counted(things: list, noun: str) -> str:
+    return f"{len(things)} {noun}{'' if len(things) == 1 else 's'}"
 
 
 def _listed(names: list[str], noun: str, what: str, most: int = 3) -> str:
-    return f"{_counted(len(names), noun)}{what}: {', '.join(names[:most])}{', ...' if len(names) > most else ''}"
+    return f"{_counted(names, noun)}{what}: {', '.join(names[:most])}{', ...' if len(names) > most else ''}"
 
 
 def predict_stream(segmenter, source, sink, threshold: float = const.THRESHOLD) -> bool:
