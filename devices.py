@@ -109,24 +109,18 @@ def _number(name: str, least: int) -> int:
     return int(text)
 
 
-def _job() -> tuple[int, int]:
-    """(rank, world size) by torchrun's variables. Raises UserError: they are no numbers, do not agree, or one is
-    missing."""
-    number, size = _number("RANK", 0), _number("WORLD_SIZE", 1)
-    if number >= size or (size > 1 and "RANK" not in os.environ):
-        given = ", ".join(f"{name} {os.environ.get(name, 'not set')}" for name in ("RANK", "WORLD_SIZE"))
-        raise UserError(f"The environment numbers no process of a job ({given}): use torchrun, or unset both.")
-    return number, size
-
-
 def rank() -> int:
     """This process's number in the job; 0 alone."""
-    return _job()[0]
+    return _number("RANK", 0)
 
 
 def world_size() -> int:
-    """The number of processes of the job."""
-    return _job()[1]
+    """The number of processes of the job. Raises UserError: torchrun's variables do not agree, or one is missing."""
+    size = _number("WORLD_SIZE", 1)
+    if rank() >= size or (size > 1 and "RANK" not in os.environ):
+        given = ", ".join(f"{name} {os.environ.get(name, 'not set')}" for name in ("RANK", "WORLD_SIZE"))
+        raise UserError(f"The environment numbers no process of a job ({given}): use torchrun, or unset both.")
+    return size
 
 
 def local_world_size() -> int:

@@ -48,6 +48,13 @@ def parse_color(text: str) -> tuple[int, int, int]:
     return tuple(bytes.fromhex(digits))
 
 
+def scaled(picture: np.ndarray, side: int) -> np.ndarray:
+    """A picture, mask or map (H, W, ...) with its longer side at `side`, aspect kept."""
+    scale = side / max(picture.shape[:2])
+    h, w = (max(1, round(n * scale)) for n in picture.shape[:2])
+    return cv2.resize(picture, (w, h), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+
+
 def overlay(picture: np.ndarray, mask: np.ndarray, color: tuple[int, int, int], alpha: float) -> np.ndarray:
     """The mask's pixels painted over the picture, uint8 (H, W, 3): color * alpha + picture * (1 - alpha)."""
     grey = np.arange(256, dtype=np.float32)[:, None]
@@ -71,9 +78,8 @@ def worst_sheet(rows: list[tuple[str, np.ndarray, np.ndarray, np.ndarray]]) -> n
     (H, W); the target's outline is green, the prediction's magenta."""
     cells, cell = [], 224  # pixels
     for title, picture, predicted, target in rows:
-        scale = cell / max(picture.shape[:2])
-        size = round(picture.shape[1] * scale), round(picture.shape[0] * scale)
-        small = cv2.resize(picture, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+        small = scaled(picture, cell)
+        size = small.shape[1::-1]
         for mask, color in ((target, (0, 255, 0)), (predicted, (255, 0, 255))):
             small = contour(small, cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST), color, 1)
         tile = np.full((cell + 20, cell, 3), 255, np.uint8)
@@ -143,13 +149,6 @@ def find_boxes(found: np.ndarray, least: int = 1) -> list[tuple]:
     return merge_boxes([(x, y, x + w, y + h) for x, y, w, h, area in stats[1:].tolist() if area >= least])
 
 
-def shrunk(values: np.ndarray, side: int) -> np.ndarray:
-    """Values (H, W) with a longer side of at most `side`."""
-    h, w = values.shape
-    scale = min(1.0, side / max(h, w))
-    return cv2.resize(values, (max(1, round(w * scale)), max(1, round(h * scale))), interpolation=cv2.INTER_AREA)
-
-
 @dataclass(frozen=True)
 class Face:
     """A face of a mask, in all its parts."""
@@ -165,7 +164,7 @@ class Face:
 
 def _faces(mask: np.ndarray) -> Iterator[np.ndarray]:
     """Each face of a mask uint8 (H, W), in all its parts but specks: uint8 (h, w), 0/255, at 512 pixels at most."""
-    small = shrunk(mask, 512)  # hulls and boxes need no more
+    small = scaled(mask, min(512, max(mask.shape)))  # hulls and boxes need no more
     _, labels, stats, _ = cv2.connectedComponentsWithStats((small > 60).astype(np.uint8))
     parts = {i: (x, y, x + w, y + h) for i, (x, y, w, h, area) in enumerate(stats.tolist()) if i and area >= SPECK}
     for x0, y0, x1, y1 in merge_boxes(list(parts.values())):
@@ -198,9 +197,9 @@ def faces_json(mask: np.ndarray, logits: np.ndarray, name: str, threshold: float
     try:
         from pycocotools import mask as coco
 
-        about = "COCO run lengths"
+        mask_format = "COCO run lengths"
     except ImportError:
-        coco, about = None, "polygons x, y, x, y, ..., holes by the even-odd rule (no pycocotools here)"
+        coco, mask_format = None, "polygons x, y, x, y, ..., holes by the even-odd rule (no pycocotools here)"
     faces = []
     for face in find_faces(mask, logits):
         x, y, w, h = face.box
@@ -213,17 +212,9 @@ def faces_json(mask: np.ndarray, logits: np.ndarray, name: str, threshold: float
             lines, _ = cv2.findContours(face.mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE, offset=(x, y))
             shape = [line.ravel().tolist() for line in lines]
         faces.append({"box": face.box, "area": face.area, "confidence": round(face.confidence, 4), "mask": shape})
-    size = {"width": mask.shape[1], "height": mask.shape[0], "threshold": threshold}
-    formats = {"box_format": "x, y, width, height in pixels", "mask_format": about}
-    return json.dumps({"picture": name, **size, **formats, "faces": faces}).encode("ascii")
-
-
-def probability_map(logits: np.ndarray) -> np.ndarray:
-    """Logits float (H, W) as probabilities uint8 (H, W), 0 to 255."""
-    chances = np.empty(logits.shape, np.uint8)
-    for row, out in zip(logits, chances, strict=True):  # one by one, since floats take much memory
-        out[:] = np.round(255 / (1 + np.exp(-row.clip(-30, 30))))
-    return chances
+    about = {"threshold": threshold, "box_format": "x, y, width, height in pixels", "mask_format": mask_format}
+    size = {"width": mask.shape[1], "height": mask.shape[0]}
+    return json.dumps({"picture": name, **size, **about, "faces": faces}).encode("ascii")
 
 
 def hidden_region(mask: np.ndarray) -> np.ndarray:
@@ -288,8 +279,9 @@ class Output:
         the picture."""
         if kind == "json":
             return faces_json(mask, logits, name, self.threshold)
-        drawn = probability_map(logits) if kind == "probability" else self.draw(kind, picture, mask)
-        return encode(drawn, const.RESULTS[kind])
+        if kind == "probability":
+            return encode(np.round(255 / (1 + np.exp(-logits.clip(-30, 30)))).astype(np.uint8), ".png")
+        return encode(self.draw(kind, picture, mask), const.RESULTS[kind])
 
 
 class Gif:

@@ -17,7 +17,7 @@ import torch
 import const
 import devices
 from common import UserError
-from drawing import find_boxes, shrunk
+from drawing import find_boxes, scaled
 from model import Info
 
 FINE_MARGIN = 1.5  # side of the fine pass's square, in lengths of the face found
@@ -129,12 +129,12 @@ class Segmenter:
         ]
 
     def _coarse_pass(self, pictures: list[np.ndarray]) -> list[np.ndarray]:
-        scaled = [_scaled(p, self.info.size) for p in pictures]
+        padded = [_padded(p, self.info.size) for p in pictures]
         logits: dict[int, np.ndarray] = {}
-        for shape in {s.shape for s, _ in scaled}:
-            same = [i for i, (s, _) in enumerate(scaled) if s.shape == shape]
-            logits.update(zip(same, self._logits([scaled[i][0] for i in same]), strict=True))
-        return [logits[i][:h, :w] for i, (_, (h, w)) in enumerate(scaled)]
+        for shape in {s.shape for s, _ in padded}:
+            same = [i for i, (s, _) in enumerate(padded) if s.shape == shape]
+            logits.update(zip(same, self._logits([padded[i][0] for i in same]), strict=True))
+        return [logits[i][:h, :w] for i, (_, (h, w)) in enumerate(padded)]
 
     def face_boxes(self, coarse: np.ndarray, shape: tuple[int, int], threshold=COARSE_THRESHOLD) -> list[tuple]:
         """Squares (x, y, side) in pixels of a picture of `shape` (H, W) around what its logits, float32 at any lower
@@ -159,11 +159,10 @@ def to_mask(logits: np.ndarray, threshold: float) -> np.ndarray:
     return (logits > logit).view(np.uint8) * np.uint8(255)
 
 
-def _scaled(picture: np.ndarray, side: int) -> tuple[np.ndarray, tuple[int, int]]:
+def _padded(picture: np.ndarray, side: int) -> tuple[np.ndarray, tuple[int, int]]:
     """The picture with its longer side at `side`, padded to multiples of 32: (padded, (h, w) of the content)."""
-    scale = side / max(picture.shape[:2])
-    h, w = (max(1, round(n * scale)) for n in picture.shape[:2])
-    small = cv2.resize(picture, (w, h), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    small = scaled(picture, side)
+    h, w = small.shape[:2]
     return cv2.copyMakeBorder(small, 0, -h % 32, 0, -w % 32, cv2.BORDER_REPLICATE), (h, w)
 
 
@@ -216,7 +215,7 @@ def _reject_unconfident(logits: np.ndarray, squares: list[tuple[int, int, int]],
     """Logits float32 (H, W), changed in place: a region below `MIN_CONFIDENCE` is rejected, and so is, in a picture
     with a region that reaches `confidence`, one that shares no square (x, y, side) of the fine pass with it."""
     h, w = logits.shape
-    small = shrunk(logits, 256)
+    small = scaled(logits, min(256, max(h, w)))
     found = small > 0
     regions = []  # (where, own, the squares that it lies in)
     for x0, y0, x1, y1 in find_boxes(found):
