@@ -404,9 +404,9 @@ def predict_files(
 
     threads = torch.get_num_threads()
     each = max(1, threads // workers)
+    groups = _groups(chain(first, todo), size, BATCH_PIXELS // workers)
     with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(each,)) as pool:
         try:
-            groups = _groups(chain(first, todo), size, BATCH_PIXELS // workers)
             work = (pool.submit(predicted, *group) for group in groups)
             going = deque(islice(work, workers + 1))
             while going:
@@ -457,8 +457,7 @@ def _shrunk(picture: np.ndarray) -> np.ndarray:
 def predict(
     segmenter, inputs, out, output=None, *, batch_size=4, skip_existing=False, fail_empty=False, shard=(1, 1), log=print
 ) -> list[str]:
-    """Write results, those of an `Output`, into the folder `out` for every picture of files and folders, `inputs`, or
-    of one.
+    """Write results, those of an `Output`, into the folder `out` for every picture of files and folders, `inputs`.
 
     Gives a sentence for each picture that could not be read or whose results would replace another file, and for each
     folder without pictures; a UserError if there are no pictures at all, or results cannot be written.
@@ -470,7 +469,7 @@ def predict(
     """
     from tqdm.auto import tqdm
 
-    inputs = [inputs] if isinstance(inputs, (str, os.PathLike)) else inputs
+    inputs = [inputs] if isinstance(inputs, (str, os.PathLike)) else inputs  # or of one
     inputs, out, errors, passed = [Path(p) for p in inputs], Path(out), [], []
     jobs = find_jobs(inputs, out, errors, passed)
     if not jobs:
@@ -571,10 +570,9 @@ def _listed(names: list[str], noun: str, what: str, most: int = 3) -> str:
     return f"{_counted(names, noun)}{what}: {', '.join(names[:most])}{', ...' if len(names) > most else ''}"
 
 
-def predict_stream(segmenter, source, sink, threshold: float = const.THRESHOLD) -> bool:
+def predict_stream(segmenter, source, sink, threshold: float) -> bool:
     """Read one picture from a binary stream, write its mask as PNG to another; whether it shows a face."""
-    picture = read_picture(io.BytesIO(source.read()), name="standard input")
-    mask = segmenter.mask(picture, threshold)
+    mask = segmenter.mask(read_picture(io.BytesIO(source.read()), name="standard input"), threshold)
     sink.write(encode(mask, ".png"))
     sink.flush()
     return shows_face(mask)
