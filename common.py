@@ -53,14 +53,12 @@ def temporary_name(name: str) -> str:
 
 def sweep(folder: Path) -> None:
     """Remove what killed processes left unfinished in `folder`, never what a living one is writing."""
-    for path in list(Path(folder).glob(f"{TEMP}*")):
-        if not _is_abandoned(path):
-            continue
-        with suppress(OSError):  # somebody else's, in a folder that several share
+    for path in filter(_is_abandoned, list(Path(folder).glob(f"{TEMP}*"))):
+        with suppress(OSError):  # somebody else's, in a folder that several share; gone meanwhile
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
-                path.unlink(missing_ok=True)
+                path.unlink()
 
 
 def _is_abandoned(path: Path) -> bool:
@@ -129,7 +127,6 @@ def locked(path: Path, message: str) -> Iterator[None]:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file, its folder made where it is missing; an OSError leaves nothing half-written."""
-    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         temporary.write_bytes(data)

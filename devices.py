@@ -42,18 +42,16 @@ def find_device(name: str = "auto", *, log=print) -> torch.device:
         (some @ some).cpu()
         return device
     except (RuntimeError, AssertionError, ImportError) as error:  # of a kind that this PyTorch has no module for
-        why = reason(error)
-    if name != "auto":
-        raise UserError(f"The device {name!r} cannot be used ({why}); try --device cpu.")
-    log(f"The GPU cannot be used ({why}); going on with the CPU.")
-    return torch.device("cpu")
+        if name != "auto":
+            raise UserError(f"The device {name!r} cannot be used ({reason(error)}); try --device cpu.") from None
+        log(f"The GPU cannot be used ({reason(error)}); going on with the CPU.")
+        return torch.device("cpu")
 
 
 # --- Number formats -------------------------------------------------------------------------------------------------
 def cpu_has_bf16() -> bool:
     """Whether this processor multiplies bf16 in hardware (AVX512-BF16 or AMX). Others emulate it, slower than fp32."""
-    names = "_is_avx512_bf16_supported", "_is_amx_tile_supported"
-    return any(getattr(torch.cpu, name, bool)() for name in names)
+    return any(getattr(torch.cpu, f"_is_{name}_supported", bool)() for name in ("avx512_bf16", "amx_tile"))
 
 
 def emulates_bf16(device: torch.device) -> bool:
@@ -109,24 +107,18 @@ def _number(name: str, least: int) -> int:
     return int(text)
 
 
-def _job() -> tuple[int, int]:
-    """(rank, world size) by torchrun's variables. Raises UserError: they are no numbers, do not agree, or one is
-    missing."""
-    number, size = _number("RANK", 0), _number("WORLD_SIZE", 1)
-    if number >= size or (size > 1 and "RANK" not in os.environ):
-        given = ", ".join(f"{name} {os.environ.get(name, 'not set')}" for name in ("RANK", "WORLD_SIZE"))
-        raise UserError(f"The environment numbers no process of a job ({given}): use torchrun, or unset both.")
-    return number, size
-
-
 def rank() -> int:
     """This process's number in the job; 0 alone."""
-    return _job()[0]
+    return _number("RANK", 0)
 
 
 def world_size() -> int:
-    """The number of processes of the job."""
-    return _job()[1]
+    """The number of processes of the job. Raises UserError: torchrun's variables do not agree, or one is missing."""
+    number, size = rank(), _number("WORLD_SIZE", 1)
+    if number >= size or (size > 1 and "RANK" not in os.environ):
+        given = ", ".join(f"{name} {os.environ.get(name, 'not set')}" for name in ("RANK", "WORLD_SIZE"))
+        raise UserError(f"The environment numbers no process of a job ({given}): use torchrun, or unset both.")
+    return size
 
 
 def local_world_size() -> int:

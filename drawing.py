@@ -6,6 +6,7 @@ import json
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 
@@ -47,19 +48,18 @@ def parse_color(text: str) -> tuple[int, int, int]:
     return tuple(bytes.fromhex(digits))
 
 
-def strips(height: int, width: int) -> Iterator[slice]:
-    """Rows of about four million pixels each, so that what is computed of them takes little memory."""
-    rows = max(1, 4_000_000 // max(1, width))
-    return (slice(top, min(height, top + rows)) for top in range(0, height, rows))
+def scaled(picture: np.ndarray, side: int) -> np.ndarray:
+    """A picture, mask or map (H, W, ...) with its longer side at `side`, aspect kept."""
+    scale = side / max(picture.shape[:2])
+    h, w = (max(1, round(n * scale)) for n in picture.shape[:2])
+    return cv2.resize(picture, (w, h), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
 
 
 def overlay(picture: np.ndarray, mask: np.ndarray, color: tuple[int, int, int], alpha: float) -> np.ndarray:
     """The mask's pixels painted over the picture, uint8 (H, W, 3): color * alpha + picture * (1 - alpha)."""
-    grey, out = np.arange(256, dtype=np.float32)[:, None], picture.copy()
+    grey = np.arange(256, dtype=np.float32)[:, None]
     table = np.round(grey * (1 - alpha) + np.float32(color) * alpha).astype(np.uint8)[None]  # (1, 256, 3)
-    for rows in strips(*mask.shape):
-        cv2.copyTo(cv2.LUT(picture[rows], table), mask[rows], out[rows])
-    return out
+    return cv2.copyTo(cv2.LUT(picture, table), mask, picture.copy())
 
 
 def contour(picture: np.ndarray, mask: np.ndarray, color: tuple[int, int, int], width: int | None = None) -> np.ndarray:
@@ -78,9 +78,8 @@ def worst_sheet(rows: list[tuple[str, np.ndarray, np.ndarray, np.ndarray]]) -> n
     (H, W); the target's outline is green, the prediction's magenta."""
     cells, cell = [], 224  # pixels
     for title, picture, predicted, target in rows:
-        scale = cell / max(picture.shape[:2])
-        size = round(picture.shape[1] * scale), round(picture.shape[0] * scale)
-        small = cv2.resize(picture, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+        small = scaled(picture, cell)
+        size = small.shape[1::-1]
         for mask, color in ((target, (0, 255, 0)), (predicted, (255, 0, 255))):
             small = contour(small, cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST), color, 1)
         tile = np.full((cell + 20, cell, 3), 255, np.uint8)
@@ -144,6 +143,12 @@ def _side(box: tuple) -> float:
     return max(box[2] - box[0], box[3] - box[1])
 
 
+def find_boxes(found: np.ndarray, least: int = 1) -> list[tuple]:
+    """Boxes (x0, y0, x1, y1) around the faces of what is found, bool (H, W), in parts of `least` pixels or more."""
+    _, _, stats, _ = cv2.connectedComponentsWithStats(found.astype(np.uint8))
+    return merge_boxes([(x, y, x + w, y + h) for x, y, w, h, area in stats[1:].tolist() if area >= least])
+
+
 @dataclass(frozen=True)
 class Face:
     """A face of a mask, in all its parts."""
@@ -159,17 +164,12 @@ class Face:
 
 def _faces(mask: np.ndarray) -> Iterator[np.ndarray]:
     """Each face of a mask uint8 (H, W), in all its parts but specks: uint8 (h, w), 0/255, at 512 pixels at most."""
-    h, w = mask.shape
-    scale = min(1.0, 512 / max(h, w))  # hulls and boxes need no more
-    small = cv2.resize(mask, (max(1, round(w * scale)), max(1, round(h * scale))), interpolation=cv2.INTER_AREA)
+    small = scaled(mask, min(512, max(mask.shape)))  # hulls and boxes need no more
     _, labels, stats, _ = cv2.connectedComponentsWithStats((small > 60).astype(np.uint8))
-    stats = stats.astype(float)
-    boxes = np.hstack([stats[:, :2], stats[:, :2] + stats[:, 2:4]])
-    boxes[0] = np.inf  # the background is in no box
-    boxes[stats[:, cv2.CC_STAT_AREA] < SPECK] = np.inf
-    for x0, y0, x1, y1 in merge_boxes([tuple(box) for box in boxes[np.isfinite(boxes[:, 0])].tolist()]):
-        own = (boxes[:, :2] >= (x0, y0)).all(1) & (boxes[:, 2:] <= (x1, y1)).all(1)
-        yield own.astype(np.uint8)[labels] * np.uint8(255)
+    parts = {i: (x, y, x + w, y + h) for i, (x, y, w, h, area) in enumerate(stats.tolist()) if i and area >= SPECK}
+    for x0, y0, x1, y1 in merge_boxes(list(parts.values())):
+        own = [i for i, (a, b, c, d) in parts.items() if a >= x0 and b >= y0 and c <= x1 and d <= y1]
+        yield np.where(np.isin(labels, own), 255, 0).astype(np.uint8)
 
 
 def shows_face(mask: np.ndarray) -> bool:
@@ -197,9 +197,9 @@ def faces_json(mask: np.ndarray, logits: np.ndarray, name: str, threshold: float
     try:
         from pycocotools import mask as coco
 
-        about = "COCO run lengths"
+        mask_format = "COCO run lengths"
     except ImportError:
-        coco, about = None, "polygons x, y, x, y, ..., holes by the even-odd rule (no pycocotools here)"
+        coco, mask_format = None, "polygons x, y, x, y, ..., holes by the even-odd rule (no pycocotools here)"
     faces = []
     for face in find_faces(mask, logits):
         x, y, w, h = face.box
@@ -212,17 +212,9 @@ def faces_json(mask: np.ndarray, logits: np.ndarray, name: str, threshold: float
             lines, _ = cv2.findContours(face.mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE, offset=(x, y))
             shape = [line.ravel().tolist() for line in lines]
         faces.append({"box": face.box, "area": face.area, "confidence": round(face.confidence, 4), "mask": shape})
-    size = {"width": mask.shape[1], "height": mask.shape[0], "threshold": threshold}
-    formats = {"box_format": "x, y, width, height in pixels", "mask_format": about}
-    return json.dumps({"picture": name, **size, **formats, "faces": faces}).encode("ascii")
-
-
-def probability_map(logits: np.ndarray) -> np.ndarray:
-    """Logits float (H, W) as probabilities uint8 (H, W), 0 to 255."""
-    chances = np.empty(logits.shape, np.uint8)
-    for rows in strips(*logits.shape):
-        chances[rows] = np.round(255 / (1 + np.exp(-logits[rows].clip(-30, 30))))
-    return chances
+    about = {"threshold": threshold, "box_format": "x, y, width, height in pixels", "mask_format": mask_format}
+    size = {"width": mask.shape[1], "height": mask.shape[0]}
+    return json.dumps({"picture": name, **size, **about, "faces": faces}).encode("ascii")
 
 
 def hidden_region(mask: np.ndarray) -> np.ndarray:
@@ -236,17 +228,8 @@ def hidden_region(mask: np.ndarray) -> np.ndarray:
     return np.where(cv2.resize(region, mask.shape[::-1], interpolation=cv2.INTER_LINEAR) > 127, 255, 0).astype(np.uint8)
 
 
-def pixelate(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Faces as squares, about eight across each; uint8 (H, W, 3)."""
-    return _hide(picture, mask, 8, cv2.INTER_NEAREST)
-
-
-def blur(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Faces out of focus: averaged to about six spots across each, smoothly enlarged; uint8 (H, W, 3)."""
-    return _hide(picture, mask, 6, cv2.INTER_CUBIC)
-
-
 def _hide(picture: np.ndarray, mask: np.ndarray, blocks: int, enlarge: int) -> np.ndarray:
+    """Faces averaged to about so many blocks across each, enlarged again; uint8 (H, W, 3)."""
     region, out = hidden_region(mask), picture.copy()
     for x, y, w, h, _ in cv2.connectedComponentsWithStats(region)[2][1:]:
         box = np.s_[y : y + h, x : x + w]
@@ -254,6 +237,10 @@ def _hide(picture: np.ndarray, mask: np.ndarray, blocks: int, enlarge: int) -> n
         coarse = cv2.resize(picture[box], grid_size, interpolation=cv2.INTER_AREA)
         cv2.copyTo(cv2.resize(coarse, (w, h), interpolation=enlarge), region[box], out[box])
     return out
+
+
+pixelate = partial(_hide, blocks=8, enlarge=cv2.INTER_NEAREST)
+blur = partial(_hide, blocks=6, enlarge=cv2.INTER_CUBIC)
 
 
 @dataclass(frozen=True)
@@ -292,38 +279,40 @@ class Output:
         the picture."""
         if kind == "json":
             return faces_json(mask, logits, name, self.threshold)
-        drawn = probability_map(logits) if kind == "probability" else self.draw(kind, picture, mask)
-        return encode(drawn, const.RESULTS[kind], scratch=True)
+        if kind == "probability":
+            return encode(np.round(255 / (1 + np.exp(-logits.clip(-30, 30)))).astype(np.uint8), ".png")
+        return encode(self.draw(kind, picture, mask), const.RESULTS[kind])
 
 
 class Gif:
     """An endless GIF, written to a binary `file` frame by frame: of each what differs from the one before it, in a
-    palette that is kept as long as it fits. The first one, made smaller to `width` pixels, gives the size; others are
-    scaled to fit into it, on black."""
+    palette that is kept as long as it fits. The first one, made smaller to `WIDTH`, gives the size; others are scaled
+    to fit into it, on black."""
 
+    WIDTH = 480  # pixels at most
     COLORS = 127  # and one that is transparent
 
-    def __init__(self, file, width: int = 480):
-        self.file, self.width, self.end = file, width, 0.0  # seconds; when the last frame has been shown
+    def __init__(self, file):
+        self.file, self.end = file, 0.0  # seconds; when the last frame has been shown
         self._held = self._palette = self._before = None
 
     def add(self, frame: np.ndarray, at: float, shown: float) -> None:
         """A frame uint8 (H, W, 3) that is seen from `at` seconds until the next one; if it is the last, for `shown`."""
         from PIL import Image
 
+        high, wide = frame.shape[:2]
         if self._held is not None:
             self._write(*self._held, at)
         else:
-            h, w = frame.shape[:2]
-            scale = min(1.0, self.width / w)
-            self._size = max(1, round(w * scale)), min(65535, max(1, round(h * scale)))
+            scale = min(1.0, self.WIDTH / wide)
+            self._size = max(1, round(wide * scale)), min(65535, max(1, round(high * scale)))
             self._shape = frame.shape
             self.file.write(b"GIF89a" + struct.pack("<HHBBB", *self._size, 0x70, 0, 0))
             self.file.write(b"\x21\xff\x0bNETSCAPE2.0\x03\x01\0\0\0")  # for ever
         w, h = fit = self._size
         if frame.shape != self._shape:
-            scale = min(w / frame.shape[1], h / frame.shape[0])
-            fit = min(w, max(1, round(frame.shape[1] * scale))), min(h, max(1, round(frame.shape[0] * scale)))
+            scale = min(w / wide, h / high)
+            fit = min(w, max(1, round(wide * scale))), min(h, max(1, round(high * scale)))
         small = cv2.resize(frame, fit, interpolation=cv2.INTER_AREA)
         left, top = (w - fit[0]) // 2, (h - fit[1]) // 2
         border = top, h - fit[1] - top, left, w - fit[0] - left
@@ -369,27 +358,21 @@ class Gif:
         return pixels
 
 
-def save_gif(frames, path: Path, *, fps: float = 10.0, width: int = 480) -> None:
-    """Frames uint8 (H, W, 3) as an endless GIF of at most `width` pixels; ValueError if there is none."""
+def save_gif(frames, path: Path, *, fps: float = 10.0) -> None:
+    """Frames uint8 (H, W, 3) as a `Gif`; ValueError if there is none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary, temporary.open("wb") as file:
-        gif = Gif(file, width)
+        gif = Gif(file)
         for i, frame in enumerate(frames):
             gif.add(frame, i / fps, 1 / fps)
         gif.close()
 
 
-def encode(picture: np.ndarray, suffix: str, *, scratch: bool = False) -> bytes:
-    """A mask uint8 (H, W), picture (H, W, 3) RGB or (H, W, 4) RGBA as the bytes of a file of this suffix; `scratch`
-    says that the array may be changed, which saves a copy of it."""
+def encode(picture: np.ndarray, suffix: str) -> bytes:
+    """A mask uint8 (H, W), picture (H, W, 3) RGB or (H, W, 4) RGBA as the bytes of a file of this suffix."""
     options = []  # OpenCV's own settings for PNG are made for flat areas: a quarter of the time, smaller files
     if picture.ndim == 3:
-        rgb = picture.shape[2] == 3
-        if scratch and rgb:
-            for rows in strips(*picture.shape[:2]):
-                picture[rows] = picture[rows, :, ::-1]
-        else:
-            picture = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR if rgb else cv2.COLOR_RGBA2BGRA)
+        picture = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR if picture.shape[2] == 3 else cv2.COLOR_RGBA2BGRA)
         options = [cv2.IMWRITE_JPEG_QUALITY, 92] if suffix == ".jpg" else [cv2.IMWRITE_PNG_COMPRESSION, 3]
     done, data = cv2.imencode(suffix, picture, options)
     if not done:

@@ -17,7 +17,7 @@ import torch
 import const
 import devices
 from common import UserError
-from drawing import merge_boxes
+from drawing import find_boxes, scaled
 from model import Info
 
 FINE_MARGIN = 1.5  # side of the fine pass's square, in lengths of the face found
@@ -114,14 +114,14 @@ class Segmenter:
         """Pictures uint8 (H, W, 3) RGB of any sizes -> logits float32 (H, W) of these sizes. `boxes`: of each picture
         the squares (x, y, side) that hold its faces, where they are known: there is no coarse pass then. Raises
         UserError: the weights give values that are not finite."""
-        coarse = self._coarse_pass(pictures) if boxes is None or self.passes == 1 else [None] * len(pictures)
-        if self.passes == 1:
-            return [_enlarge(c, p.shape[:2]) for c, p in zip(coarse, pictures, strict=True)]
-        if boxes is None:
+        coarse = [None] * len(pictures)
+        if boxes is None or self.passes == 1:
+            coarse = self._coarse_pass(pictures)
+            if self.passes == 1:
+                return [_enlarge(c, p.shape[:2]) for c, p in zip(coarse, pictures, strict=True)]
             boxes = [self.face_boxes(c, p.shape[:2]) for c, p in zip(coarse, pictures, strict=True)]
-        crops = [_crop(p, b, self.info.size) for p, bs in zip(pictures, boxes, strict=True) for b in bs]
         # The fine pass sees the mirrored square: where the two are averaged, their errors are less alike.
-        crops = [np.ascontiguousarray(c[:, ::-1]) for c in crops]
+        crops = [_crop(p, b, self.info.size)[:, ::-1] for p, bs in zip(pictures, boxes, strict=True) for b in bs]
         fine = iter([x[:, ::-1] for i in range(0, len(crops), 8) for x in self._logits(crops[i : i + 8])])
         return [
             _reject_unconfident(_assemble(c, p.shape[:2], [(b, next(fine)) for b in bs]), bs, self.info.confidence)
@@ -129,22 +129,20 @@ class Segmenter:
         ]
 
     def _coarse_pass(self, pictures: list[np.ndarray]) -> list[np.ndarray]:
-        scaled = [_scaled(p, self.info.size) for p in pictures]
+        padded = [_padded(p, self.info.size) for p in pictures]
         logits: dict[int, np.ndarray] = {}
-        for shape in {s.shape for s, _ in scaled}:
-            same = [i for i, (s, _) in enumerate(scaled) if s.shape == shape]
-            logits.update(zip(same, self._logits([scaled[i][0] for i in same]), strict=True))
-        return [logits[i][:h, :w] for i, (_, (h, w)) in enumerate(scaled)]
+        for shape in {s.shape for s, _ in padded}:
+            same = [i for i, (s, _) in enumerate(padded) if s.shape == shape]
+            logits.update(zip(same, self._logits([padded[i][0] for i in same]), strict=True))
+        return [logits[i][:h, :w] for i, (_, (h, w)) in enumerate(padded)]
 
     def face_boxes(self, coarse: np.ndarray, shape: tuple[int, int], threshold=COARSE_THRESHOLD) -> list[tuple]:
         """Squares (x, y, side) in pixels of a picture of `shape` (H, W) around what its logits, float32 at any lower
         resolution, take for faces from a probability of `threshold`."""
         logit = float(np.log(threshold / (1 - threshold)))
-        n, _, stats, _ = cv2.connectedComponentsWithStats((coarse > logit).astype(np.uint8))
-        boxes = [tuple(map(float, (x, y, x + w, y + h))) for x, y, w, h, area in stats[1:n] if area >= 6]
         sy, sx = shape[0] / coarse.shape[0], shape[1] / coarse.shape[1]  # unequal for thin pictures
         squares = []
-        for x0, y0, x1, y1 in merge_boxes(boxes):
+        for x0, y0, x1, y1 in find_boxes(coarse > logit, 6):
             side = max((x1 - x0) * sx * FINE_MARGIN, (y1 - y0) * sy * FINE_MARGIN, 8)
             cx, cy = (x0 + x1) / 2 * sx, (y0 + y1) / 2 * sy
             squares.append((round(cx - side / 2), round(cy - side / 2), round(side)))
@@ -161,11 +159,10 @@ def to_mask(logits: np.ndarray, threshold: float) -> np.ndarray:
     return (logits > logit).view(np.uint8) * np.uint8(255)
 
 
-def _scaled(picture: np.ndarray, side: int) -> tuple[np.ndarray, tuple[int, int]]:
+def _padded(picture: np.ndarray, side: int) -> tuple[np.ndarray, tuple[int, int]]:
     """The picture with its longer side at `side`, padded to multiples of 32: (padded, (h, w) of the content)."""
-    scale = side / max(picture.shape[:2])
-    h, w = (max(1, round(n * scale)) for n in picture.shape[:2])
-    small = cv2.resize(picture, (w, h), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    small = scaled(picture, side)
+    h, w = small.shape[:2]
     return cv2.copyMakeBorder(small, 0, -h % 32, 0, -w % 32, cv2.BORDER_REPLICATE), (h, w)
 
 
@@ -205,9 +202,6 @@ def _assemble(coarse: np.ndarray | None, shape: tuple[int, int], fine: list[tupl
         patch = cv2.warpAffine(np.ascontiguousarray(logits), matrix, (x1 - x0, y1 - y0), **options)
         if coarse is not None and scale * h / coarse.shape[0] < NEAR:
             patch = (patch + _enlarge(coarse, shape)[box]) / 2
-        if len(fine) == 1:
-            total[box] = patch
-            return total
         ramp_x = 1.001 - np.abs((np.arange(x0, x1) + 0.5 - x) / side * 2 - 1)
         ramp_y = 1.001 - np.abs((np.arange(y0, y1) + 0.5 - y) / side * 2 - 1)
         near = np.minimum(ramp_y[:, None], ramp_x[None]).astype(np.float32)  # the middle of a square knows best
@@ -221,25 +215,21 @@ def _reject_unconfident(logits: np.ndarray, squares: list[tuple[int, int, int]],
     """Logits float32 (H, W), changed in place: a region below `MIN_CONFIDENCE` is rejected, and so is, in a picture
     with a region that reaches `confidence`, one that shares no square (x, y, side) of the fine pass with it."""
     h, w = logits.shape
-    scale = min(1.0, 256 / max(h, w))
-    size = max(1, round(w * scale)), max(1, round(h * scale))
-    small = cv2.resize(logits, size, interpolation=cv2.INTER_AREA)
-    n, labels, stats, _ = cv2.connectedComponentsWithStats((small > 0).astype(np.uint8))
-    boxes = [tuple(map(float, (x, y, x + bw, y + bh))) for x, y, bw, bh, _ in stats[1:n]]
+    small = scaled(logits, min(256, max(h, w)))
+    found = small > 0
     regions = []  # (where, own, the squares that it lies in)
-    for x0, y0, x1, y1 in merge_boxes(boxes):
-        box = np.s_[int(y0) : int(y1), int(x0) : int(x1)]
-        inside = small[box][small[box] > 0]
-        probability = np.sort(1 / (1 + np.exp(-inside)))
-        cx, cy = (x0 + x1) / 2 * w / size[0], (y0 + y1) / 2 * h / size[1]
+    for x0, y0, x1, y1 in find_boxes(found):
+        box = np.s_[y0:y1, x0:x1]
+        probability = np.sort(1 / (1 + np.exp(-small[box][found[box]])))
+        cx, cy = (x0 + x1) / 2 * w / small.shape[1], (y0 + y1) / 2 * h / small.shape[0]
         within = {s for s in squares if s[0] <= cx <= s[0] + s[2] and s[1] <= cy <= s[1] + s[2]}
-        regions.append((box, probability[inside.size // 2 :].mean(), within))
-    rejected, kept = np.zeros_like(labels, np.uint8), np.zeros_like(labels, np.uint8)
+        regions.append((box, probability[probability.size // 2 :].mean(), within))
+    rejected, kept = np.zeros(small.shape, np.uint8), np.zeros(small.shape, np.uint8)
     needed = confidence if any(own >= confidence for _, own, _ in regions) else MIN_CONFIDENCE
     for box, own, within in regions:
         best = max([own, *(other for _, other, its in regions if its & within)])
         is_face = own >= MIN_CONFIDENCE and best >= needed
-        (kept if is_face else rejected)[box] |= labels[box] > 0
+        (kept if is_face else rejected)[box] |= found[box]
     wide, wider = np.ones((3, 3), np.uint8), np.ones((9, 9), np.uint8)
     near = cv2.dilate(kept, wider)  # of these, at a threshold below 0.5, a little more
     regions = cv2.dilate(rejected, wide) & (kept == 0), cv2.dilate(kept, wide)

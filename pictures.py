@@ -26,7 +26,7 @@ import numpy as np
 
 import const
 from common import UserError, reason, sweep, usable_cores, write_bytes
-from drawing import Output, encode, shows_face, strips
+from drawing import Output, encode, shows_face
 
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM")  # and AVIF, HEIF; no others: EPS, say, runs a program
 ANIMATED = ("GIF", "WEBP", "PNG", "AVIF", "TIFF")  # not MPO: a phone's JPEG with a second picture inside
@@ -35,33 +35,7 @@ MOST_PIXELS = 178_956_970  # of one picture: Pillow's own limit
 LONGEST_SIDE = 65_500  # pixels; what a JPEG, and so an overlay, can hold
 BATCH_PIXELS = 24_000_000  # pictures are batched up to this many pixels over all threads
 PIXELS_IN_HAND = 48_000_000  # at most over all threads, at about 17 bytes each, but for one picture that is larger
-SHARES = 64  # that these are handed out in
 AT_ONCE = 4  # batches in hand at most; on machines of more cores, each gets several
-
-
-class _Quiet:
-    """No warnings of large pictures or of damaged tags, of which the pixels know nothing, while any thread reads: the
-    filters are those of the whole process."""
-
-    def __init__(self):
-        self.lock, self.inside, self.filters = threading.Lock(), 0, None
-
-    def __enter__(self):
-        with self.lock:
-            if not self.inside:
-                self.filters = warnings.catch_warnings()
-                self.filters.__enter__()
-                warnings.simplefilter("ignore", Warning)
-            self.inside += 1
-
-    def __exit__(self, *error):
-        with self.lock:
-            self.inside -= 1
-            if not self.inside:
-                self.filters.__exit__(*error)
-
-
-_QUIET = _Quiet()
 
 
 class PictureError(UserError):
@@ -71,28 +45,26 @@ class PictureError(UserError):
 # --- Reading --------------------------------------------------------------------------------------------------------
 def read_picture(path: Path | io.BytesIO, *, name: str | None = None, animated=None) -> np.ndarray:
     """Any picture as it is seen, of any depth and colour space: uint8 (H, W, 3) RGB, upright, transparency over white;
-    of an animation the first frame, and `animated` is called with its name. Messages have `name`, or the path.
-
-    Raises:
-        PictureError: the file is missing, is no picture, or is cut short.
-    """
+    of an animation the first frame, and `animated` is called with its name. Messages have `name`, or the path. Raises
+    PictureError: the file is missing, is no picture, or is cut short."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     shown = str(name or path)
     try:
-        with _QUIET, _opened(path, shown) as file:
+        with _open(path, shown) as file:
             try:
                 with Image.open(file, formats=_formats(file, shown)) as picture:
-                    if max(picture.size) > LONGEST_SIDE:
-                        raise PictureError(f"{shown} is longer than {LONGEST_SIDE} pixels; scale it down.")
                     if animated and picture.format in ANIMATED and getattr(picture, "is_animated", False):
                         animated(shown)
                     picture.load()
                     with suppress(Exception):  # a damaged tag of the orientation
                         ImageOps.exif_transpose(picture, in_place=True)
-                    return _to_rgb(picture)
+                    rgb = _to_rgb(picture)
             except UnidentifiedImageError:
-                return _read_tiff(file, shown)
+                rgb = _read_tiff(file, shown)
+        if max(rgb.shape) > LONGEST_SIDE:
+            raise PictureError(f"{shown} is longer than {LONGEST_SIDE} pixels; scale it down.")
+        return rgb
     except PictureError:
         raise
     except Image.DecompressionBombError:
@@ -101,20 +73,17 @@ def read_picture(path: Path | io.BytesIO, *, name: str | None = None, animated=N
         raise PictureError(f"{shown} cannot be read as a picture ({reason(error)}).") from None
 
 
-@contextmanager
-def _opened(path: Path | io.BytesIO, shown: str):
+def _open(path: Path | io.BytesIO, shown: str):
     """The bytes as a file; never those of a pipe or a device, which would be read for ever."""
+    warnings.filterwarnings("ignore", module="PIL|pillow_heif")  # of large pictures, damaged tags
     if isinstance(path, io.BytesIO):
-        yield path
-        return
+        return path
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise PictureError(f"{shown} is no regular file.")
-        file = open(path, "rb")  # noqa: SIM115
+        return open(path, "rb")
     except OSError as error:
         raise PictureError(f"{shown} cannot be read ({error.strerror}).") from None
-    with file:
-        yield file
 
 
 def _formats(file, shown: str) -> tuple[str, ...]:
@@ -138,25 +107,18 @@ def _formats(file, shown: str) -> tuple[str, ...]:
 
 
 def _to_rgb(picture) -> np.ndarray:
-    """A Pillow image as uint8 (H, W, 3), a strip at a time, so that no second picture of Pillow's is in memory."""
+    """A Pillow image as uint8 (H, W, 3)."""
     from PIL import Image
 
     if picture.mode.startswith("I") or picture.mode == "F":  # 16 or 32 bits of grey
         return _to_8_bits(np.asarray(picture)[..., None], deep=picture.mode.startswith("I;16"))
-    w, h = picture.size
-    rgb = np.empty((h, w, 3), np.uint8)
     to_srgb = _color_transform(picture)
-    for rows in strips(h, w):
-        strip, alpha = picture.crop((0, rows.start, w, rows.stop)), None
-        if strip.has_transparency_data:
-            strip = strip.convert("RGBA")
-            alpha = strip.getchannel("A")
-        strip = to_srgb(strip)
-        if alpha is not None:
-            strip.putalpha(alpha)
-            strip = Image.alpha_composite(Image.new("RGBA", strip.size, "white"), strip).convert("RGB")
-        rgb[rows] = np.asarray(strip)
-    return rgb
+    if not picture.has_transparency_data:
+        return np.array(to_srgb(picture))
+    picture = picture.convert("RGBA")
+    rgb = to_srgb(picture)
+    rgb.putalpha(picture.getchannel("A"))
+    return np.array(Image.alpha_composite(Image.new("RGBA", rgb.size, "white"), rgb).convert("RGB"))
 
 
 def _color_transform(picture) -> Callable:
@@ -171,10 +133,11 @@ def _color_transform(picture) -> Callable:
         fits = picture.mode in {"RGB": ("RGB", "RGBA", "P"), "CMYK": ("CMYK",), "L": ("L", "LA")}[mode]
         if fits and not ImageCms.getProfileDescription(profile).startswith("sRGB"):
             transform = ImageCms.buildTransform(profile, ImageCms.createProfile("sRGB"), mode, "RGB")
-            return lambda strip: ImageCms.applyTransform(strip.convert(mode), transform)
-    return lambda strip: strip.convert("RGB")
+            return lambda image: ImageCms.applyTransform(image.convert(mode), transform)
+    return lambda image: image.convert("RGB")
 
 
+@np.errstate(all="ignore")  # of NaN and infinity
 def _to_8_bits(values: np.ndarray, *, deep: bool) -> np.ndarray:
     """Values (H, W, 1 or 3) of more than 8 bits as uint8 (H, W, 3); `deep` says that 65535 is white, else 255 or 65535
     is, by the largest value, or of floating-point numbers 1 if all but a few are below it: highlights lie above."""
@@ -185,8 +148,8 @@ def _to_8_bits(values: np.ndarray, *, deep: bool) -> np.ndarray:
         lit = some[some > 0]
         white = 1.0 if peak <= 1 or (lit.size and np.quantile(lit, 0.95) <= 1) else white
     rgb = np.empty((*values.shape[:2], 3), np.uint8)
-    for rows in strips(*values.shape[:2]):
-        rgb[rows] = (np.nan_to_num(values[rows].astype(np.float64)) / white * 255).clip(0, 255)
+    for row, out in zip(values, rgb, strict=True):  # one by one, since float64 takes much memory
+        out[:] = (np.nan_to_num(row.astype(np.float64)) / white * 255).clip(0, 255)
     return rgb
 
 
@@ -202,7 +165,7 @@ def _read_tiff(file, shown: str) -> np.ndarray:
     file.seek(0)
     with opencv_silent():
         picture = cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_UNCHANGED)
-    if picture is None or max(picture.shape[:2]) > LONGEST_SIDE:
+    if picture is None:
         raise PictureError(f"{shown} is not a picture.")
     picture = picture[..., None] if picture.ndim == 2 else picture[..., 2::-1]
     if picture.dtype == np.uint8:
@@ -235,7 +198,7 @@ def count_pixels(path: Path) -> int:
     """The pixels that a picture will have by its header; 0 for one that cannot be read."""
     from PIL import Image, UnidentifiedImageError
 
-    with suppress(Exception), _QUIET, _opened(path, "") as file:
+    with suppress(Exception), _open(path, "") as file:
         try:
             with Image.open(file, formats=_formats(file, "")) as picture:
                 return picture.size[0] * picture.size[1]
@@ -247,12 +210,9 @@ def count_pixels(path: Path) -> int:
 def read_known(path: Path, *, grey: bool = False) -> np.ndarray:
     """A picture of a data set, uint8 (H, W, 3) RGB, or (H, W) with `grey`: as `read_picture`, but whole JPEGs, and with
     `grey` PNGs, by OpenCV, in half of the time."""
-    path = Path(path)
-    try:
-        with _opened(path, str(path)) as file:
-            data = file.read()
-    except OSError as error:  # of a disk
-        raise PictureError(f"{path} cannot be read ({error.strerror}).") from None
+    data = b""
+    with suppress(OSError, PictureError), _open(path, "") as file:  # read_picture says why
+        data = file.read()
     known = data[:8] == b"\x89PNG\r\n\x1a\n" if grey else data[:3] == b"\xff\xd8\xff" and b"\xff\xd9" in data[-64:]
     if known and 0 < count_pixels(path) <= MOST_PIXELS:
         with suppress(MemoryError, cv2.error):
@@ -286,24 +246,7 @@ class Job:
     source: str | None = None  # the picture's `identity`, taken before it is read
 
 
-class Some(list):
-    """The first thousand names of however many there are, `total`; threads may append to it."""
-
-    total, _lock = 0, threading.Lock()
-
-    def append(self, name: str) -> None:
-        with self._lock:
-            self.total += 1
-            if len(self) < 1000:
-                super().append(name)
-
-
-def find_jobs(inputs: Iterable[Path], out: Path) -> list[Job]:
-    """`iter_jobs` as a list."""
-    return list(iter_jobs(inputs, out))
-
-
-def iter_jobs(inputs: Iterable[Path], out: Path, skipped=None, passed=None) -> Iterator[Job]:
+def find_jobs(inputs: Iterable[Path], out: Path, skipped=None, passed=None) -> list[Job]:
     """The pictures of files and folders (searched through, in name order); lists get a sentence for each folder that
     cannot be searched or holds no pictures (`skipped`), and the files of folders that are no pictures (`passed`).
 
@@ -311,21 +254,22 @@ def iter_jobs(inputs: Iterable[Path], out: Path, skipped=None, passed=None) -> I
     case of its letters, the later one gets its suffix appended (`cat_png`), then a number. Results of an earlier run
     into the searched folder itself, known by their tags, are not taken for pictures.
     """
-    taken: set[str] = set()
+    jobs, taken = [], set()
     skipped, passed = [] if skipped is None else skipped, [] if passed is None else passed
     for given in map(Path, inputs):
-        empty = os.path.isdir(given)  # which, unlike Path's, takes a name of any length
-        found = ((p, p.relative_to(given)) for p in _walk(given, Path(out), skipped, passed))
-        for path, relative in found if empty else [(given, Path(given.name))]:
-            empty = False
+        is_folder = os.path.isdir(given)  # which, unlike Path's, takes a name of any length
+        found = list(_walk(given, Path(out), skipped, passed)) if is_folder else [given]
+        if not found:
+            skipped.append(f"{given} holds no pictures ({' '.join(const.IMAGE_SUFFIXES)}).")
+        for path in found:
+            relative = path.relative_to(given) if is_folder else Path(path.name)
             stem, suffix = _stem(relative), relative.suffix.lstrip(".")
             others = [f"{stem}_{suffix}"] if suffix else []
             names = chain([stem], others, (f"{stem}_{n}" for n in count(2 + len(others))))
             name = next(name for name in names if name.casefold() not in taken)
             taken.add(name.casefold())
-            yield Job(path, name)
-        if empty:
-            skipped.append(f"{given} holds no pictures ({' '.join(const.IMAGE_SUFFIXES)}).")
+            jobs.append(Job(path, name))
+    return jobs
 
 
 def _stem(path: Path) -> str:
@@ -336,11 +280,9 @@ def _stem(path: Path) -> str:
 
 
 def _walk(folder: Path, out: Path, skipped: list[str], passed: list[str]) -> Iterator[Path]:
-    def unsearched(error: OSError) -> None:
-        skipped.append(f"{error.filename} cannot be searched ({error.strerror}).")
-
     seen = set()  # a link may lead to a folder above it
-    for root, folders, files in os.walk(folder, onerror=unsearched, followlinks=True):
+    closed = []
+    for root, folders, files in os.walk(folder, onerror=closed.append, followlinks=True):
         real = Path(root).resolve()
         if real in seen:
             folders.clear()
@@ -356,6 +298,7 @@ def _walk(folder: Path, out: Path, skipped: list[str], passed: list[str]) -> Ite
                 yield path
             else:
                 passed.append(str(path))
+    skipped += [f"{error.filename} cannot be searched ({error.strerror})." for error in closed]
 
 
 # --- Tags: which picture a result is of -----------------------------------------------------------------------------
@@ -373,19 +316,18 @@ _COMMENTS = {  # suffix: where in the file a comment goes, what comes before and
 def identity(path: Path) -> str:
     """16 hexadecimal digits of a file's name, size and time, by which its results know it."""
     status = path.stat()
-    known = f"{path.name}|{status.st_size}|{status.st_mtime_ns}"
-    return hashlib.sha256(os.fsencode(known)).hexdigest()[:16]
+    return hashlib.sha256(os.fsencode(f"{path.name}|{status.st_size}|{status.st_mtime_ns}")).hexdigest()[:16]
 
 
 def tagged(data: bytes, suffix: str, source: str = "0" * 16, before: int = 0, *, faceless: bool = False) -> bytes:
     """A result's bytes, or those that follow the `before` that are written, with the `identity` of its picture, if it
     is of one, and whether that shows no face, in a comment of the format."""
     place, head, tail = _COMMENTS[suffix]
+    place = len(data) if place is None else place
     size = before + len(data) + len(head) + 47 + len(tail)
     text = b"face-segmentation %s%c%012d" % (source.encode(), b"-" if faceless else b" ", size)
     if suffix == ".png":
         tail = zlib.crc32(head[4:] + text).to_bytes(4, "big")
-    place = len(data) if place is None else place
     return data[:place] + head + text + tail + data[place:]
 
 
@@ -393,7 +335,7 @@ def read_tag(path: Path) -> str | None:
     """The `identity` of the picture that a result is of, with a "-" behind it if that shows no face; None for any other
     file, and for a result changed since."""
     try:
-        with _opened(path, "") as file:
+        with _open(path, "") as file:
             start = file.read(512)
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - 64))
@@ -422,19 +364,6 @@ def forbidden(results: Iterable[Path], inputs: Iterable[Path] = ()) -> str | Non
 
 
 # --- Many pictures at once --------------------------------------------------------------------------------------------
-@contextmanager
-def _holding(pixels: int, lock: threading.Lock, room: threading.Semaphore) -> Iterator[None]:
-    """Wait until so many pixels more may be in hand; a picture larger than all of the room has it alone."""
-    shares = max(1, min(SHARES, -(-pixels * SHARES // PIXELS_IN_HAND)))
-    with lock:  # one after the other, or each might wait for what another has taken already
-        for _ in range(shares):
-            room.acquire()
-    try:
-        yield
-    finally:
-        room.release(shares)
-
-
 def predict_files(
     segmenter, jobs: Iterable[Job], *, batch_size: int, on_result: Callable, workers: int | None = None, animated=None
 ) -> Iterator[tuple[Job, str | None]]:
@@ -447,53 +376,54 @@ def predict_files(
         on_result: called in one of the threads with (job, picture uint8 (H, W, 3), logits float32 (H, W)); those of a
             picture of more than `PIXELS_IN_HAND` are smaller. A PictureError of its is the sentence of the job, an
             OSError (a full disk, no permission) ends the work.
-        workers: the threads; one a core without it, at most `AT_ONCE`, on a GPU at least two.
+        workers: the threads; one a core without it, at least two and at most `AT_ONCE`.
     """
     import torch
 
     import devices
 
-    if workers is None:
-        device = getattr(segmenter, "device", torch.device("cpu"))
-        workers = max(1 if device.type == "cpu" else 2, min(AT_ONCE, usable_cores() // devices.local_world_size()))
+    workers = workers or max(2, min(AT_ONCE, usable_cores() // devices.local_world_size()))
     todo = iter(jobs)
     first = list(islice(todo, workers * batch_size))
     if not first:
         return
     workers = min(workers, len(first))
     size = min(batch_size, -(-len(first) // workers))  # a few pictures are shared out evenly
-    todo, room = chain(first, todo), (threading.Lock(), threading.Semaphore(SHARES))
+    held, changed = [], threading.Condition()
 
-    def predicted(batch: list[Job]) -> list[tuple[Job, str | None]]:
-        done = []
-        for group, pixels in _groups(batch, BATCH_PIXELS // workers):
-            with _holding(pixels, *room):
-                done += _predict_group(segmenter, group, on_result, animated)
-        return done
+    def predicted(group: list[Job], pixels: int) -> list[tuple[Job, str | None]]:
+        with changed:  # a picture larger than all of the room has it alone
+            changed.wait_for(lambda: not held or sum(held) + pixels <= PIXELS_IN_HAND)
+            held.append(pixels)
+        try:
+            return list(_predict_group(segmenter, group, on_result, animated))
+        finally:
+            with changed:
+                held.remove(pixels)
+                changed.notify_all()
 
     threads = torch.get_num_threads()
     each = max(1, threads // workers)
+    groups = _groups(chain(first, todo), size, BATCH_PIXELS // workers)
     with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(each,)) as pool:
         try:
-            work = (pool.submit(predicted, batch) for batch in iter(lambda: list(islice(todo, size)), []))
+            work = (pool.submit(predicted, *group) for group in groups)
             going = deque(islice(work, workers + 1))
             while going:
                 done = going.popleft().result()
                 going.extend(islice(work, 1))
                 yield from done
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
         finally:
+            pool.shutdown(cancel_futures=True)
             torch.set_num_threads(threads)
 
 
-def _groups(jobs: list[Job], most: int) -> Iterator[tuple[list[Job], int]]:
-    """(jobs that are segmented together, their pixels): as many as have `most` pixels in all, and at least one."""
+def _groups(jobs: Iterable[Job], size: int, most: int) -> Iterator[tuple[list[Job], int]]:
+    """(jobs that are segmented together, their pixels): up to `size`, with up to `most` pixels, and at least one."""
     group, total = [], 0
     for job in jobs:
         pixels = count_pixels(job.path)
-        if group and total + pixels > most:
+        if group and (len(group) == size or total + pixels > most):
             yield group, total
             group, total = [], 0
         group.append(job)
@@ -527,12 +457,10 @@ def _shrunk(picture: np.ndarray) -> np.ndarray:
 def predict(
     segmenter, inputs, out, output=None, *, batch_size=4, skip_existing=False, fail_empty=False, shard=(1, 1), log=print
 ) -> list[str]:
-    """Write results, those of an `Output`, into the folder `out` for every picture of files and folders, `inputs`, or
-    of one.
+    """Write results, those of an `Output`, into the folder `out` for every picture of files and folders, `inputs`.
 
     Gives a sentence for each picture that could not be read or whose results would replace another file, and for each
-    folder without pictures; a UserError if there are no pictures at all, or results cannot be written. Folders are
-    searched twice, once to count, so that a million pictures are never listed.
+    folder without pictures; a UserError if there are no pictures at all, or results cannot be written.
 
     Args:
         skip_existing: leave out pictures whose results are all there, of the same file.
@@ -541,32 +469,30 @@ def predict(
     """
     from tqdm.auto import tqdm
 
-    inputs = [inputs] if isinstance(inputs, (str, os.PathLike)) else inputs
-    inputs, out, errors, passed = [Path(p) for p in inputs], Path(out), [], Some()
-    total = sum(1 for _ in iter_jobs(inputs, out, errors, passed))
-    if not total:
+    inputs = [inputs] if isinstance(inputs, (str, os.PathLike)) else inputs  # or of one
+    inputs, out, errors, passed = [Path(p) for p in inputs], Path(out), [], []
+    jobs = find_jobs(inputs, out, errors, passed)
+    if not jobs:
         raise UserError(" ".join([errors[0], *_said_of_passed(passed)]))
+    jobs = jobs[shard[0] - 1 :: shard[1]]
     folder = _Results(out, output or Output(), {path.resolve() for path in inputs}, skip_existing)
-    part = len(range(shard[0] - 1, total, shard[1]))
-    todo = folder.todo(islice(iter_jobs(inputs, out), shard[0] - 1, None, shard[1]), errors)
     options = {"batch_size": batch_size, "on_result": folder.write, "animated": folder.animated.append}
     done = 0
     try:
         out.mkdir(parents=True, exist_ok=True)
         sweep(out)
-        ended = predict_files(segmenter, todo, **options)
-        for _, error in tqdm(ended, total=part, unit="picture", disable=None, delay=2):
+        ended = predict_files(segmenter, folder.todo(jobs, errors), **options)
+        for _, error in tqdm(ended, total=len(jobs), unit="picture", disable=None, delay=2):
             done += not error
             errors += [error] if error else []
     except OSError as error:
         raise UserError(f"The results cannot be written to {out} ({error.strerror or error}).") from error
-    of = _counted(part, "picture") + (f" of part {shard[0]}/{shard[1]}" if shard[1] > 1 else "")
+    of = _counted(jobs, "picture") + (f" of part {shard[0]}/{shard[1]}" if shard[1] > 1 else "")
     before = f", {folder.skipped} were there already" if folder.skipped else ""
     where = f": {', '.join(folder.output.results)} in {out}" if done else "."
     log(f"{done} of {of} done{before}{where}")
     if folder.animated:
-        many = _counted(folder.animated.total, "animation")
-        log(f"{many}, of which the first frame was taken: {_listed(folder.animated)}.")
+        log(f"{_listed(folder.animated, 'animation', ', of which the first frame was taken')}.")
     for sentence in _said_of_passed(passed):
         log(sentence)
     if folder.faceless:
@@ -579,7 +505,7 @@ class _Results:
 
     def __init__(self, out: Path, output: Output, inputs: set[Path], skip_existing: bool):
         self.out, self.output, self.inputs, self.skip_existing = out, output, inputs, skip_existing
-        self.skipped, self.faceless, self.animated = 0, Some(), Some()
+        self.skipped, self.faceless, self.animated = 0, [], []
 
     def paths(self, job: Job) -> dict[str, Path]:
         return {kind: self.out / f"{job.name}_{kind}{const.RESULTS[kind]}" for kind in self.output.results}
@@ -620,34 +546,33 @@ class _Results:
             write_bytes(path, tagged(data, path.suffix, job.source or "0" * 16, faceless=faceless))
 
     def said_of_faceless(self, fail_empty: bool) -> str:
-        """All that are kept are named where somebody has to see to them."""
-        named = _listed(self.faceless, len(self.faceless) if fail_empty or self.output.hiding else 20)
-        said = f"{_counted(self.faceless.total, 'picture')} without a face: {named}."
+        """Up to a thousand are named where somebody has to see to them."""
+        most = 1000 if fail_empty or self.output.hiding else 20
+        said = f"{_listed(self.faceless, 'picture', ' without a face', most)}."
         if not self.output.hiding:
             return said
         return f"{'' if fail_empty else 'Warning: '}{said} Nothing was hidden there, so they went out as they were."
 
 
-def _said_of_passed(passed: Some) -> list[str]:
+def _said_of_passed(passed: list[str]) -> list[str]:
     if not passed:
         return []
     videos = any(Path(name).suffix.lower() in const.VIDEO_SUFFIXES for name in passed)
-    is_no = "is not a picture" if passed.total == 1 else "are not pictures"
-    return [f"{_counted(passed.total, 'file')} {is_no}: {_listed(passed)}{'; give videos by name' if videos else ''}."]
+    is_no = " is not a picture" if len(passed) == 1 else " are not pictures"
+    return [f"{_listed(passed, 'file', is_no)}{'; give videos by name' if videos else ''}."]
 
 
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+def _counted(things: list, noun: str) -> str:
+    return f"{len(things)} {noun}{'' if len(things) == 1 else 's'}"
 
 
-def _listed(names: Some, most: int = 3) -> str:
-    return ", ".join(names[:most]) + (", ..." if names.total > most else "")
+def _listed(names: list[str], noun: str, what: str, most: int = 3) -> str:
+    return f"{_counted(names, noun)}{what}: {', '.join(names[:most])}{', ...' if len(names) > most else ''}"
 
 
-def predict_stream(segmenter, source, sink, threshold: float = const.THRESHOLD) -> bool:
+def predict_stream(segmenter, source, sink, threshold: float) -> bool:
     """Read one picture from a binary stream, write its mask as PNG to another; whether it shows a face."""
-    picture = read_picture(io.BytesIO(source.read()), name="standard input")
-    mask = segmenter.mask(picture, threshold)
+    mask = segmenter.mask(read_picture(io.BytesIO(source.read()), name="standard input"), threshold)
     sink.write(encode(mask, ".png"))
     sink.flush()
     return shows_face(mask)

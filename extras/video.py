@@ -23,7 +23,7 @@ from drawing import Gif, Output, shows_face
 from extras import video_files
 from extras.video_files import Clip, VideoError, ahead, captured, exact, find_pyav, probe, rate, read, writing
 from extras.video_masks import masked_frames
-from pictures import PictureError, done_before, find_jobs, forbidden, identity, iter_jobs, read_picture, tagged
+from pictures import PictureError, done_before, find_jobs, forbidden, identity, read_picture, tagged
 
 GIF_STEP = Fraction(1, 10)  # seconds between a video's frames in a GIF
 
@@ -89,7 +89,7 @@ def predict_videos(
                 log(f"{job.path} was done already.")
                 if not face:
                     _tell_faceless(job.path, to, fail_empty, log)
-        for job in iter_jobs([path for path in inputs if shown and path not in videos], out):
+        for job in find_jobs([path for path in inputs if shown and path not in videos], out):
             try:
                 picture = read_picture(job.path)
             except PictureError as error:

@@ -173,7 +173,7 @@ def _read_with_pyav(clip: Clip, errors: list[str]) -> Iterator[tuple[Fraction, n
                     continue
                 for frame in frames:
                     now = until if frame.pts is None else frame.pts * frame.time_base - zero
-                    until = now + ((frame.duration or 0) * stream.time_base or step)
+                    until = now + ((getattr(frame, "duration", None) or 0) * stream.time_base or step)  # new in PyAV 15
                     seen += 1
                     if now >= clip.end:
                         return
