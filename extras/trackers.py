@@ -52,6 +52,9 @@ class ClearMLLog:
             from clearml import Task
         except ImportError:
             raise UserError("--clearml needs the package clearml: pip install clearml.") from None
+        # It reports from a thread. The process that it forks by default may inherit the pipe to the git command that it
+        # runs at the same time, and then each waits for the other for ever.
+        Task._report_subprocess_enabled = False
         try:
             self.task = Task.init(
                 project_name=PROJECT,
