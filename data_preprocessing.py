@@ -172,7 +172,7 @@ def _is_zip(path: str | Path) -> bool:
 def _below(top: str | Path) -> Iterator[str]:
     """`top` and the folders below it, the nearest first; hidden ones, and those that may not be read, are left out."""
     levels = (sorted(glob.iglob("./" + "*/" * depth, root_dir=top)) for depth in range(SEARCH_DEPTH + 1))
-    return (os.path.normpath(os.path.join(top, name)) for name in islice(chain.from_iterable(levels), SEARCH_FOLDERS))
+    return (os.path.join(top, name) for name in islice(chain.from_iterable(levels), SEARCH_FOLDERS))
 
 
 def _first_in(folders: Iterable[str | Path]) -> Folder | Archive | None:
