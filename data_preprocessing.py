@@ -20,7 +20,7 @@ import zipfile
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice
@@ -172,7 +172,7 @@ def _is_zip(path: str | Path) -> bool:
 def _below(top: str | Path) -> Iterator[str]:
     """`top` and the folders below it, the nearest first; hidden ones, and those that may not be read, are left out."""
     levels = (sorted(glob.iglob("./" + "*/" * depth, root_dir=top)) for depth in range(SEARCH_DEPTH + 1))
-    return (os.path.normpath(os.path.join(top, name)) for name in islice(chain.from_iterable(levels), SEARCH_FOLDERS))
+    return (os.path.join(top, name) for name in islice(chain.from_iterable(levels), SEARCH_FOLDERS))
 
 
 def _first_in(folders: Iterable[str | Path]) -> Folder | Archive | None:
@@ -418,10 +418,10 @@ def _make_all(faces: list[_Face], source, report: Report, workers: int | None, p
     if any(face.pair for face in faces):
         (report.out / UNFINISHED).touch()
     hidden = None if progress else True  # None: shown on a terminal alone
+    make = partial(_make, source, report.out)
     # Threads, as OpenCV and zlib let go of the interpreter; processes would each read the zip's 420,000 names.
-    with ThreadPoolExecutor(workers or usable_cores()) as pool:
-        made = tqdm(pool.map(partial(_make, source, report.out), faces), total=len(faces), unit="face", disable=hidden)
-        for face in made:  # after an error none but the faces in hand
+    with ThreadPoolExecutor(workers or usable_cores()) as pool, closing(pool.map(make, faces)) as made:
+        for face in tqdm(made, total=len(faces), unit="face", disable=hidden):  # after an error only those in hand
             report.splits[face.split].prepared += "pair" in face.made
             report.made.update(face.made)
             report.skipped += [face.error] if face.error else []

@@ -54,17 +54,16 @@ def read_picture(path: Path | io.BytesIO, *, name: str | None = None, animated=N
         with _open(path, shown) as file:
             try:
                 with Image.open(file, formats=_formats(file, shown)) as picture:
+                    if max(picture.size) > LONGEST_SIDE:
+                        raise PictureError(f"{shown} is longer than {LONGEST_SIDE} pixels; scale it down.")
                     if animated and picture.format in ANIMATED and getattr(picture, "is_animated", False):
                         animated(shown)
                     picture.load()
                     with suppress(Exception):  # a damaged tag of the orientation
                         ImageOps.exif_transpose(picture, in_place=True)
-                    rgb = _to_rgb(picture)
+                    return _to_rgb(picture)
             except UnidentifiedImageError:
-                rgb = _read_tiff(file, shown)
-        if max(rgb.shape) > LONGEST_SIDE:
-            raise PictureError(f"{shown} is longer than {LONGEST_SIDE} pixels; scale it down.")
-        return rgb
+                return _read_tiff(file, shown)
     except PictureError:
         raise
     except Image.DecompressionBombError:
@@ -165,8 +164,8 @@ def _read_tiff(file, shown: str) -> np.ndarray:
     file.seek(0)
     with opencv_silent():
         picture = cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_UNCHANGED)
-    if picture is None:
-        raise PictureError(f"{shown} is not a picture.")
+    if picture is None or max(picture.shape) > LONGEST_SIDE:
+        raise PictureError(f"{shown} is not a picture, or is longer than {LONGEST_SIDE} pixels.")
     picture = picture[..., None] if picture.ndim == 2 else picture[..., 2::-1]
     if picture.dtype == np.uint8:
         return np.ascontiguousarray(np.broadcast_to(picture, (*picture.shape[:2], 3)))

@@ -224,6 +224,13 @@ def test_a_damaged_tiff_is_one_sentence_and_no_more(tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_picture_that_is_too_long_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    Image.new("I;16", (1, 66000)).save(tmp_path / "tall.png")
+    monkeypatch.setattr(pictures, "_to_8_bits", None)
+    with pytest.raises(PictureError, match="is longer than 65500 pixels"):
+        read_picture(tmp_path / "tall.png")
+
+
 def test_odd_sizes(tmp_path):
     for w, h in ((1, 1), (1000, 3), (2, 700)):
         Image.new("RGB", (w, h), (9, 8, 7)).save(tmp_path / "x.png")
