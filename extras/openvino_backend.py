@@ -103,21 +103,24 @@ class Backend:
         hint = "bf16" if precision == "bf16" or (precision == "int8" and devices.cpu_has_bf16()) else "f32"
         self._config = {"INFERENCE_PRECISION_HINT": hint, "CACHE_DIR": str(network.parent), "ENABLE_CPU_PINNING": False}
         self._compiled: dict[int, object] = {}  # by the number of threads of a call
-        self._lock = threading.Lock()
+        self._lock, self._own = threading.Lock(), threading.local()
         # Its table of NumPy types is made at first use; two threads doing that at once wait for each other for ever.
         ov.Type.f32.to_dtype()
         computes = self._request().get_compiled_model().get_property("INFERENCE_PRECISION_HINT").get_type_name()
         self.precision = "fp32" if precision == "bf16" and computes == "f32" else precision  # a processor without bf16
 
     def _request(self):
-        """An infer request. Where PyTorch gave the calling thread a part of the cores, each part is a stream."""
+        """This thread's infer request. Where PyTorch gave a thread a part of the cores, each part is a stream."""
         threads = min(self._cores, torch.get_num_threads())
-        streams = self._cores // threads
-        config = self._config | {"NUM_STREAMS": streams, "INFERENCE_NUM_THREADS": streams * threads}
-        with self._lock, _one_sentence("OpenVINO cannot run this network"):
-            if threads not in self._compiled:
-                self._compiled[threads] = self._core.compile_model(str(self._network), "CPU", config)
-            return self._compiled[threads].create_infer_request()
+        requests = self._own.__dict__.setdefault("requests", {})
+        if threads not in requests:
+            streams = self._cores // threads
+            config = self._config | {"NUM_STREAMS": streams, "INFERENCE_NUM_THREADS": streams * threads}
+            with self._lock, _one_sentence("OpenVINO cannot run this network"):
+                if threads not in self._compiled:
+                    self._compiled[threads] = self._core.compile_model(str(self._network), "CPU", config)
+            requests[threads] = self._compiled[threads].create_infer_request()
+        return requests[threads]
 
     def __call__(self, pictures: np.ndarray) -> np.ndarray:
         return self._request().infer([pictures], share_inputs=True)[0]
