@@ -191,7 +191,6 @@ _ROBUST = {  # options of the robust recipe alone
     "backgrounds": (_absolute, "DIR", "photographs without faces"),
     "occluders": (_absolute, "DIR", "photographed hands/, objects/, masks/ ..."),
     "init": (_weights, "F", "weights to start from: a file, or bundled"),
-    "unlabelled": (_absolute, "DIR", "more faces; --init predicts their masks"),
     "exclude": (_absolute, "F", "a file with the ids of faces to leave out"),
     "single_face": (_fraction, "P", "fraction of pictures with one large face"),
     "occlusion_p": (_fraction, "P", "probability that a face is occluded"),

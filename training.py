@@ -74,7 +74,7 @@ class Original:
              "cutout")  # fmt: skip
     loss = staticmethod(bce)
 
-    def __init__(self, config: Config, data: Path, run_dir: Path, *, workers: int, cache: bool = False, **_):
+    def __init__(self, config: Config, data: Path, *, workers: int, cache: bool = False, **_):
         self.config, self.data, self.workers, self.cache = config, data, workers, cache
 
     def network(self) -> nn.Module:
@@ -435,7 +435,7 @@ def run(
             data_preprocessing.ensure(data, log)
         if workers is None:  # one core is left to each training process of this machine
             workers = max(0, min(4, usable_cores() // devices.local_world_size() - 1))
-        recipe = recipe_class(config, data, run_dir, workers=workers, cache=cache, device=device, log=log)
+        recipe = recipe_class(config, data, workers=workers, cache=cache, log=log)
         torch.manual_seed(config.seed)
         with devices.rank_zero_first():  # pretrained weights are fetched once
             net = recipe.network() if state is None else networks.build(config.model)

@@ -7,23 +7,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import shutil
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 
-import cv2
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 
-import const
-import devices
 import model as networks
-from common import sweep, write_bytes, write_text
 from dataset import read_ids
 from robust import scenes
 from robust.photographed import OccluderStore
@@ -49,7 +42,6 @@ class RobustConfig(Config):
     occlusion_p: float = 0.5  # of a face, to be occluded
     glasses_p: float = 0.2  # of a face, to get drawn glasses
     init: str | None = None  # weights that the run starts from
-    unlabelled: str | None = None  # a folder of more faces, whose masks `init` predicts
     backgrounds: str | None = None  # a folder of photographs without faces
     occluders: str | None = None  # a folder of photographed occluders, see photographed.py
     exclude: str | None = None  # a file with the ids of faces to leave out, see label_noise.py
@@ -84,14 +76,11 @@ class Robust:
     fixed = (*Original.fixed, "epochs", "lr", "init")  # its schedule is drawn over the whole run
     loss = staticmethod(edge_bce_dice)
 
-    def __init__(self, config: RobustConfig, data: Path, run_dir: Path, *, workers: int, device, log=print, **_):
+    def __init__(self, config: RobustConfig, data: Path, *, workers: int, log=print, **_):
         self.config, self.workers = config, workers
-        for name in ("backgrounds", "occluders", "unlabelled"):
+        for name in ("backgrounds", "occluders"):
             if (folder := getattr(config, name)) is not None and not Path(folder).is_dir():
                 raise TrainingError(f"There is no folder {folder} (--{name}).")
-        if config.unlabelled is not None and config.init is None:
-            raise TrainingError("--unlabelled needs --init: the weights that predict the masks.")
-        pseudo = config.unlabelled and pseudo_label(config, run_dir / "pseudo", device, log=log)
         images, masks, persons = (data / f"{kind}_train" for kind in ("images", "masks", "persons"))
         if config.backgrounds is None:
             log("No --backgrounds: faces are pasted on drawn colours, and no photograph without a face is seen.")
@@ -105,8 +94,6 @@ class Robust:
             log(f"{faces.excluded} faces are left out, of {len(exclude)} that {config.exclude} lists.")
         if not len(faces):
             raise TrainingError(f"{masks} holds no masks; run `python data_preprocessing.py` again.")
-        if pseudo:  # the annotated faces twice, so that they count for more
-            faces.entries = faces.entries * 2 + scenes.FaceStore(Path(config.unlabelled), pseudo).entries
         photos = scenes.PhotoStore(scenes.find_backgrounds(Path(config.backgrounds)) if config.backgrounds else [])
         store = OccluderStore(Path(config.occluders)) if config.occluders else None
         often = {name: getattr(config, name) for name in ("single_face", "occlusion_p", "glasses_p")}
@@ -115,7 +102,10 @@ class Robust:
     def network(self) -> nn.Module:
         if self.config.init is None:
             return networks.build(self.config.model, pretrained=self.config.pretrained)
-        return load_initial(self.config)[0]
+        net, info = networks.load(networks.find_weights(self.config.init))
+        if info.model != self.config.model:
+            raise TrainingError(f"{self.config.init} holds another network than {self.config.model}.")
+        return net
 
     def size_at(self, epoch: int) -> int:
         """The picture size of an epoch: progressive resizing, small pictures first."""
@@ -138,69 +128,3 @@ class Robust:
         optimizer = torch.optim.AdamW(groups, lr=c.lr, fused=is_on_cuda(net))
         warm = 0.1 if c.init is None else 0.03
         return optimizer, OneCycleLR(optimizer, [g["lr"] for g in groups], total_steps=steps, pct_start=warm)
-
-
-def load_initial(config: RobustConfig) -> tuple[nn.Module, networks.Info]:
-    """`model.load` of the weights `config.init`; TrainingError if they are of another network."""
-    net, info = networks.load(networks.find_weights(config.init))
-    if info.model != config.model:
-        raise TrainingError(f"{config.init} holds another network than {config.model}.")
-    return net, info
-
-
-# --- Self-training --------------------------------------------------------------------------------------------------
-def pseudo_label(config: RobustConfig, masks: Path, device, *, log=print) -> Path:
-    """Masks for the faces of `config.unlabelled`, predicted by the weights `config.init`, into `masks`; those that the
-    same weights have predicted before are kept. Self-training (Xie et al. 2020, https://arxiv.org/abs/1911.04252).
-    Raises TrainingError: no pictures, or one that cannot be read."""
-    from tqdm.auto import tqdm
-
-    from drawing import encode
-    from inference import Segmenter, to_mask
-    from pictures import find_jobs, predict_files
-
-    net, info = load_initial(config)
-    if info.passes == 2:  # masks as fine as they will be used
-        info = replace(info, size=config.size)
-    segmenter = Segmenter(net, info, device, flip=True)
-    with devices.rank_zero_first():
-        if devices.rank() == 0:
-            _keep_only_masks_of(networks.find_weights(config.init), masks)
-    jobs = find_jobs([Path(config.unlabelled)], masks)[: config.limit]
-    if not jobs:
-        raise TrainingError(f"{config.unlabelled} holds no pictures.")
-
-    def write(job, _, logits):
-        mask = remove_small_components(to_mask(logits, const.THRESHOLD))
-        write_bytes(masks / f"{job.name}_mask.png", encode(mask, ".png"))
-
-    mine = jobs[devices.rank() :: devices.world_size()]
-    todo = [job for job in mine if not (masks / f"{job.name}_mask.png").exists()]
-    if todo:
-        log(f"Predicting the masks of {len(todo)} faces")
-    done = predict_files(segmenter, todo, batch_size=4, on_result=write)
-    for _, error in tqdm(done, total=len(todo), unit="face", disable=None):
-        if error:
-            raise TrainingError(error)
-    devices.barrier()
-    return masks
-
-
-def _keep_only_masks_of(weights: Path, masks: Path) -> None:
-    """Empty the folder if other weights filled it, and of what a killed run left."""
-    note, teacher = masks / "teacher.sha256", hashlib.sha256(weights.read_bytes()).hexdigest()
-    if masks.is_dir() and not (note.is_file() and note.read_text() == teacher):
-        shutil.rmtree(masks)
-    sweep(masks)
-    write_text(note, teacher)
-
-
-def remove_small_components(mask: np.ndarray, fraction: float = 0.02) -> np.ndarray:
-    """A mask uint8 (H, W), 0/255, without parts, and holes, smaller than a fraction of the largest part."""
-    least = None
-    for _ in range(2):  # the parts; then the holes, parts of the inverted mask
-        _, labels, stats, _ = cv2.connectedComponentsWithStats(mask)
-        area = stats[:, cv2.CC_STAT_AREA]
-        least = fraction * area[1:].max(initial=0) if least is None else least
-        mask = ~np.where(area[labels] < least, np.uint8(0), mask)
-    return mask

@@ -289,7 +289,7 @@ def train(context: Context) -> list[dict]:
 
 def _recipe(context: Context, name: str, size: int, workers: int = 0, cache: bool = False):
     config = Config(model=name, size=size, pretrained=False)
-    return Original(config, context.prepared, context.temp, workers=workers, cache=cache)
+    return Original(config, context.prepared, workers=workers, cache=cache)
 
 
 def _epochs(loader) -> Iterator:

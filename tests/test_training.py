@@ -225,7 +225,7 @@ class Dropping(nn.Module):
 
 def trainer(prepared, run_dir, config: Config, *, workers=0, net=None, recipe=training.Original) -> Trainer:
     torch.manual_seed(config.seed)
-    made = recipe(config, prepared, run_dir, workers=workers, device="cpu", log=lambda line: None)
+    made = recipe(config, prepared, workers=workers, log=lambda line: None)
     val_loader = training.validation_loader(config, prepared, workers=workers, cache=False)
     return Trainer(made, run_dir, net=net or Dropping(), val_loader=val_loader, device="cpu")
 
@@ -412,7 +412,7 @@ def test_compile_without_a_compiler_is_one_sentence(prepared, tmp_path):
 
 def test_progressive_resizing(prepared, tmp_path):
     config = RobustConfig(size=64, epochs=10, batch_size=4, progressive=[(0.0, 32), (0.5, 48), (0.9, 64)])
-    recipe = Robust(config, prepared, tmp_path, workers=0, device="cpu", log=lambda line: None)
+    recipe = Robust(config, prepared, workers=0, log=lambda line: None)
     assert [recipe.size_at(e) for e in range(10)] == [32] * 5 + [48] * 4 + [64]
     config.progressive = []
     assert recipe.size_at(0) == 64
@@ -687,21 +687,15 @@ def test_an_error_of_a_loader_process_is_one_sentence(prepared, tmp_path, capsys
     assert len(error.strip().splitlines()) == 1
 
 
-def test_what_a_killed_run_left_is_swept(finished, lite_weights, prepared, tmp_path):
-    from robust.recipe import pseudo_label
-
-    run_dir, masks = shutil.copytree(finished[0], tmp_path / "run"), tmp_path / "pseudo"
-    config = RobustConfig(size=64, init=str(lite_weights), unlabelled=str(prepared / "images_val"), limit=1)
-    pseudo_label(config, masks, "cpu", log=lambda line: None)
+def test_what_a_killed_run_left_is_swept(finished, prepared, tmp_path):
+    run_dir = shutil.copytree(finished[0], tmp_path / "run")
     gone = subprocess.Popen(["true"])
     gone.wait()
     dead, living = (re.sub(r"-[0-9]+-", f"-{pid}-", temporary_name("x_mask.png"), count=1) for pid in (gone.pid, 1))
-    for folder in (run_dir, masks):
-        for name in (dead, living):
-            (folder / name).write_bytes(b"half")
+    for name in (dead, living):
+        (run_dir / name).write_bytes(b"half")
     assert train(prepared, run_dir, "--resume", "--workers", 0) == 0
-    pseudo_label(config, masks, "cpu", log=lambda line: None)
-    assert sorted(leftovers(tmp_path)) == [str(folder / living) for folder in (masks, run_dir)]
+    assert leftovers(tmp_path) == [str(run_dir / living)]
 
 
 def test_other_data_is_refused_and_how_a_run_began_is_kept(finished, prepared, tmp_path, capsys):
@@ -736,14 +730,8 @@ def test_the_latest_run_is_resumed(finished, prepared, tmp_path, monkeypatch, ca
     assert str(tmp_path / "newer") in capsys.readouterr().out
 
 
-def test_weights_to_start_from_and_more_faces_by_the_command(lite_weights, prepared, tmp_path, capsys):
-    options = ["--recipe", "robust", "--init", lite_weights, "--unlabelled", prepared / "images_val", "--limit", 4]
-    assert train(prepared, tmp_path, *options, "--epochs", 1, "--workers", 0, "--val-limit", 2) == 0
-    config = json.loads((tmp_path / "config.json").read_text())
-    assert config["train_pictures"] == 2 * 4 + 4  # the annotated faces twice; of the others as many as --limit says
-    assert len(list((tmp_path / "pseudo").glob("*_mask.png"))) == 4
-    assert "masks of 4 faces" in capsys.readouterr().out
-    recipe = Robust(RobustConfig(init=str(lite_weights)), prepared, tmp_path, workers=0, device="cpu", log=str)
+def test_weights_to_start_from(lite_weights, prepared):
+    recipe = Robust(RobustConfig(init=str(lite_weights)), prepared, workers=0, log=str)
     state, start = recipe.network().state_dict(), model.load(lite_weights)[0].state_dict()
     assert all(torch.equal(state[key], value) for key, value in start.items())
 
@@ -758,23 +746,3 @@ def test_photographs_that_are_none(prepared, tmp_path, capsys):
     capsys.readouterr()
     assert train(prepared, tmp_path / "run2", *options, "--workers", 0) == 1
     one_sentence(capsys.readouterr().err, folder / "x.jpg")
-
-
-def test_pseudo_masks_are_of_the_weights_at_hand(lite_weights, prepared, tmp_path):
-    from robust.recipe import pseudo_label
-
-    faces, masks = tmp_path / "faces", tmp_path / "pseudo"
-    shutil.copytree(prepared / "images_val", faces)
-    config = RobustConfig(size=64, init=str(lite_weights), unlabelled=str(faces), limit=3)
-    pseudo_label(config, masks, "cpu", log=lambda line: None)
-    first = {p.name: p.stat().st_mtime_ns for p in masks.glob("*.png")}
-    assert len(first) == 3
-    pseudo_label(config, masks, "cpu", log=lambda line: None)
-    assert {p.name: p.stat().st_mtime_ns for p in masks.glob("*.png")} == first  # kept
-    (tmp_path / "other.pth").write_bytes(lite_weights.read_bytes())
-    state, info = model.read_state(lite_weights)
-    state["head.bias"] += 1
-    model.save_state(state, tmp_path / "other.pth", info)
-    config.init = str(tmp_path / "other.pth")
-    pseudo_label(config, masks, "cpu", log=lambda line: None)
-    assert all(p.stat().st_mtime_ns != first[p.name] for p in masks.glob("*.png"))
