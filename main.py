@@ -100,7 +100,7 @@ class Runner:
 
         found = sorted((ensure(faces, self.log) / "images_train").glob("*.jpg"))
         some = (read_picture(path) for path in found[:: max(1, len(found) // openvino_backend.FACES)])
-        out = out or openvino_backend.int8_path(self.weights)
+        out = Path(out or openvino_backend.int8_path(self.weights))
         return openvino_backend.quantize(self.segmenter, self.weights, some, pictures, out, log=self.log)
 
     def train(self, config, data: Path, run_dir: Path, **options) -> list[dict]:
