@@ -33,6 +33,6 @@ stage runs/lite-4 --init runs/lite-3/model.best.pth --exclude runs/mislabelled-t
 # 5. Once more, with more occluders.
 stage runs/lite-5 --init runs/lite-4/model.best.pth --exclude runs/mislabelled-train.txt --seed 46 \
   --size 384 --epochs 5 --lr 8e-4 --single-face 0.75 --occlusion-p 0.55
-# The file's SHA-256, which this prints, goes into const.py.
+# The file's SHA-256, which this prints, goes into const.py; `main.py export --int8` makes lite-int8.zip anew.
 python -m robust.average runs/lite-5/model.best.pth --out weights/lite.pth --size 384 --confidence 0.985
 python main.py evaluate --weights weights/lite.pth
