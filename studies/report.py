@@ -39,7 +39,7 @@ COLORS = (
     "#1b6ca8", "#d1495b", "#8a8a8a", "#2e8b57", "#c98a1b", "#6a4c93", "#17a2b8", "#7f5539", "#d67ab1", "#2b2d42"
 )  # fmt: skip
 DPI, CELL = 110, 1.3  # pixels an inch; inches of a face in the sheets
-PREDICTED = 24000  # training faces: all of CelebAMask-HQ but its usual test faces
+PREDICTED = 24000  # training faces: about as many as CelebAMask-HQ's usual split has
 
 
 # --- Run directories ------------------------------------------------------------------------------------------------
