@@ -12,7 +12,7 @@ PREDICTIONS_DIR = DIR_PATH / "predictions"  # masks and overlays out
 WEIGHTS_DIR = DIR_PATH / "weights"  # the bundled weights
 RUNS_DIR = DIR_PATH / "runs"  # one folder a training run
 MODEL_PATH = DIR_PATH / "model.best.pth"  # one's own weights, or the published ones, come first
-CACHE_DIR = DIR_PATH / ".cache"  # the published weights, once fetched and checked
+CACHE_DIR = DIR_PATH / ".cache"  # the published weights, once fetched and checked, and OpenVINO's networks
 
 # --- The data: CelebAMask-HQ (Lee et al., CVPR 2020, https://github.com/switchablenorms/CelebAMask-HQ) --------------
 CELEB_DRIVE_ID = "1badu11NqxGf6qM3PTTooQDJvQbejgbTv"  # CelebAMask-HQ.zip, about 3 GB
@@ -29,7 +29,7 @@ IMG_SIZE = 512
 BATCH_SIZE = 4  # what a 16 GB card held at 512x512 in fp32
 EPOCHS = 8
 LR = 1e-4
-PATIENCE = 1  # epochs without a better validation loss before ReduceLROnPlateau divides the rate by ten
+PATIENCE = 1  # epochs without a better validation loss; after one more ReduceLROnPlateau divides the rate by ten
 SEED = 42
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

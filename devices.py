@@ -1,4 +1,4 @@
-"""Where and how it is computed: the number format that a processor is fast in, and the processes of one job.
+"""Where and how it is computed: the precision that a processor is fast in, and the processes of one job.
 
 The processes that `torchrun --nproc-per-node=N main.py train` starts find each other by the environment variables that
 it sets. In a process alone the functions for several do nothing.
@@ -48,7 +48,7 @@ def find_device(name: str = "auto", *, log=print) -> torch.device:
         return torch.device("cpu")
 
 
-# --- Number formats -------------------------------------------------------------------------------------------------
+# --- Precision ------------------------------------------------------------------------------------------------------
 def cpu_has_bf16() -> bool:
     """Whether this processor multiplies bf16 in hardware (AVX512-BF16 or AMX). Others emulate it, slower than fp32."""
     return any(getattr(torch.cpu, f"_is_{name}_supported", bool)() for name in ("avx512_bf16", "amx_tile"))

@@ -30,7 +30,7 @@ def evaluate(
     Writes `metrics.json` and `worst.jpg` to `out`. The processes of a torchrun job share the pictures.
 
     Args:
-        segmenter: an inference.Segmenter, of precision "fp32".
+        segmenter: an inference.Segmenter; figures to compare are those of precision "fp32".
         about: what the record says of the network, see `Runner.described`.
         limit: only the first so many pictures.
         exclude: a file of ids, such as robust/label_noise.py writes: a further row leaves those faces out.

@@ -100,7 +100,7 @@ class Runner:
 
         found = sorted((ensure(faces, self.log) / "images_train").glob("*.jpg"))
         some = (read_picture(path) for path in found[:: max(1, len(found) // openvino_backend.FACES)])
-        out = out or openvino_backend.int8_path(self.weights)
+        out = Path(out or openvino_backend.int8_path(self.weights))
         return openvino_backend.quantize(self.segmenter, self.weights, some, pictures, out, log=self.log)
 
     def train(self, config, data: Path, run_dir: Path, **options) -> list[dict]:
@@ -224,18 +224,18 @@ def _add_predict(p: argparse.ArgumentParser) -> None:
     add("--device", **_DEVICE)
     precisions = ("auto", "fp32", "bf16", "fp16", "int8")
     add("--precision", choices=precisions, default="auto", help="default: the fastest; int8 needs `export --int8`")
-    add("--backend", **_BACKEND, help="default: OpenVINO on a CPU if it is installed")
+    add("--backend", **_BACKEND, help="default: OpenVINO for lite on a CPU, if installed")
     add = p.add_argument_group("many pictures").add_argument
     add("--batch-size", type=positive, default=4, help="pictures segmented together; default 4")
     add("--skip-existing", action="store_true", help="leave out what has its results already")
-    add("--shard", type=_shard, metavar="I/N", help="the I-th of N parts; torchrun's ranks by themselves")
+    add("--shard", type=_shard, metavar="I/N", help="the I-th of N parts; torchrun's processes take theirs")
     add = p.add_argument_group("videos and cameras").add_argument
     add("--masks", action="store_true", help="also NAME_mask.mp4")
     add("--frame-stride", type=positive, default=1, metavar="N", help="keep a mask for N frames of a still face")
     add("--start", type=_seconds, default=0.0, metavar="S", help="seconds")
     add("--end", type=_seconds, metavar="S", help="seconds; for a camera, when to stop")
     add("--smooth", type=_smoothing, default=0.0, help="fraction of the past in a mask; 0.6 halves the flicker")
-    add("--webcam", type=_small, metavar="N", help="a camera by number; q ends, --out records")
+    add("--webcam", type=_small, metavar="N", help="a camera by number, recorded to --out; q ends it")
 
 
 def _add_train(p: argparse.ArgumentParser) -> None:
@@ -249,14 +249,14 @@ def _add_train(p: argparse.ArgumentParser) -> None:
     add("--size", type=_size, help=f"picture size; default {const.IMG_SIZE}")
     add("--limit", type=positive, help="only the first N faces of each split")
     add("--val-limit", type=positive, help="only the first N faces of the validation split")
-    add("--workers", type=_small, help="loader processes, of robust up to 4.5 GB each; default: cores - 1, at most 4")
+    add("--workers", type=_small, help="loader processes, with robust up to 4.5 GB each; default: cores - 1, at most 4")
     add("--accumulate", type=positive, metavar="N", help="batches that make one step; default 1")
     add("--precision", choices=("auto", "fp32", "bf16", "fp16"), help="default auto: the fastest here")
     add("--compile", action="store_true", help="torch.compile: a slow start, then faster steps")
     add("--cache", action="store_true", help="keep decoded pictures in memory, 4 bytes a pixel a process")
     add("--seed", type=_seed, help=f"default {const.SEED}")
     add("--device", **_DEVICE)
-    add("--resume", action="store_true", help="continue the run in --run-dir, or the latest one in runs/")
+    add("--resume", action="store_true", help="continue the run in --run-dir, of --model, or the latest in runs/")
     add("--no-pretrained", dest="pretrained", action="store_const", const=False, help="start from random weights")
     add("--run-dir", type=_path, help="where the run's files go; default: runs/MODEL")
     add("--stop-after", type=positive, metavar="N", help="stop after epoch N; --resume goes on")

@@ -135,7 +135,7 @@ class InvertedResidual(nn.Module):
 
 class EfficientNetLite0(nn.Module):
     """The convolutions of EfficientNet-Lite0 (Tan and Le 2019, https://arxiv.org/abs/1905.11946, without
-    squeeze-and-excitation, with ReLU6), 2.9 million parameters; gives the features at 1/2, 1/4, 1/8, 1/16 and 1/32.
+    squeeze-and-excitation, with ReLU6), 3.0 million parameters; gives the features at 1/2, 1/4, 1/8, 1/16 and 1/32.
 
     TensorFlow pads a convolution of stride 2 right and bottom first, here both sides are padded alike: the same network
     on a picture moved by 31 pixels.

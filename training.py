@@ -491,8 +491,8 @@ def announce(trainer: Trainer, log) -> None:
 # --- The run directory ----------------------------------------------------------------------------------------------
 @contextmanager
 def held(run_dir: Path, *, resume: bool):
-    """The run directory for this run alone, swept of what killed runs left unfinished;
-    an error if it holds a run or another's files already, or a run is at work in it."""
+    """The run directory for this run alone, swept of what killed runs left unfinished; an error if it holds
+    a run or another's files already, or a run is at work in it."""
     names = ("last.pth", "model.best.pth", "history.csv", "config.json")
     present = [name for name in names if (run_dir / name).exists()]
     if present and not resume:

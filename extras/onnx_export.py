@@ -1,6 +1,6 @@
 """A network as an ONNX file, compared with PyTorch on real pictures before it gets its name. `main.py export` runs it.
 
-onnx, onnxscript and onnxruntime are optional: `pip install -r requirements-dev.txt`.
+onnx, onnxscript and onnxruntime are optional: `pip install onnx onnxscript onnxruntime`.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ except ImportError:
 FPS = Fraction(25)  # where a file or a camera does not say
 COPIED = ("aac", "mp3", "mp3float")  # sound that every player of MP4 knows; other is encoded again, as AAC
 WITHOUT_PYAV = (
-    "PyAV is missing (pip install av): videos are written without sound and as MPEG-4, no browser plays them."
+    "PyAV is missing (pip install av): videos are written without sound and as MPEG-4, which no browser plays."
 )
 
 

@@ -7,8 +7,8 @@
 # PREPARED: the output of `data_preprocessing.py --persons`; the others as in recipe.sh. A run that was killed is continued
 # by starting the script again.
 set -euo pipefail
+data=$(realpath "$1") backgrounds=$(realpath "$2") occluders=$(realpath "$3")
 cd "$(dirname "$0")/.."
-data=$1 backgrounds=$2 occluders=$3
 lists=robust/lists/mislabelled-train.txt
 
 run() { # run NAME EPOCHS OPTIONS

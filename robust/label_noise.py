@@ -14,11 +14,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 from tqdm.auto import tqdm
 
 import const
 import dataset
+import devices
 import model as networks
 from common import exit_code, write_text
 from inference import Segmenter
@@ -40,15 +40,15 @@ def disagreement(probability: np.ndarray, mask: np.ndarray) -> float:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m robust.label_noise", description=__doc__.splitlines()[0])
-    parser.add_argument("--weights", type=Path, required=True, metavar="F")
+    parser.add_argument("--weights", required=True, metavar="F", help="a file, 'bundled' or 'published'")
     parser.add_argument("--data", type=Path, default=const.CELEB_DIR, help="prepared folders")
     parser.add_argument("--split", choices=("train", "val"), default="train")
     parser.add_argument("--out", type=Path, required=True, metavar="F", help="the ids, one a line")
     args = parser.parse_args(argv)
 
     def work() -> None:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        segmenter, ids = Segmenter(*networks.load(args.weights), device, passes=1), []
+        net, info = networks.load(networks.find_weights(args.weights))
+        segmenter, ids = Segmenter(net, info, devices.find_device(), passes=1), []
         pairs = dataset.Celeb(args.data / f"images_{args.split}", args.data / f"masks_{args.split}").pairs
         for image_path, mask_path in tqdm(pairs, unit="face", disable=None):
             mask = cv2.resize(read_known(mask_path, grey=True), (512, 512), interpolation=cv2.INTER_NEAREST)

