@@ -7,6 +7,7 @@ finds the faces in the whole picture, and the second segments each of them again
 from __future__ import annotations
 
 import copy
+import os
 import threading
 from itertools import pairwise
 
@@ -63,6 +64,8 @@ class TorchBackend:
             self._net.to(DTYPES.get(precision) or devices.autocast_dtype(device) or torch.float32)
         self._dtype = next((p.dtype for p in self._net.parameters()), torch.float32)
         self.precision = next(name for name, dtype in DTYPES.items() if dtype == self._dtype)
+        if hasattr(os, "register_at_fork"):  # a forked process waits for ever for its parent's OpenMP threads
+            os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
     @torch.inference_mode()
     def __call__(self, pictures: np.ndarray) -> np.ndarray:

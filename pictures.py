@@ -251,7 +251,7 @@ def find_jobs(inputs: Iterable[Path], out: Path, skipped=None, passed=None) -> l
 
     Results are named after the picture, below the same subfolders. Where two pictures would share a name, whatever the
     case of its letters, the later one gets its suffix appended (`cat_png`), then a number. Results of an earlier run
-    into the searched folder itself, known by their tags, are not taken for pictures.
+    into the searched folder itself, and its GIFs anywhere, known by their tags, are not taken for pictures.
     """
     jobs, taken = [], set()
     skipped, passed = [] if skipped is None else skipped, [] if passed is None else passed
@@ -291,7 +291,7 @@ def _walk(folder: Path, out: Path, skipped: list[str], passed: list[str]) -> Ite
         own = real.is_relative_to(out.resolve())
         for name in sorted(files):
             path = Path(root) / name
-            if name.startswith(".") or (own and read_tag(path)):
+            if name.startswith(".") or ((own or name.endswith(".gif")) and read_tag(path)):
                 continue
             if path.suffix.lower() in const.IMAGE_SUFFIXES:
                 yield path

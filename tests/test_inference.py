@@ -1,5 +1,8 @@
 """Masks in the right place at the right size, in one pass and in two, and how they are computed."""
 
+import multiprocessing
+import sys
+
 import cv2
 import numpy as np
 import pytest
@@ -245,6 +248,19 @@ def test_the_bundled_weights_agree_in_bf16(monkeypatch):
         assert clear.mean() > 0.97, path.name
         assert overlap(ours, target) >= 0.995, path.name
     assert all(p.dtype == torch.float32 for p in fast.net.parameters())  # what is exported
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="macOS does not fork safely, Windows not at all")
+def test_a_forked_process_predicts_with_its_parents_network():
+    segmenter, picture, threads = red_segmenter(2), np.zeros((600, 600, 3), np.uint8), torch.get_num_threads()
+    torch.set_num_threads(2)
+    segmenter.mask(picture)
+    child = multiprocessing.get_context("fork").Process(target=segmenter.mask, args=[picture], daemon=True)
+    child.start()
+    child.join(60)
+    torch.set_num_threads(threads)
+    child.kill()
+    assert child.exitcode == 0
 
 
 @pytest.mark.parametrize("name", ["deeplabv3", "unet", "lite"])

@@ -391,8 +391,9 @@ def test_results_of_an_earlier_run_are_no_pictures(tmp_path):
     for name in ("x_mask.png", "x_overlay.jpg"):
         data = drawing.encode(scene(), name[-4:])
         (tmp_path / name).write_bytes(pictures.tagged(data, name[-4:], pictures.identity(tmp_path / "x.jpg")))
+    (tmp_path / "all.gif").write_bytes(pictures.tagged(b"GIF89a;", ".gif"))
     assert [j.name for j in find_jobs([tmp_path], tmp_path)] == ["own_mask", "x"]
-    assert len(find_jobs([tmp_path], tmp_path / "out")) == 4  # of another folder they are
+    assert len(find_jobs([tmp_path], tmp_path / "out")) == 4  # of another folder they are, but for the GIF
     assert [j.name for j in find_jobs([tmp_path / "x_mask.png"], tmp_path)] == ["x_mask"]  # and if asked for by name
 
 
