@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 import model
-from common import UserError, exit_code
+from common import UserError, exit_code, number
 
 
 def average(paths: list[Path]) -> tuple[dict, model.Info]:
@@ -36,8 +36,10 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m robust.average", description=__doc__.splitlines()[0])
     parser.add_argument("weights", nargs="+", type=Path)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--size", type=int, required=True, help="side of the square that each pass sees, pixels")
-    parser.add_argument("--confidence", type=float, default=model.Info.confidence)
+    size = number(int, 32, model.MAX_SIZE, f"a whole number from 32 to {model.MAX_SIZE}")
+    parser.add_argument("--size", type=size, required=True, help="side of the square that each pass sees, pixels")
+    fraction = number(float, 0, 1, "a number from 0 to 1")
+    parser.add_argument("--confidence", type=fraction, default=model.Info.confidence)
     args = parser.parse_args(argv)
 
     def work() -> None:

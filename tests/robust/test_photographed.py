@@ -114,6 +114,8 @@ def test_the_average_of_weights(lite_weights, tmp_path, capsys):
     mean, its = model.read_state(out)
     torch.testing.assert_close(mean["head.bias"].float(), state["head.bias"] + 1, rtol=1e-2, atol=1e-3)
     assert (its.size, its.passes, its.confidence) == (96, 2, 0.8)
+    with pytest.raises(SystemExit):  # no load would take it
+        average.main([*command[:5], "0"])
     assert average.main([str(tmp_path / "none.pth"), *command[2:]]) == 1
     one_sentence(capsys.readouterr().err.splitlines()[-1], "none.pth")
 
