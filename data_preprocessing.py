@@ -402,7 +402,8 @@ def prepare(
         for split, (_, silhouettes) in todo.items():
             lacking = silhouettes - _finished(report.out, split, "persons")
             report.lacking += len(lacking & _finished(report.out, split, "images", "masks"))
-    (report.out / UNFINISHED).unlink(missing_ok=True)
+    if (unfinished := report.out / UNFINISHED).exists():  # else a read-only file system refuses
+        unfinished.unlink(missing_ok=True)
     return report
 
 

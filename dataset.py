@@ -84,7 +84,7 @@ def to_tensor(array: np.ndarray) -> torch.Tensor:
 def read_ids(path: Path) -> frozenset[str]:
     """The ids of faces that a text file lists, separated by white space. Raises DataError: it cannot be read."""
     try:
-        return frozenset(Path(path).read_text(encoding="utf-8").split())
+        return frozenset(Path(path).read_text(encoding="utf-8-sig").split())
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read as a list of ids ({error}).") from None
 

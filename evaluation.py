@@ -74,9 +74,10 @@ def evaluate(
         "world_size": world_size,
         "metrics": table,
     }
+    log(format_table(table, pictures))  # first: a file that cannot be written costs no figures
     write_bytes(files[0], tagged(json.dumps(record, indent=2).encode() + b"\n", ".json"))
     _write_worst(segmenter, pairs, per_picture, files[1])
-    log(f"{format_table(table, pictures)}\nmetrics.json and worst.jpg are in {out}")
+    log(f"metrics.json and worst.jpg are in {out}")
     return table
 
 

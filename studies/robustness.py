@@ -184,7 +184,7 @@ def run(segmenter, args) -> tuple[dict, dict]:
     if not cutouts:
         needs["photographed occluders"] = "hands, objects, face masks and textures in --occluders"
     if not held_out:
-        needs["no face"] = "photographs in --backgrounds"
+        needs["no face"] = "at least five photographs in --backgrounds"
     if not any(person for _, _, person in store.entries):
         needs["photographs"] = "silhouettes of the people: python data_preprocessing.py --persons"
     tables, skipped = {}, {}

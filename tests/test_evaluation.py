@@ -61,7 +61,7 @@ def test_figures_that_masks_bear_out(prepared, lite_weights, tmp_path):
 
 
 def test_with_and_without_listed_faces(prepared, lite_weights, tmp_path, capsys):
-    (tmp_path / "ids.txt").write_text("24001\n")
+    (tmp_path / "ids.txt").write_text("24001\n", encoding="utf-8-sig")  # as some editors write it
     args = ["evaluate", "--weights", str(lite_weights), "--data", str(prepared), "--out", str(tmp_path)]
     args += ["--device", "cpu"]
     assert main.main([*args, "--limit", "2", "--exclude", str(tmp_path / "ids.txt")]) == 0
@@ -88,6 +88,13 @@ def test_replaces_no_file_but_its_own(name, prepared, lite_weights, tmp_path, ca
     assert main.main([*map(str, argv)]) == 1
     one_sentence(capsys.readouterr().err, name)
     assert (tmp_path / name).read_text() == "precious"
+
+
+def test_the_table_is_printed_even_if_no_file_can_be_written(prepared, lite_weights, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    argv = ["evaluate", "--weights", lite_weights, "--data", prepared, "--limit", "1", "--out", tmp_path / "file" / "x"]
+    assert main.main([*map(str, argv)]) == 1
+    assert "probability 0.5" in capsys.readouterr().out
 
 
 def test_names_what_is_broken(prepared, lite_weights, tmp_path, capsys):

@@ -116,7 +116,7 @@ def test_tables_asked_for_alone_and_what_is_skipped(prepared, lite_weights, tmp_
     assert table["weights"] == str(lite_weights)
     assert "--backgrounds" in table["skipped"]["no face"]
     assert "--occluders" in table["skipped"]["photographed occluders"]
-    assert "no face: skipped, it needs photographs in --backgrounds" in (tmp_path / "robustness.md").read_text()
+    assert "no face: skipped, it needs at least five photographs" in (tmp_path / "robustness.md").read_text()
 
 
 def test_no_data_is_one_sentence(tmp_path, capsys):
