@@ -240,8 +240,8 @@ def test_the_bundled_weights_agree_in_bf16(monkeypatch):
     monkeypatch.setattr(devices, "cpu_has_bf16", lambda: True)
     fast, exact = (Segmenter(*model.load(model.bundled_weights()), precision=e) for e in ("auto", "fp32"))
     assert (fast.backend.precision, exact.backend.precision) == ("bf16", "fp32")
-    for path in sorted(const.TEST_DIR.glob("*.*g")):
-        picture = read_picture(path)
+    for path in [const.TEST_DIR / "chris.jpg", const.TEST_DIR / "luciano.png"]:
+        picture = cv2.resize(read_picture(path), None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
         ours, target = (segmenter.logits([picture])[0] for segmenter in (fast, exact))
         clear = np.abs(target) > 1.5  # where luciano's chin becomes his neck, all values are near 0
         ours, target = (inference.to_mask(np.where(clear, logits, -1), 0.5) for logits in (ours, target))
