@@ -57,7 +57,7 @@ def predict_videos(
     """`predict_video` for each video of `inputs`, or for the i-th of n parts, named as pictures are.
 
     Args:
-        skip_existing: leave out videos whose results are all there, of the same file.
+        skip_existing: leave out videos whose results are all there, of the same file; parts are always made.
         fail_empty: a video without a face is an error; else it is only named.
         gif: a path for a GIF of all videos, about ten frames a second, and of the pictures among `inputs`, a second
             each: the overlays, or the faces hidden. Results in `out` are not taken for pictures.
@@ -80,7 +80,8 @@ def predict_videos(
                 continue
             face, to = None, output if own else replace(output, results=())
             with _noting(errors, job.path):
-                if skip_existing and not shown and job.path.is_file():
+                part = timing.start or timing.end is not None
+                if skip_existing and not (shown or part) and job.path.is_file():
                     face = done_before(_results(out, job.name, to), identity(job.path))
                 if face is None:
                     options = {"name": job.name, "inputs": inputs, "gif": shown, "fail_empty": fail_empty, "log": log}

@@ -332,6 +332,9 @@ def test_a_video_without_a_face_and_one_that_is_done_already(tmp_path, lite_weig
     for said in ("3 frames of", "was done already"):  # a part is no reason to leave out the whole
         assert main.main([*base, "--skip-existing"]) == 0
         assert said in capsys.readouterr().out
+    assert main.main([*base, "--skip-existing", "--end", "0.1"]) == 0
+    assert "was done already" not in capsys.readouterr().out
+    assert main.main(base) == 0
     (tmp_path / "none").mkdir()
     assert main.main([*base[:2], str(tmp_path / "none"), *base[2:], "--skip-existing"]) == 1  # it costs no other
     both = capsys.readouterr()
