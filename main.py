@@ -376,9 +376,10 @@ def _predict_moving(args, runner: Runner, videos: list[Path], shard: tuple[int, 
 def _predict_stream(args) -> None:
     if len(args.inputs) > 1:
         raise UserError("- stands alone: one picture from standard input.")
-    other = {name: getattr(args, name) for name in ("save", "blur", "pixelate", "masks", "gif", "webcam")}
+    names = ("save", "blur", "pixelate", "masks", "gif", "webcam", "skip_existing", "shard")
+    other = {name: getattr(args, name) for name in names} | {"out": args.out != const.PREDICTIONS_DIR}
     if given := [name for name, value in other.items() if value is not None and value is not False]:
-        raise UserError(f"- writes the mask alone: leave out --{given[0]}, or give a file.")
+        raise UserError(f"- writes the mask alone: leave out --{given[0].replace('_', '-')}, or give a file.")
     from pictures import predict_stream
 
     runner = Runner(args.device, log=lambda *words: print(*words, file=sys.stderr))

@@ -524,6 +524,12 @@ def test_standard_input_and_output_closed(stream, lite_weights, monkeypatch, cap
     one_sentence(capsys.readouterr().err, "standard input and output")
 
 
+@pytest.mark.parametrize("option", ["--blur", "--skip-existing", "--shard 1/2", "--out elsewhere", "--save overlay"])
+def test_a_pipe_takes_no_option_of_files(option, capsys):
+    assert main.main(["predict", "-", *option.split()]) == 1
+    one_sentence(capsys.readouterr().err, "the mask alone", option.split()[0])
+
+
 def test_names_that_no_terminal_prints(lite_weights, tmp_path):
     folder = os.fsencode(tmp_path) + b"/\xff\xfe"
     os.mkdir(folder)
