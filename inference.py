@@ -157,7 +157,9 @@ class Segmenter:
 
 
 def to_mask(logits: np.ndarray, threshold: float) -> np.ndarray:
-    """Logits float (H, W) to a mask uint8 (H, W), 0/255, at a probability threshold in (0, 1)."""
+    """Logits float (H, W) to a mask uint8 (H, W), 0/255, at a probability threshold in (0, 1), else a ValueError."""
+    if not 0 < threshold < 1:
+        raise ValueError(f"the threshold is a probability between 0 and 1, not {threshold}")
     logit = logits.dtype.type(np.log(threshold / (1 - threshold)))
     return (logits > logit).view(np.uint8) * np.uint8(255)
 

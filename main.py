@@ -436,6 +436,8 @@ def recipe_of(name: str | None) -> tuple[type, type]:
         from robust.recipe import Robust, RobustConfig
 
         return Robust, RobustConfig
+    if name not in (None, "original"):
+        raise UserError(f"There is no recipe {name!r}, but 'original' and 'robust'.")
     from training import Config, Original
 
     return Original, Config

@@ -25,6 +25,7 @@ from drawing import find_faces
 from inference import to_mask
 from main import Runner
 from pictures import read_picture
+from training import Config
 
 MODULES = [
     ".".join(path.relative_to(ROOT).with_suffix("").parts)
@@ -472,6 +473,14 @@ def test_predict_image_takes_what_python_has(runner, tmp_path):
 def test_arrays_that_are_no_pictures(bad, runner):
     with pytest.raises(ValueError, match="expected uint8"):
         runner.predict_image(bad)
+
+
+def test_settings_from_python_that_would_be_silently_wrong(runner, tmp_path):
+    for threshold in (0, 1, 50):
+        with pytest.raises(ValueError, match="probability between 0 and 1"):
+            runner.predict_image(np.zeros((8, 8, 3), np.uint8), threshold)
+    with pytest.raises(UserError, match="no recipe 'robst'"):
+        runner.train(Config(recipe="robst"), tmp_path, tmp_path / "run")
 
 
 def test_files_that_are_no_pictures(runner, tmp_path):
