@@ -365,15 +365,23 @@ def is_prepared(out: str | Path) -> bool:
 
 
 def prepare(
-    source, out, *, workers=None, persons=False, ids_train=const.IDS_TRAIN, ids_val=const.IDS_VAL, progress=True
+    source,
+    out,
+    *,
+    workers=None,
+    persons=False,
+    ids_train=const.IDS_TRAIN,
+    ids_val=const.IDS_VAL,
+    ignored=(),
+    progress=True,
 ) -> Report:
     """Makes the train and validation sets in `out` as far as `source` goes, and leaves what is there alone.
 
     `source` is what `find_source` returned, or its argument, or a function that finds it, looked at only if something
     is missing. `out` gets images_{split}/{id}.jpg, the source's bytes, and masks_{split}/{id}_skin.png, 512x512 8-bit
-    grey, 0 or 255; with `persons` also persons_{split}/{id}_person.png, the union of all parts, in the same form. A
-    face that cannot be made is named in the report's `skipped`; what stops everything is a DataError, or an OSError
-    where `out` cannot be written.
+    grey, 0 or 255; with `persons` also persons_{split}/{id}_person.png, the union of all parts, in the same form. Part
+    masks that `ignored` names are taken for absent. A face that cannot be made is named in the report's `skipped`; what
+    stops everything is a DataError, or an OSError where `out` cannot be written.
     """
     report, todo = Report(Path(out)), {}
     ids = {"train": set(ids_train), "val": set(ids_val)}
@@ -396,7 +404,8 @@ def prepare(
         for split, (pairs, silhouettes) in todo.items():
             report.splits[split].held = len(ids[split] & held)
             for i in sorted((pairs | silhouettes) & held):
-                faces.append(_Face(i, split, pictures.get(i), parts.get(i, {}), i in pairs, i in silhouettes))
+                own = {part: entry for part, entry in parts.get(i, {}).items() if part not in ignored}
+                faces.append(_Face(i, split, pictures.get(i), own, i in pairs, i in silhouettes))
         if faces:
             _make_all(faces, source, report, workers, progress)
         for split, (_, silhouettes) in todo.items():

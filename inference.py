@@ -30,6 +30,9 @@ COARSE_THRESHOLD = 0.25  # probability in the coarse pass from which a region ge
 MIN_CONFIDENCE = Info.confidence
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
+if hasattr(os, "register_at_fork"):  # a forked process would wait for ever for its parent's OpenMP threads
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
+
 
 def fused(net: torch.nn.Module) -> torch.nn.Module:
     """A copy of a network in evaluation mode whose batch normalisations are part of the convolutions before them; a
@@ -64,8 +67,6 @@ class TorchBackend:
             self._net.to(DTYPES.get(precision) or devices.autocast_dtype(device) or torch.float32)
         self._dtype = next((p.dtype for p in self._net.parameters()), torch.float32)
         self.precision = next(name for name, dtype in DTYPES.items() if dtype == self._dtype)
-        if hasattr(os, "register_at_fork"):  # a forked process waits for ever for its parent's OpenMP threads
-            os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
     @torch.inference_mode()
     def __call__(self, pictures: np.ndarray) -> np.ndarray:

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator
 import cv2
 import numpy as np
 
+from drawing import scaled
+
 SIDE = 192  # pixels; two frames are compared at this size
 UNLIKE = 10.0  # grey levels by which a pixel differs whose past counts for little (a factor of e)
 GRAIN = 5.0  # grey levels; where more than half of a frame differs by more than this, it is no grain but movement
@@ -16,13 +18,6 @@ CHANGED = 0.02  # fraction of a face, or of the frame outside the faces, whose c
 COARSE_STRIDE = 10  # frames; so often at least, all of a frame is searched for faces
 STEADY = 0.05  # sides of a square; a face that moved by less keeps it
 BORDER = 0.04  # sides of a square; nearer to its border than this, a face may go on beyond it
-
-
-def _small(image: np.ndarray, side: int) -> np.ndarray:
-    """An image (H, W, ...) whose longer side is at most `side` pixels."""
-    h, w = image.shape[:2]
-    scale = min(1.0, side / max(h, w))
-    return cv2.resize(image, (max(1, round(w * scale)), max(1, round(h * scale))), interpolation=cv2.INTER_AREA)
 
 
 def likeness(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -68,7 +63,7 @@ class Tracker:
 
     def _found(self, logits: np.ndarray, squares: list[tuple]) -> tuple[list[tuple], bool]:
         """The squares around the faces, and whether none of those comes near the border of one of `squares`."""
-        small = _small(logits, 256)
+        small = scaled(logits, min(256, max(logits.shape)))
         face, (sy, sx) = small > 0, np.divide(small.shape, logits.shape)
         for x, y, side in squares:
             edges = BORDER * side, (1 - BORDER) * side
@@ -99,7 +94,8 @@ def masked_frames(
 
     track, small, logits, mask, age = Tracker(segmenter, follow), None, None, None, 0
     for time, frame in frames:
-        now, age = cv2.GaussianBlur(_small(frame, SIDE), (0, 0), 1.0), age + 1  # without most of the grain
+        now, age = scaled(frame, min(SIDE, max(frame.shape[:2]))), age + 1
+        now = cv2.GaussianBlur(now, (0, 0), 1.0)  # without most of the grain
         alike = likeness(small, now) if logits is not None and logits.shape == frame.shape[:2] else None
         if alike is None or age >= frame_stride or not _is_still(mask, alike):
             past, logits, small, age = logits, track(frame, alike), now, 0

@@ -28,7 +28,8 @@ def find_occluders(folder: Path, kind: str, *, held_out: bool = False) -> list[P
     paths = sorted(p for p in Path(folder, kind).glob("[!.]*") if p.suffix.lower() in (".webp", ".png", ".jpg"))
     chosen = [p for i, p in enumerate(paths) if (i % 5 == 4) == held_out]
     if not chosen:
-        raise UserError(f"{Path(folder, kind)} holds no occluders (WebP or PNG with alpha){', or under 5' * held_out}.")
+        few = ", or under 5" if held_out else ""
+        raise UserError(f"{Path(folder, kind)} holds no occluders (WebP or PNG with alpha){few}.")
     return chosen
 
 

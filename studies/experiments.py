@@ -29,7 +29,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache, cached_property
 from pathlib import Path
-from unittest.mock import patch
 
 import cv2
 import numpy as np
@@ -164,8 +163,8 @@ def prepare_whole(context: Context) -> None:
     """The same faces with masks that keep the glasses: the part `skin` alone. Raises UserError: no source with the part
     masks, or one that lacks some of the faces."""
     ids = {split: ids_of(context.data / f"masks_{split}") for split in ("train", "val")}
-    with patch.object(const, "GLASSES_PART", "a part that nobody has"):
-        preparation.prepare(context.source, context.whole, ids_train=ids["train"], ids_val=ids["val"])
+    options = {"ids_train": ids["train"], "ids_val": ids["val"], "ignored": (const.GLASSES_PART,)}
+    preparation.prepare(context.source, context.whole, **options)
     if any(ids_of(context.whole / f"masks_{split}") != ids[split] for split in ids):
         raise UserError(f"Faces of {context.data} are missing in the source; give the --source that it was made from.")
 
