@@ -14,6 +14,7 @@ import threading
 import time
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, fields, replace
+from operator import itemgetter
 from pathlib import Path
 from typing import get_type_hints
 
@@ -73,6 +74,7 @@ class Original:
     fixed = ("model", "recipe", "size", "batch_size", "accumulate", "seed", "limit", "val_limit", "epoch_size", "ema",
              "cutout")  # fmt: skip
     loss = staticmethod(bce)
+    cost = itemgetter("val_loss")  # of a row of the history: the epoch of the least is kept
 
     def __init__(self, config: Config, data: Path, *, workers: int, cache: bool = False, **_):
         self.config, self.data, self.workers, self.cache = config, data, workers, cache
@@ -197,7 +199,6 @@ class Trainer:
         self.asked = 0  # the number of a signal that came
 
     epoch = property(lambda self: len(self.history))  # the number of those that are done
-    best = property(lambda self: min((row["val_loss"] for row in self.history), default=math.inf))
 
     def _use_precision(self, name: str) -> None:
         """Compute in the precision of that name, "auto" being the device's fastest."""
@@ -327,7 +328,7 @@ class Trainer:
         """The other files, which follow from `last.pth`."""
         from drawing import save_curves
 
-        if self.history[-1]["val_loss"] == self.best:
+        if min(self.history, key=self.recipe.cost) is self.history[-1]:
             info = networks.Info(self.config.model, self.config.size, self.recipe.passes, self.config.recipe)
             networks.save_state(self.eval_model.state_dict(), self.run_dir / "model.best.pth", info)
         record = {

@@ -48,7 +48,7 @@ from studies import drawn_faces
 from studies.shared import interleaved, machine, read_json, table, write_json
 from training import Config, Original, Trainer
 
-SECTIONS = ("predict", "start", "folder", "busy", "train", "load", "growth")
+SECTIONS = ("predict", "start", "folder", "busy", "train", "gpu", "load", "growth")
 RESULTS = const.DIR_PATH / "results" / "benchmark.json"
 DISTINCT = 40  # faces drawn; more pictures repeat them
 PASSES = {1: "1 pass", 2: "2 passes"}
@@ -287,6 +287,12 @@ def train(context: Context) -> list[dict]:
     return [train_side_by_side(context, name, 64 if context.quick else 256, count) for name, count in steps.items()]
 
 
+def gpu(context: Context) -> list[dict]:
+    """The same on a GPU, at the original's 512x512."""
+    size, steps = (64, 4) if context.quick else (const.IMG_SIZE, 50)
+    return [train_side_by_side(context, name, size, steps, "cuda") for name in ("deeplabv3", "unet", "lite")]
+
+
 def _recipe(context: Context, name: str, size: int, workers: int = 0, cache: bool = False):
     config = Config(model=name, size=size, pretrained=False)
     return Original(config, context.prepared, workers=workers, cache=cache)
@@ -298,15 +304,16 @@ def _epochs(loader) -> Iterator:
         yield from loader
 
 
-def train_side_by_side(context: Context, name: str, size: int, steps: int) -> dict:
+def train_side_by_side(context: Context, name: str, size: int, steps: int, device: str = "cpu") -> dict:
     """The losses are means of the last quarter of the steps."""
     torch.manual_seed(const.SEED)
     workers = max(0, min(4, usable_cores() - 1))
     recipe = _recipe(context, name, size, workers)
     net = recipe.network()
-    trainer = Trainer(recipe, context.temp, net=copy.deepcopy(net).train(), val_loader=None, device="cpu")
+    trainer = Trainer(recipe, context.temp, net=copy.deepcopy(net).train(), val_loader=None, device=device)
+    plain = ([part.to(device) for part in batch] for batch in _epochs(_recipe(context, name, size).loader(size)))
     streams = {
-        "baseline": baseline_training(net, _epochs(_recipe(context, name, size).loader(size))),
+        "baseline": baseline_training(net.to(device), plain),
         "ours": (trainer.step(*batch).item() for batch in _epochs(trainer.train_loader)),
     }
     block = max(1, steps // context.runs)
@@ -392,6 +399,9 @@ def measure(names: Iterable[str], out: Path, **options) -> None:
     if not os.access(out.parent, os.W_OK):  # better now than after the first section
         raise UserError(f"{out.parent} cannot be written to; give another --out.")
     for name in names:
+        if name == "gpu" and not torch.cuda.is_available():
+            print("gpu is left out: there is no GPU.")
+            continue
         began = time.perf_counter()
         with tempfile.TemporaryDirectory(prefix="benchmark-") as temp:
             rows = globals()[name](Context(Path(temp), **options))

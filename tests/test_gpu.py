@@ -8,6 +8,7 @@ from conftest import ROOT, history, run
 import main
 import model
 from inference import Segmenter
+from studies import benchmark
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 TINY = ["--model", "lite", "--no-pretrained", "--size", "64", "--batch-size", "4", "--limit", "8", "--workers", "0"]
@@ -41,11 +42,16 @@ def test_masks_agree_with_the_cpu():
 
 
 def test_too_large_a_batch_is_one_sentence(prepared, tmp_path):
-    options = ["--model", "deeplabv3", "--no-pretrained", "--size", 8192, "--batch-size", 12, "--device", "cuda"]
+    options = ["--model", "deeplabv3", "--no-pretrained", "--size", 4096, "--batch-size", 8, "--device", "cuda"]
     result = run("main.py", "train", "--data", prepared, "--run-dir", tmp_path / "run", *options, "--workers", 0)
     assert result.returncode == 1
     assert "error: " in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_the_benchmark_of_training(prepared, tmp_path):
+    benchmark.measure(["gpu"], tmp_path / "out.json", quick=True, data=prepared)
+    assert "| deeplabv3, 64x64, batch 4" in (tmp_path / "out.md").read_text()
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")

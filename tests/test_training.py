@@ -274,7 +274,19 @@ def test_the_rate_falls_on_a_plateau_and_the_best_is_kept(prepared, tmp_path, mo
     rates = [row["lr"] for row in run.fit()]
     assert rates == pytest.approx([0.01, 0.01, 0.01, 1e-3, 1e-3, 1e-4])  # two epochs without a better one, each time
     assert kept == [1, 2]
-    assert run.best == 0.4
+
+
+def test_the_robust_recipe_keeps_the_epoch_of_the_best_dice(prepared, tmp_path, monkeypatch):
+    run = trainer(prepared, tmp_path, Config("lite", size=32, epochs=4, lr=0.01))
+    run.recipe.cost = Robust.cost
+    counts = iter(
+        [Counts(tp=8, fp=fp, bce_sum=loss, bce_pixels=1) for fp, loss in ((2, 0.3), (1, 0.4), (0, 0.5), (1, 0.2))]
+    )
+    monkeypatch.setattr(run, "validate", lambda: next(counts))
+    kept = []
+    monkeypatch.setattr(model, "save_state", lambda *_: kept.append(run.epoch))
+    run.fit()
+    assert kept == [1, 2, 3]
 
 
 def test_four_faces_can_be_learnt_by_heart(prepared, tmp_path):
