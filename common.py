@@ -138,8 +138,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 def exit_code(work: Callable[[], int | None], stopped: str = "stopped", options: Container[str] = ()) -> int:
-    """Do the work of a command, and give its exit code: 1 after "error: ..." for a UserError, a file that fails or too
-    little memory, 130 after Ctrl-C, 141 where standard output was closed. `options` are those that the command has."""
+    """Do the work of a command, and give its exit code: 1 after "error: ..." for a UserError, a file that fails, too
+    little memory or a missing package, 130 after Ctrl-C, 141 where standard output was closed. `options` are those that
+    the command has."""
     try:
         return work() or 0
     except KeyboardInterrupt as error:
@@ -165,6 +166,8 @@ def _sentence(error: Exception, options: Container[str]) -> str | None:
         return f"The memory does not suffice; give {advice or 'the machine more'}."
     if isinstance(error, OSError):
         return f"{error.filename or 'writing'}: {error.strerror or error}."
+    if isinstance(error, ModuleNotFoundError):
+        return f"Python finds no package {error.name}; `pip install -r requirements.txt` brings all that is needed."
     return None
 
 
@@ -181,6 +184,7 @@ def number(kind: type, low, high, what: str) -> Callable[[str], int | float]:
 
 
 positive = number(int, 1, 10**9, "a whole number from 1 up")
+small = number(int, 0, 256, "a whole number from 0 to 256")
 
 
 def usable_cores() -> int:

@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 
 import const
-from common import UserError, exit_code, number, positive
+from common import UserError, exit_code, number, positive, small
 
 
 class Runner:
@@ -125,7 +125,6 @@ class Runner:
 
 # --- The command line -----------------------------------------------------------------------------------------------
 _size = number(int, 32, 8192, "a whole number from 32 to 8192")
-_small = number(int, 0, 256, "a whole number from 0 to 256")
 _seed = number(int, 0, 2**31 - 1, "a whole number from 0 up")
 _rate = number(float, 1e-12, 1e3, "a number above 0")
 _probability = number(float, 1e-6, 1 - 1e-6, "a probability between 0 and 1")
@@ -235,7 +234,7 @@ def _add_predict(p: argparse.ArgumentParser) -> None:
     add("--start", type=_seconds, default=0.0, metavar="S", help="seconds")
     add("--end", type=_seconds, metavar="S", help="seconds; for a camera, when to stop")
     add("--smooth", type=_smoothing, default=0.0, help="fraction of the past in a mask; 0.6 halves the flicker")
-    add("--webcam", type=_small, metavar="N", help="a camera by number, recorded to --out; q ends it")
+    add("--webcam", type=small, metavar="N", help="a camera by number, recorded to --out; q ends it")
 
 
 def _add_train(p: argparse.ArgumentParser) -> None:
@@ -249,7 +248,7 @@ def _add_train(p: argparse.ArgumentParser) -> None:
     add("--size", type=_size, help=f"picture size; default {const.IMG_SIZE}")
     add("--limit", type=positive, help="only the first N faces of each split")
     add("--val-limit", type=positive, help="only the first N faces of the validation split")
-    add("--workers", type=_small, help="loader processes, with robust up to 4.5 GB each; default: cores - 1, at most 4")
+    add("--workers", type=small, help="loader processes, with robust up to 4.5 GB each; default: cores - 1, at most 4")
     add("--accumulate", type=positive, metavar="N", help="batches that make one step; default 1")
     add("--precision", choices=("auto", "fp32", "bf16", "fp16"), help="default auto: the fastest here")
     add("--compile", action="store_true", help="torch.compile: a slow start, then faster steps")

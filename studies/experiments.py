@@ -37,7 +37,7 @@ import const
 import data_preprocessing as preparation
 import dataset
 import model as networks
-from common import UserError, exit_code, positive, usable_cores
+from common import UserError, exit_code, positive, small, usable_cores
 from main import Runner
 from metrics import Counts, counts_at
 from pictures import read_known, read_picture
@@ -433,7 +433,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--runs", type=Path, help="with the two networks' run directories and claims/; default runs/")
     parser.add_argument("--out", type=Path, help="where the results go; default results/")
     parser.add_argument("--device", default="auto", help="cpu, cuda ...; default: a GPU where there is one")
-    parser.add_argument("--workers", type=int, help="loader processes; default: cores - 1")
+    parser.add_argument("--workers", type=small, help="loader processes; default: cores - 1")
     add = parser.add_argument_group("the plan, kept in claims/plan.json").add_argument
     number = {"type": positive, "metavar": "N", "default": argparse.SUPPRESS}
     add("--seeds", nargs="+", help="default 1 2 3", **number)

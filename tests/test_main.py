@@ -674,3 +674,10 @@ def test_any_command_from_any_directory(prepared, lite_weights, tmp_path):
     one_sentence(bad.stderr, "no.pth")
     nonsense = no_traceback(run("main.py", "frobnicate"))
     assert nonsense.returncode == 2
+
+
+def test_a_missing_package_is_one_sentence(tmp_path):
+    code = "sys.modules['torch'] = None\nimport main\nsys.exit(main.main(sys.argv[1:]))"
+    result = python(code, "predict", tmp_path / "a.png")
+    assert result.returncode == 1
+    one_sentence(result.stderr, "no package torch", "pip install -r requirements.txt")
