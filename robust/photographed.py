@@ -177,14 +177,15 @@ def mask_layer(rng: np.random.Generator, cut: np.ndarray) -> np.ndarray:
 # --- Light and lens -------------------------------------------------------------------------------------------------
 def recoloured(rng: np.random.Generator, layer: np.ndarray, skin: np.ndarray) -> np.ndarray:
     """The layer's own pixels moved to the mean and, in part, the contrast of `skin` uint8 (N, 3), in CIELAB."""
-    lab = cv2.cvtColor(layer[..., :3], cv2.COLOR_RGB2LAB).astype(np.float32)
-    own = lab[layer[..., 3] > 127]
+    lab = cv2.cvtColor(layer[..., :3], cv2.COLOR_RGB2LAB)
+    own = lab[layer[..., 3] > 127].astype(np.float32)
     if not len(own) or not len(skin):
         return layer
     wanted = cv2.cvtColor(skin[None], cv2.COLOR_RGB2LAB)[0].astype(np.float32)
     gain = np.clip(wanted.std(0) / (own.std(0) + 1), 0.6, 1.3)
-    lab = (lab - own.mean(0)) * gain + wanted.mean(0) + rng.normal(0, (8, 2.5, 2.5)).astype(np.float32)
-    rgb = cv2.cvtColor(lab.clip(0, 255).astype(np.uint8), cv2.COLOR_LAB2RGB)
+    mean = wanted.mean(0) + rng.normal(0, (8, 2.5, 2.5)).astype(np.float32)
+    table = (np.arange(256, dtype=np.float32)[:, None] - own.mean(0)) * gain + mean
+    rgb = cv2.cvtColor(cv2.LUT(lab, table.clip(0, 255).astype(np.uint8)[None]), cv2.COLOR_LAB2RGB)
     return np.dstack([rgb, layer[..., 3]])
 
 
