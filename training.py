@@ -196,6 +196,7 @@ class Trainer:
             ids = [self.device.index] if self.device.type == "cuda" else None
             self.parallel = DistributedDataParallel(self.net, device_ids=ids, process_group=devices.step_group())
         self.history = []  # a row an epoch
+        self.peak_memory = 0  # MB, of all sittings
         self.asked = 0  # the number of a signal that came
 
     epoch = property(lambda self: len(self.history))  # the number of those that are done
@@ -313,6 +314,7 @@ class Trainer:
         values = self.epoch + 1, loss, counts.bce, counts.dice, counts.iou, rate, seconds
         row = dict(zip(COLUMNS, values, strict=True))
         self.history.append(row)
+        self.peak_memory = max(self.peak_memory, devices.peak_memory_mb(self.device) or 0)
         if devices.rank() != 0:
             return
         networks.save_atomically(self.state(), self.run_dir / "last.pth")
@@ -341,7 +343,7 @@ class Trainer:
             "effective_batch": self.effective_batch,
             "train_pictures": len(self.train_loader.dataset),
             "val_pictures": len(self.val_loader.dataset),
-            "peak_memory_mb": devices.peak_memory_mb(self.device),  # of this sitting
+            "peak_memory_mb": self.peak_memory or None,
         }
         write_text(self.run_dir / "config.json", json.dumps(record, indent=2) + "\n")
         lines = [COLUMNS, *([row[name] for name in COLUMNS] for row in self.history)]
@@ -358,6 +360,7 @@ class Trainer:
             "epoch": self.epoch,
             "history": self.history,
             "pictures": self.pictures,
+            "peak_memory": self.peak_memory,
             "model": self.net.state_dict(),
             "ema": None if self.ema is None else self.ema.state_dict(),
             **{name: getattr(self, name).state_dict() for name in ("optimizer", "scheduler", "scaler")},
@@ -366,14 +369,14 @@ class Trainer:
     def resume(self, state: dict) -> None:
         """Take up the state of `last.pth`; TrainingError if it is damaged, of another network or of other data. Random
         numbers need no keeping: order, augmentation and dropout are seeded by (seed, epoch)."""
-        state = {"pictures": self.pictures, **state}  # which a version before did not write
+        state = {"pictures": self.pictures, "peak_memory": 0, **state}  # which a version before did not write
         if state["pictures"] != self.pictures:
             what = f"has {state['pictures']} training and validation pictures, here are {self.pictures}"
             raise TrainingError(f"The run in {self.run_dir} {what}; resume it with the same --data.")
         try:
             if any(type(state[name]) is not type(value) for name, value in self.state().items()):
                 raise ValueError("a part is of another kind")
-            self.history = state["history"]
+            self.history, self.peak_memory = state["history"], state["peak_memory"]
             if self.epoch != state["epoch"] or any(set(row) != set(COLUMNS) for row in self.history):
                 raise ValueError("epochs are missing")
             emulated = state["precision"] == "bf16" and devices.emulates_bf16(self.device)

@@ -204,7 +204,7 @@ def test_a_killed_run_resumes_to_the_same_numbers(recipe, prepared, tmp_path, ca
         assert not torch.equal(state["ema"]["module"][key], state["model"][key])
         kept, info = model.load(whole / "model.best.pth")
         assert info.passes == 2
-        if min(history(whole), key=lambda row: row["val_loss"])["epoch"] == 5:
+        if max(history(whole), key=lambda row: row["dice"])["epoch"] == 5:
             assert torch.equal(kept.state_dict()[key], state["ema"]["module"][key])
         rates = [row["lr"] for row in history(whole)]
         assert rates[-1] < 1e-4 < max(rates) <= 0.003  # one cycle: up, and down to nearly nothing
@@ -525,6 +525,10 @@ def test_the_best_weights_follow_from_the_state(finished, prepared, tmp_path):
     model.save_atomically(state, tmp_path / "run" / "last.pth")
     (tmp_path / "run" / "model.best.pth").unlink()
     assert train(prepared, tmp_path / "run", "--resume", "--seed", "7") == 0
+    peaks = [
+        json.loads((folder / "config.json").read_text())["peak_memory_mb"] for folder in (finished[0], tmp_path / "run")
+    ]
+    assert peaks[0] == peaks[1]  # the second sitting computed nothing
     for key, value in model.load(tmp_path / "run" / "model.best.pth")[0].state_dict().items():
         torch.testing.assert_close(value, state["model"][key])
 
@@ -663,7 +667,9 @@ def test_last_pth_decides_what_is_resumed(finished, prepared, tmp_path):
 def test_a_damaged_state_changes_nothing(finished, prepared, tmp_path, capsys):
     run_dir = shutil.copytree(finished[0], tmp_path / "run")
     whole = torch.load(run_dir / "last.pth", weights_only=True)
-    damages = [{k: v for k, v in whole.items() if k != gone} for gone in whole if gone != "pictures"]
+    damages = [
+        {k: v for k, v in whole.items() if k != gone} for gone in whole if gone not in ("pictures", "peak_memory")
+    ]
     damages += [{**whole, key: "text"} for key, value in whole.items() if not isinstance(value, str)]
     damages += [{**whole, key: {"a": 1}} for key in ("history", "pictures", "model", "optimizer", "ema")]
     damages += [{**whole, "config": {**whole["config"], name: ["x"]}} for name in ("lr", "seed", "size")]
