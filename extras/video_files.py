@@ -101,9 +101,10 @@ def _probe_with_pyav(path: Path) -> Clip:
         a, b, _, _ = _orientation(next(file.decode(stream)))
         colors = codec.colorspace, codec.color_primaries, codec.color_trc
         fps, sound = rate(stream.average_rate or stream.guessed_rate), bool(file.streams.audio)
-        seconds = ((stream.start_time or 0) + (stream.duration or 0)) * stream.time_base - _zero(file)
-        if not stream.duration:
-            seconds = Fraction(0 if sound else file.duration or 0, 1_000_000)  # that of the sound may be longer
+        ends = Fraction(0 if sound else file.duration or 0, 1_000_000)  # that of the sound may be longer
+        if stream.duration:
+            ends = ((stream.start_time or 0) + stream.duration) * stream.time_base
+        seconds = max(Fraction(0), ends - _zero(file))
         aspect = stream.sample_aspect_ratio or Fraction(1)
         aspect = 1 / aspect if abs(b) > abs(a) else aspect
         return Clip(path, fps, stream.frames, seconds, stream.time_base, aspect, tuple(map(int, colors)), sound)

@@ -552,12 +552,14 @@ def test_start_and_end_cut_the_sound(red, tmp_path):
     assert abs(loud[-1] - 0.4) < 0.05
 
 
-def test_a_late_start_is_sought_and_hits_the_frame(red, tmp_path):
-    source = encoded_video(tmp_path / "a.mp4", None, range(0, 12000, 40))
+@pytest.mark.parametrize(("name", "zero"), [("a.mp4", 0), ("a.mkv", 5000)])  # the length in an MKV counts from 0
+def test_a_late_start_is_sought_and_hits_the_frame(red, tmp_path, name, zero):
+    source = encoded_video(tmp_path / name, None, range(zero, zero + 12000, 40))
     video.predict_video(red, source, tmp_path, timing=video.Timing(start=11.48, end=11.8), log=lambda *_: None)
     times, frames = seen(tmp_path / "a_overlay.mp4")
     assert len(times) == 8
-    whole = list(video_files.read(video_files.probe(source), []))
+    whole = list(video_files.read(video_files.probe(source), errors := []))
+    assert errors == []
     first = next(image for at, image in whole if at == Fraction(1148, 100))
     assert np.abs(frames[0].astype(int) - first).mean() < 12  # the overlay covers the square only
 
