@@ -472,7 +472,7 @@ def predict(
     inputs, out, errors, passed = [Path(p) for p in inputs], Path(out), [], []
     jobs = find_jobs(inputs, out, errors, passed)
     if not jobs:
-        raise UserError(" ".join([errors[0], *_said_of_passed(passed)]))
+        raise UserError(" ".join([*errors[:1], *_said_of_passed(passed)]) or "There are no pictures.")
     jobs = jobs[shard[0] - 1 :: shard[1]]
     folder = _Results(out, output or Output(), {path.resolve() for path in inputs}, skip_existing)
     options = {"batch_size": batch_size, "on_result": folder.write, "animated": folder.animated.append}

@@ -564,6 +564,8 @@ def test_what_is_passed_over_is_named(tmp_path):
     (tmp_path / "only" / "clip.mov").write_bytes(b"x")
     with pytest.raises(common.UserError, match=r"no pictures.*clip\.mov; give videos by name"):
         predicted([tmp_path / "only"], tmp_path / "out")
+    with pytest.raises(common.UserError, match="no pictures"):
+        predicted([], tmp_path / "out")
 
 
 def test_animations_give_their_first_frame_and_are_named(tmp_path):
