@@ -479,7 +479,8 @@ def predict(
     done = 0
     try:
         out.mkdir(parents=True, exist_ok=True)
-        sweep(out)
+        for name in {os.path.dirname(job.name) for job in jobs}:
+            sweep(out / name)
         ended = predict_files(segmenter, folder.todo(jobs, errors), **options)
         for _, error in tqdm(ended, total=len(jobs), unit="picture", disable=None, delay=2):
             done += not error

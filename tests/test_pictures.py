@@ -724,9 +724,9 @@ def test_highlights_of_floating_point_pictures_darken_no_other(light, tmp_path):
 
 
 def test_what_a_killed_run_left_among_the_results_is_swept(tmp_path):
-    save_face(tmp_path / "in" / "a.png")
-    (tmp_path / "out").mkdir()
-    left = tmp_path / "out" / common.temporary_name("a_mask.png").replace(f"-{os.getpid()}-", "-999999999-")
+    save_face(tmp_path / "in" / "deep" / "a.png")
+    (tmp_path / "out" / "deep").mkdir(parents=True)
+    left = tmp_path / "out" / "deep" / common.temporary_name("a_mask.png").replace(f"-{os.getpid()}-", "-999999999-")
     left.touch()
     predicted([tmp_path / "in"], tmp_path / "out")
     assert not left.exists()
