@@ -57,6 +57,6 @@ RESULTS = {  # the results of a picture, NAME_mask.png and so on
 }
 PICTURES_ONLY = ("cutout", "probability", "json")  # a video has no transparency, and its probabilities no use
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".heic", ".heif", ".avif")
-VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
+VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".3gp", ".mts", ".m2ts")
 BUNDLED_WEIGHTS = WEIGHTS_DIR / "lite.pth"  # its model card is weights/README.md
 BUNDLED_SHA256 = "d89e5a7d8366da08372557015a1a94269164681e7035ba33306e74fa2b8cbc5c"
