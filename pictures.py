@@ -530,13 +530,9 @@ class _Results:
     def write(self, job: Job, picture: np.ndarray, logits: np.ndarray) -> None:
         from inference import to_mask
 
+        if logits.shape != picture.shape[:2]:  # of a very large picture
+            logits = cv2.resize(logits, picture.shape[1::-1], interpolation=cv2.INTER_LINEAR)
         mask = to_mask(logits, self.output.threshold)
-        if mask.shape != picture.shape[:2]:  # of a very large picture
-            size = picture.shape[1::-1]
-            mask = cv2.resize(mask, size, interpolation=cv2.INTER_LINEAR)
-            cv2.threshold(mask, 127, 255, cv2.THRESH_BINARY, dst=mask)
-            if {"json", "probability"} & set(self.output.results):
-                logits = cv2.resize(logits, size, interpolation=cv2.INTER_LINEAR)
         if faceless := not shows_face(mask):
             self.faceless.append(str(job.path))
         for kind, path in self.paths(job).items():

@@ -612,8 +612,9 @@ def test_pictures_without_a_face_are_named(tmp_path):
     assert "without a face" not in predicted([tmp_path / "in" / "face.png"], tmp_path / "out")[1]
 
 
-@pytest.mark.parametrize("coco", [True, False])
-def test_json_and_probability(coco, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("coco", "room"), [(True, 8000), (False, 8000), (True, 4000)])  # the last: segmented smaller
+def test_json_and_probability(coco, room, tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, "PIXELS_IN_HAND", room)
     if coco:
         decode = pytest.importorskip("pycocotools.mask").decode
     else:
@@ -626,11 +627,11 @@ def test_json_and_probability(coco, tmp_path, monkeypatch):
     target = ellipses((80, 100), (25, 40, 15), (75, 40, 15))
     target[36:44, 20:30] = 0  # a hole
     Image.fromarray(painted(target)).save(tmp_path / "a.png")
-    kinds = Output(("mask", "json", "probability"), threshold=0.4)
+    kinds = Output(("mask", "json", "probability"), threshold=102.5 / 255)
     assert predicted([tmp_path / "a.png"], tmp_path / "out", kinds)[0] == []
     mask, chances = (read_picture(tmp_path / "out" / f"a_{kind}.png")[..., 0] for kind in ("mask", "probability"))
     record = json.loads((tmp_path / "out" / "a_json.json").read_text())
-    assert (record["width"], record["height"], record["threshold"]) == (100, 80, 0.4)
+    assert (record["width"], record["height"], record["threshold"]) == (100, 80, 102.5 / 255)
     assert record["picture"] == str(tmp_path / "a.png")
     assert ("COCO" in record["mask_format"]) == coco
     assert len(record["faces"]) == 2
@@ -643,7 +644,7 @@ def test_json_and_probability(coco, tmp_path, monkeypatch):
             assert face["confidence"] == pytest.approx((chances[alone > 0] / 255).mean(), abs=0.01)
         together |= alone
     assert np.count_nonzero(together != mask) <= (0 if coco else 40)  # a polygon's edge is drawn on its hole, too
-    np.testing.assert_array_equal(chances > 0.4 * 255, mask > 0)
+    np.testing.assert_array_equal(chances > 102, mask > 0)
     for kind in ("json.json", "probability.png"):
         assert pictures.read_tag(tmp_path / "out" / f"a_{kind}") == pictures.identity(tmp_path / "a.png")
     _, said = predicted([tmp_path / "a.png"], tmp_path / "out", kinds, skip_existing=True)
