@@ -194,8 +194,8 @@ def find_source(path: str | Path | None = None) -> Folder | Archive:
         if found := _first_in(places) or _first_in(chain.from_iterable(map(_below, KAGGLE))):
             return found
         raise DataError(
-            f"CelebAMask-HQ was not found: run with --download, or fetch {DRIVE_LINK} by hand and put it at "
-            f"{const.DIR_PATH / ARCHIVE}, or attach the Kaggle dataset ipythonx/celebamaskhq"
+            f"CelebAMask-HQ was not found: run data_preprocessing.py --download, or fetch {DRIVE_LINK} by hand and "
+            f"put it at {const.DIR_PATH / ARCHIVE}, or attach the Kaggle dataset ipythonx/celebamaskhq"
         )
     path = Path(path).expanduser()
     if not os.path.exists(path):
@@ -359,9 +359,8 @@ def _finished(out: Path, split: str, *kinds: str) -> set[int]:
 
 
 def is_prepared(out: str | Path) -> bool:
-    """Whether `out` holds a pair of picture and mask in each of train and val, and no preparation was cut short."""
-    pairs = [_finished(Path(out), split, "images", "masks") for split in ("train", "val")]
-    return all(pairs) and not Path(out, UNFINISHED).exists()
+    """Whether `out` holds pictures of a set, made here or a person's own, and no preparation was cut short."""
+    return any(Path(out).glob("images_*/[!.]*")) and not Path(out, UNFINISHED).exists()
 
 
 def prepare(

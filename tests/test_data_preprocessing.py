@@ -506,6 +506,15 @@ def test_a_preparation_that_was_cut_short_is_finished_before_its_faces_are_used(
     assert len(list((tmp_path / "masks_val").iterdir())) == 6
 
 
+def test_nothing_is_added_to_pictures_of_ones_own(celeb_source, tmp_path, monkeypatch):
+    monkeypatch.setattr(const, "CELEB_DIR", celeb_source)
+    picture = tmp_path / "images_val" / "alice.png"
+    picture.parent.mkdir()
+    picture.touch()
+    assert dp.ensure(tmp_path) == tmp_path
+    assert list(tmp_path.rglob("*.*")) == [picture]
+
+
 def test_silhouettes_that_the_source_lacks_are_counted(celeb_source, tmp_path):
     celeb = copied(celeb_source, tmp_path / "source")
     dp.prepare(celeb, tmp_path)
