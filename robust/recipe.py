@@ -131,5 +131,5 @@ class Robust:
             decay, rate = c.weight_decay if is_matrix else 0.0, c.lr * (c.encoder_lr if is_encoder else 1.0)
             groups += [{"params": params, "weight_decay": decay, "lr": rate}] if params else []
         optimizer = torch.optim.AdamW(groups, lr=c.lr, fused=is_on_cuda(net))
-        warm = 0.1 if c.init is None else 0.03
+        warm = 0.1001 if c.init is None else 0.03  # 0.1 of ten steps is one, where OneCycleLR divides by zero
         return optimizer, OneCycleLR(optimizer, [g["lr"] for g in groups], total_steps=steps, pct_start=warm)

@@ -425,6 +425,7 @@ def test_progressive_resizing(prepared, tmp_path):
     config = RobustConfig(size=64, epochs=10, batch_size=4, progressive=[(0.0, 32), (0.5, 48), (0.9, 64)])
     recipe = Robust(config, prepared, workers=0, log=lambda line: None)
     assert [recipe.size_at(e) for e in range(10)] == [32] * 5 + [48] * 4 + [64]
+    recipe.optimizer(nn.Linear(1, 1), 10)  # steps, of which the rate rises in one
     config.progressive = []
     assert recipe.size_at(0) == 64
     assert next(iter(recipe.loader(48)))[0].shape == (4, 3, 48, 48)
