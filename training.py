@@ -230,6 +230,8 @@ class Trainer:
             started = time.perf_counter()
             loss = self.train_epoch()
             counts = self.validate()
+            if not counts.tp + counts.fn:
+                raise TrainingError("No validation mask shows a face; in a mask 255 is face, and 0 is none.")
             if not math.isfinite(both := loss + counts.bce):
                 or_resume = ", or --resume," if self.epoch and "lr" not in self.recipe.fixed else ""
                 how = f"start again{or_resume} with a smaller --lr"

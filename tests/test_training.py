@@ -461,6 +461,17 @@ def test_batches_that_cannot_be(prepared, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+def test_pictures_of_ones_own(prepared, tmp_path, capsys):
+    data = shutil.copytree(prepared, tmp_path / "data")
+    for path in sorted(data.glob("*_*/*")):
+        path.rename(path.with_name(f"face{path.name}"))
+    assert train(data, tmp_path / "run", "--epochs", 1, "--workers", 0) == 0
+    for path in data.glob("masks_val/*"):
+        Image.open(path).point(lambda value: value // 255).save(path)
+    assert train(data, tmp_path / "other", "--epochs", 1, "--workers", 0) == 1
+    one_sentence(capsys.readouterr().err, "255 is face")
+
+
 def test_options_of_the_other_recipe(prepared, tmp_path, capsys):
     assert train(prepared, tmp_path / "run", "--backgrounds", tmp_path) == 1
     one_sentence(capsys.readouterr().err, "--backgrounds", "robust")
