@@ -423,8 +423,8 @@ def _runner(device: str) -> Runner:
 
 def _evaluate(args) -> None:
     runner = _runner(args.device).load(args.weights, **_computing(args))
-    path = Path(args.weights)
-    name = path.parent.name if path.name == "model.best.pth" and path.parent.name else path.stem  # a run's, or its own
+    path = Path(args.weights).resolve()
+    name = path.parent.name if path.name == "model.best.pth" else path.stem  # a run's, or its own
     out = args.out or const.RUNS_DIR / f"evaluate-{name}"
     runner.evaluate(args.data, out, limit=args.limit, exclude=args.exclude)
 

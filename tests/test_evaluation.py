@@ -11,6 +11,7 @@ import torch
 from conftest import leftovers, no_traceback, one_sentence, run
 from PIL import Image
 
+import const
 import dataset
 import evaluation
 import inference
@@ -76,6 +77,15 @@ def test_with_and_without_listed_faces(prepared, lite_weights, tmp_path, capsys)
     for name in ("none.txt", "other.txt"):
         assert main.main([*args, "--exclude", str(tmp_path / name)]) == 1
         one_sentence(capsys.readouterr().err, name)
+
+
+def test_the_figures_of_a_run_are_named_after_it(prepared, lite_weights, tmp_path, monkeypatch):
+    monkeypatch.setattr(const, "RUNS_DIR", tmp_path)
+    (tmp_path / "one").mkdir()
+    monkeypatch.chdir(tmp_path / "one")
+    shutil.copy(lite_weights, "model.best.pth")
+    assert main.main(["evaluate", "--weights", "model.best.pth", "--data", str(prepared), "--limit", "1"]) == 0
+    assert (tmp_path / "evaluate-one" / "metrics.json").is_file()
 
 
 @pytest.mark.parametrize("name", ["metrics.json", "worst.jpg"])
