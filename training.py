@@ -491,7 +491,8 @@ def announce(trainer: Trainer, log) -> None:
     log(f"Training {config.model} ({config.recipe}) on {pictures}, validating on {validated}, {where}")
     devices.warn_of_emulation(trainer.precision, trainer.device, log)
     if trainer.epoch >= config.epochs:
-        log(f"All {config.epochs} epochs are done; --epochs N trains for longer.")
+        longer = "" if "epochs" in trainer.recipe.fixed else "; --epochs N trains for longer"
+        log(f"All {config.epochs} epochs are done{longer}.")
 
 
 # --- The run directory ----------------------------------------------------------------------------------------------
