@@ -98,7 +98,7 @@ class Robust:
         if exclude:
             log(f"{faces.excluded} faces are left out, of {len(exclude)} that {config.exclude} lists.")
         if not len(faces):
-            raise TrainingError(f"{masks} holds no masks; run `python data_preprocessing.py` again.")
+            raise TrainingError(f"{config.exclude} lists every face of {images}.")
         photos = scenes.PhotoStore(scenes.find_backgrounds(Path(config.backgrounds)) if config.backgrounds else [])
         store = OccluderStore(Path(config.occluders)) if config.occluders else None
         often = {name: getattr(config, name) for name in ("single_face", "occlusion_p", "glasses_p")}

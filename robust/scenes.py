@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import Dataset
 
 import const
-from dataset import albumentations, index_and_seed, reseed, to_tensor
+from dataset import Celeb, albumentations, index_and_seed, reseed, to_tensor
 from pictures import read_known
 from robust import occluders, photographed
 from robust.occluders import FACE_CENTRE, FACE_WIDTH, SIZE, blank
@@ -46,13 +46,11 @@ class FaceStore:
     def __init__(self, images: Path, masks: Path, persons: Path | None = None, *, limit=None, exclude=frozenset()):
         entries: list[tuple[Path, Path, Path | None]] = []
         self.excluded = 0
-        for mask in sorted([*masks.rglob("*_skin.png"), *masks.rglob("*_mask.png")], key=lambda p: p.name.zfill(24)):
-            stem, folder = mask.name[: -len("_skin.png")], images / mask.parent.relative_to(masks)
-            image = next((p for s in const.IMAGE_SUFFIXES if (p := folder / f"{stem}{s}").exists()), None)
-            person = persons and persons / f"{stem}_person.png"
-            if stem in exclude:
+        for image, mask in Celeb(images, masks).pairs:
+            person = persons and persons / f"{image.stem}_person.png"
+            if image.stem in exclude:
                 self.excluded += 1
-            elif image:
+            else:
                 entries.append((image, mask, person if person and person.exists() else None))
         self.entries = entries[:limit]
         self._recent = Recent(3 * 2**30)  # by the mask's path: a face may be listed more than once

@@ -244,7 +244,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     def work() -> None:
-        if not is_prepared(args.data) or not any(args.data.glob("masks_val/*")):
+        if not is_prepared(args.data):
             raise UserError(f"{args.data} holds no prepared faces; run `python data_preprocessing.py --persons`.")
         for folder in (args.backgrounds, args.occluders):
             if folder is not None and not folder.is_dir():
