@@ -59,4 +59,4 @@ PICTURES_ONLY = ("cutout", "probability", "json")  # a video has no transparency
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".heic", ".heif", ".avif")
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".3gp", ".mts", ".m2ts")
 BUNDLED_WEIGHTS = WEIGHTS_DIR / "lite.pth"  # its model card is weights/README.md
-BUNDLED_SHA256 = "d89e5a7d8366da08372557015a1a94269164681e7035ba33306e74fa2b8cbc5c"
+BUNDLED_SHA256 = "716a3757f32bd7d8a62bde86f056204c30e0db90780b2e91fa017bd4fbeabd29"

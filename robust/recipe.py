@@ -2,7 +2,7 @@
 
     python main.py train --model lite --recipe robust --backgrounds DIR --occluders DIR
 
-`recipe.sh` is the whole of it, in five stages.
+`recipe.sh` is the whole of it, in seven stages.
 """
 
 from __future__ import annotations
