@@ -12,6 +12,7 @@ import os
 import signal
 import threading
 import time
+import zlib
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from operator import itemgetter
@@ -180,7 +181,10 @@ class Trainer:
             devices.reuse_memory()
         self.size = recipe.size_at(0)
         self.train_loader = recipe.loader(self.size)
-        self.pictures = [len(loader.dataset) for loader in (self.train_loader, val_loader) if loader is not None]
+        self.pictures = [len(self.train_loader.dataset)]  # by which a resumed run knows its data
+        if val_loader is not None:
+            names = " ".join(image.stem for image, _ in val_loader.dataset.pairs)
+            self.pictures += [len(val_loader.dataset), zlib.crc32(names.encode())]
         self.steps = len(self.train_loader) // self.config.accumulate  # of the optimizer, in an epoch
         self.effective_batch = self.config.batch_size * self.config.accumulate * devices.world_size()  # of such a step
         self.optimizer, self.scheduler = recipe.optimizer(self.net, self.steps * self.config.epochs)
@@ -372,8 +376,8 @@ class Trainer:
         """Take up the state of `last.pth`; TrainingError if it is damaged, of another network or of other data. Random
         numbers need no keeping: order, augmentation and dropout are seeded by (seed, epoch)."""
         state = {"pictures": self.pictures, "peak_memory": 0, **state}  # which a version before did not write
-        if state["pictures"] != self.pictures:
-            what = f"has {state['pictures']} training and validation pictures, here are {self.pictures}"
+        if state["pictures"] != self.pictures[: len(state["pictures"])]:  # once without the names
+            what = "has other training or validation pictures"
             raise TrainingError(f"The run in {self.run_dir} {what}; resume it with the same --data.")
         try:
             if any(type(state[name]) is not type(value) for name, value in self.state().items()):

@@ -730,11 +730,13 @@ def test_what_a_killed_run_left_is_swept(finished, prepared, tmp_path):
 
 def test_other_data_is_refused_and_how_a_run_began_is_kept(finished, prepared, tmp_path, capsys):
     shutil.copytree(finished[0], tmp_path / "run")
-    shutil.copytree(prepared, tmp_path / "fewer")
-    for kind in ("images", "masks"):
-        next((tmp_path / "fewer" / f"{kind}_val").glob("24000*")).unlink()
-    assert train(tmp_path / "fewer", tmp_path / "run", "--resume", "--seed", "7", "--epochs", "4") == 1
-    one_sentence(capsys.readouterr().err, "[12, 6] training and validation pictures", "[12, 5]", "--data")
+    for name, number in (("fewer", None), ("others", 25000)):
+        shutil.copytree(prepared, tmp_path / name)
+        for kind in ("images", "masks"):
+            face = next((tmp_path / name / f"{kind}_val").glob("24000*"))
+            face.rename(face.with_name(face.name.replace("24000", str(number)))) if number else face.unlink()
+        assert train(tmp_path / name, tmp_path / "run", "--resume", "--seed", "7", "--epochs", "4") == 1
+        one_sentence(capsys.readouterr().err, "other training or validation pictures", "--data")
     config = training.configured(Config, training.read_run(tmp_path / "run")["config"])
     config.pretrained, config.epochs = True, 4
     main.Runner("cpu", log=print).train(config, prepared, tmp_path / "run", resume=True, workers=0)
