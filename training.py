@@ -376,7 +376,7 @@ class Trainer:
         """Take up the state of `last.pth`; TrainingError if it is damaged, of another network or of other data. Random
         numbers need no keeping: order, augmentation and dropout are seeded by (seed, epoch)."""
         state = {"pictures": self.pictures, "peak_memory": 0, **state}  # which a version before did not write
-        if state["pictures"] != self.pictures[: len(state["pictures"])]:  # once without the names
+        if state["pictures"] not in (self.pictures, self.pictures[:2]):  # which was once without the names
             what = "has other training or validation pictures"
             raise TrainingError(f"The run in {self.run_dir} {what}; resume it with the same --data.")
         try:

@@ -685,6 +685,7 @@ def test_a_damaged_state_changes_nothing(finished, prepared, tmp_path, capsys):
     ]
     damages += [{**whole, key: "text"} for key, value in whole.items() if not isinstance(value, str)]
     damages += [{**whole, key: {"a": 1}} for key in ("history", "pictures", "model", "optimizer", "ema")]
+    damages += [{**whole, "pictures": value} for value in (3.5, [1])]
     damages += [{**whole, "config": {**whole["config"], name: ["x"]}} for name in ("lr", "seed", "size")]
     damages += [{**whole, "optimizer": {}}, {**whole, "model": {}}, {**whole, "scheduler": {}, "history": []}]
     for what, state in enumerate(damages):
@@ -734,7 +735,10 @@ def test_other_data_is_refused_and_how_a_run_began_is_kept(finished, prepared, t
         shutil.copytree(prepared, tmp_path / name)
         for kind in ("images", "masks"):
             face = next((tmp_path / name / f"{kind}_val").glob("24000*"))
-            face.rename(face.with_name(face.name.replace("24000", str(number)))) if number else face.unlink()
+            if number:
+                face.rename(face.with_name(face.name.replace("24000", str(number))))
+            else:
+                face.unlink()
         assert train(tmp_path / name, tmp_path / "run", "--resume", "--seed", "7", "--epochs", "4") == 1
         one_sentence(capsys.readouterr().err, "other training or validation pictures", "--data")
     config = training.configured(Config, training.read_run(tmp_path / "run")["config"])
