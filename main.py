@@ -98,7 +98,8 @@ class Runner:
             return onnx_export.export(self.segmenter.net, self.segmenter.info, out, pictures, log=self.log)
         from data_preprocessing import ensure
 
-        found = sorted((ensure(faces, self.log) / "images_train").glob("*.jpg"))
+        if not (found := sorted((ensure(faces, self.log) / "images_train").glob("*.jpg"))):
+            raise UserError(f"{faces} holds no images_train/*.jpg, by which the ranges of int8 are found.")
         some = (read_picture(path) for path in found[:: max(1, len(found) // openvino_backend.FACES)])
         out = Path(out or openvino_backend.int8_path(self.weights))
         return openvino_backend.quantize(self.segmenter, self.weights, some, pictures, out, log=self.log)

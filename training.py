@@ -456,7 +456,7 @@ def run(
         if state is not None:
             trainer.resume(state)
             log(f"Resuming {run_dir} after epoch {trainer.epoch}")
-        announce(trainer, log)
+        announce(trainer, stop_after, log)
         with at_work(trainer):
             return trainer.fit(on_epoch, stop_after=stop_after)
 
@@ -486,7 +486,7 @@ def at_work(trainer: Trainer):
             track.close()
 
 
-def announce(trainer: Trainer, log) -> None:
+def announce(trainer: Trainer, stop_after: int | None, log) -> None:
     config = trainer.config
     shared = f", {devices.world_size()} processes" if devices.world_size() > 1 else ""
     pictures = f"{trainer.train_loader.sampler.size} pictures an epoch, {trainer.effective_batch} pictures a step"
@@ -497,6 +497,8 @@ def announce(trainer: Trainer, log) -> None:
     if trainer.epoch >= config.epochs:
         longer = "" if "epochs" in trainer.recipe.fixed else "; --epochs N trains for longer"
         log(f"All {config.epochs} epochs are done{longer}.")
+    elif stop_after and trainer.epoch >= stop_after:
+        log(f"Epoch {stop_after} is done already; without --stop-after the run goes on.")
 
 
 # --- The run directory ----------------------------------------------------------------------------------------------

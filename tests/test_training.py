@@ -147,6 +147,8 @@ def test_a_second_run_is_refused_and_a_finished_one_resumes_to_nothing(finished,
         (run_dir / name).unlink()
     assert train(prepared, run_dir, "--resume") == 0  # epochs and seed stay as they were
     assert "after epoch 3" in capsys.readouterr().out
+    assert train(prepared, run_dir, "--resume", "--epochs", 5, "--stop-after", 3) == 0
+    assert "Epoch 3 is done already" in capsys.readouterr().out
     assert (run_dir / "last.pth").read_bytes() == before
     assert (run_dir / "curves.png").exists()
     assert len(history(run_dir)) == 3

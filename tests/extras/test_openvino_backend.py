@@ -186,6 +186,13 @@ def test_another_network_where_asked_for(cache, tmp_path):
 
 
 # --- int8 -----------------------------------------------------------------------------------------------------------
+def test_int8_without_training_faces(weights, tmp_path, capsys):
+    (tmp_path / "images_val").mkdir()
+    shutil.copy(SAMPLES[0], tmp_path / "images_val" / "1.jpg")
+    assert main.main(["export", "--int8", "--weights", str(weights), "--data", str(tmp_path)]) == 1
+    one_sentence(capsys.readouterr().err, tmp_path, "images_train")
+
+
 @needs_openvino
 @needs_nncf
 def test_int8_from_training_faces(weights, prepared, cache, tmp_path, capsys, monkeypatch):
