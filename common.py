@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import argparse
 import errno
+import itertools
 import os
 import platform
 import re
 import shutil
 import sys
-import threading
 import time
 import zlib
 from collections.abc import Callable, Container, Iterator
@@ -20,8 +20,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 TEMP = ".tmp-"  # begins the name of every unfinished file
-_HOST = f"{zlib.crc32(platform.node().encode()):08x}"  # process ids count on one machine only
+_SPACE = os.readlink("/proc/self/ns/pid") if os.path.exists("/proc/self/ns/pid") else ""  # containers have their own
+_HOST = f"{zlib.crc32((platform.node() + _SPACE).encode()):08x}"  # process ids count on one machine only
 _TOKEN = os.urandom(3).hex()  # tells this process from a dead one whose id it got
+_NUMBERS = itertools.count()
 _OLD = 24 * 3600  # seconds after which an unfinished file of another machine is given up
 _TEMP_NAME = re.compile(rf"{re.escape(TEMP)}([0-9a-f]{{8}})-([0-9]+)-([0-9a-f]{{6}})-.*", re.DOTALL)
 
@@ -48,7 +50,7 @@ class DownloadError(UserError):
 
 def temporary_name(name: str) -> str:
     """A name for an unfinished file or folder, by which `sweep` knows whose it is."""
-    return f"{TEMP}{_HOST}-{os.getpid()}-{_TOKEN}-{threading.get_ident()}-{name}"
+    return f"{TEMP}{_HOST}-{os.getpid()}-{_TOKEN}-{next(_NUMBERS)}-{name}"
 
 
 def sweep(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Paths and hyperparameters: the defaults of every command, with the reason beside each number."""
+"""Paths and hyperparameters: the original's, and the defaults of prediction, with the reason beside each number."""
 
 from pathlib import Path
 

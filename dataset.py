@@ -82,9 +82,11 @@ def to_tensor(array: np.ndarray) -> torch.Tensor:
 
 
 def read_ids(path: Path) -> frozenset[str]:
-    """The ids of faces that a text file lists, separated by white space. Raises DataError: it cannot be read."""
+    """The ids of faces that a text file lists, separated by white space; a # begins a comment. Raises DataError: it
+    cannot be read."""
     try:
-        return frozenset(Path(path).read_text(encoding="utf-8-sig").split())
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+        return frozenset(name for line in lines for name in line.partition("#")[0].split())
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read as a list of ids ({error}).") from None
 
@@ -104,7 +106,10 @@ class Celeb(Dataset):
     """
 
     def __init__(self, image_dir: Path, mask_dir: Path, transform=None, *, limit=None, cache: int | None = None):
-        images = {f"{path.stem}_skin.png": path for path in _pictures(image_dir)}
+        paths = _pictures(image_dir)
+        images = {f"{path.stem}_skin.png": path for path in paths}
+        if len(images) < len(paths):
+            raise DataError(f"Two pictures of {image_dir} differ only in the suffix, and have one mask; remove one.")
         masks = {path.name: path for path in _pictures(mask_dir)}
         if alone := sorted(images.keys() ^ masks.keys()):
             which = f"{len(alone)} files of {image_dir} and {mask_dir} ({(images | masks)[alone[0]].name} is the first)"

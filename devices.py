@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -86,6 +86,12 @@ def reuse_memory() -> None:
         return
     for option, value in ((-3, 2**31 - 1), (-1, 2**31 - 1), (-2, 2**28)):  # M_MMAP_THRESHOLD, M_TRIM_, M_TOP_PAD, bytes
         mallopt(option, value)
+
+
+def release_memory() -> None:
+    """Give back what glibc keeps: each process that is forked now would get a copy of it. Nothing without glibc."""
+    with suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def peak_memory_mb(device: torch.device) -> int | None:

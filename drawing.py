@@ -16,6 +16,7 @@ import numpy as np
 import const
 from common import replacing
 
+MOST_BOXES = 500  # parts of a mask that are looked at, the largest; the time grows with their square
 SPECK = 4  # pixels, of a picture scaled to 512, below which a part of a mask is no face
 
 
@@ -124,7 +125,7 @@ def merge_boxes(boxes: list[tuple]) -> list[tuple]:
     Two are joined that are less than a quarter of the larger one apart, unless the result would be 1.7 times as large
     as the largest part in it: faces side by side stay apart, and specks do not chain.
     """
-    groups = sorted(((*b, _side(b)) for b in boxes), key=lambda g: -g[4])  # the last: the side of the largest part
+    groups = sorted(((*b, _side(b)) for b in boxes), key=lambda g: -g[4])[:MOST_BOXES]  # the last: of its largest part
     while True:
         for i, j in combinations(range(len(groups)), 2):
             a, b = groups[i], groups[j]

@@ -94,7 +94,7 @@ class Runner:
         if self.segmenter is None:
             self.load(backend="torch")
         if faces is None:
-            out = out or const.PREDICTIONS_DIR / f"{self.weights.stem}.onnx"
+            out = out or const.PREDICTIONS_DIR / f"{_name_of(self.weights)}.onnx"
             return onnx_export.export(self.segmenter.net, self.segmenter.info, out, pictures, log=self.log)
         from data_preprocessing import ensure
 
@@ -128,7 +128,7 @@ class Runner:
 _size = number(int, 32, 8192, "a whole number from 32 to 8192")
 _seed = number(int, 0, 2**31 - 1, "a whole number from 0 up")
 _rate = number(float, 1e-12, 1e3, "a number above 0")
-_probability = number(float, 1e-6, 1 - 1e-6, "a probability between 0 and 1")
+_probability = number(float, 0.02, 0.98, "a probability from 0.02 to 0.98")  # rejected regions have 0.018
 _fraction = number(float, 0, 1, "a number from 0 to 1")
 _smoothing = number(float, 0, 0.99, "a number from 0 to 0.99")
 _port = number(int, 1, 65535, "a port from 1 to 65535")
@@ -153,6 +153,12 @@ def _absolute(text: str) -> str:
 
 def _weights(text: str) -> str:
     return text if text == "bundled" else _absolute(text)
+
+
+def _name_of(weights: Path) -> str:
+    """That of a run, or the file's own."""
+    path = weights.resolve()
+    return path.parent.name if path.name == const.MODEL_PATH.name and path != const.MODEL_PATH else path.stem
 
 
 def _kinds(text: str) -> list[str]:
@@ -192,9 +198,9 @@ _ROBUST = {  # options of the robust recipe alone
     "occluders": (_absolute, "DIR", "photographed hands/, objects/, masks/ ..."),
     "init": (_weights, "F", "weights to start from: a file, or bundled"),
     "exclude": (_absolute, "F", "a file with the ids of faces to leave out"),
-    "single_face": (_fraction, "P", "fraction of pictures with one large face"),
-    "occlusion_p": (_fraction, "P", "probability that a face is occluded"),
-    "glasses_p": (_fraction, "P", "probability of drawn glasses"),
+    "single_face": (_fraction, "P", "fraction of pictures with one large face; default 0.6, with --init 0.65"),
+    "occlusion_p": (_fraction, "P", "probability that a face is occluded; default 0.5"),
+    "glasses_p": (_fraction, "P", "probability of drawn glasses; default 0.2"),
 }
 _EXAMPLES = """examples:
   python main.py predict photo.jpg holiday/ --out masks
@@ -208,7 +214,8 @@ def _add_predict(p: argparse.ArgumentParser) -> None:
     p.add_argument("inputs", nargs="*", type=_path, metavar="INPUT", help=text)
     add = p.add_argument_group("results").add_argument
     add("--out", type=_path, default=const.PREDICTIONS_DIR, help="where results go; default: predictions/")
-    add("--save", type=_kinds, metavar="A,B", help=f"of {','.join(const.RESULTS)}; default mask,overlay")
+    text = f"of {','.join(const.RESULTS)}; default mask,overlay, of videos overlay"
+    add("--save", type=_kinds, metavar="A,B", help=text)
     add("--blur", action="store_true", help="hide the faces: write NAME_blurred")
     add("--pixelate", action="store_true", help="hide the faces: write NAME_pixelated")
     add("--color", type=_color, default=const.OVERLAY_COLOR, help="of overlay and contour; default #8000ff")
@@ -223,7 +230,7 @@ def _add_predict(p: argparse.ArgumentParser) -> None:
     add("--passes", **_PASSES)
     add("--device", **_DEVICE)
     precisions = ("auto", "fp32", "bf16", "fp16", "int8")
-    add("--precision", choices=precisions, default="auto", help="default: the fastest; int8 needs `export --int8`")
+    add("--precision", choices=precisions, default="auto", help="default: the fastest; int8: bundled or exported ones")
     add("--backend", **_BACKEND, help="default: OpenVINO for lite on a CPU, if installed")
     add = p.add_argument_group("many pictures").add_argument
     add("--batch-size", type=positive, default=4, help="pictures segmented together; default 4")
@@ -234,7 +241,7 @@ def _add_predict(p: argparse.ArgumentParser) -> None:
     add("--frame-stride", type=positive, default=1, metavar="N", help="keep a mask for N frames of a still face")
     add("--start", type=_seconds, default=0.0, metavar="S", help="seconds")
     add("--end", type=_seconds, metavar="S", help="seconds; for a camera, when to stop")
-    add("--smooth", type=_smoothing, default=0.0, help="fraction of the past in a mask; 0.6 halves the flicker")
+    add("--smooth", type=_smoothing, default=0.0, help="fraction of the past in a mask; 0.6: a third of the flicker")
     add("--webcam", type=small, metavar="N", help="a camera by number, recorded to --out; q ends it")
 
 
@@ -243,17 +250,17 @@ def _add_train(p: argparse.ArgumentParser) -> None:
     add("--model", choices=("deeplabv3", "unet", "lite"), help=f"default {const.MODEL}; robust lite")
     add("--recipe", choices=("original", "robust"), help="default original; robust: the bundled weights'")
     add("--data", **_DATA)
-    add("--epochs", type=positive, help=f"default {const.EPOCHS}")
-    add("--batch-size", type=positive, help=f"default {const.BATCH_SIZE}")
-    add("--lr", type=_rate, help=f"default {const.LR}")
-    add("--size", type=_size, help=f"picture size; default {const.IMG_SIZE}")
+    add("--epochs", type=positive, help=f"default {const.EPOCHS}; robust 12, with --init 6")
+    add("--batch-size", type=positive, help=f"default {const.BATCH_SIZE}; robust 16")
+    add("--lr", type=_rate, help=f"default {const.LR}; robust 1.5e-3, with --init 8e-4")
+    add("--size", type=_size, help=f"picture size; default {const.IMG_SIZE}; robust 160 to 192, with --init 256 to 320")
     add("--limit", type=positive, help="only the first N faces of each split")
-    add("--val-limit", type=positive, help="only the first N faces of the validation split")
+    add("--val-limit", type=positive, help="only the first N faces of the validation split; robust 300")
     add("--workers", type=small, help="loader processes, with robust up to 4.5 GB each; default: cores - 1, at most 4")
     add("--accumulate", type=positive, metavar="N", help="batches that make one step; default 1")
     add("--precision", choices=("auto", "fp32", "bf16", "fp16"), help="default auto: the fastest here")
     add("--compile", action="store_true", help="torch.compile: a slow start, then faster steps")
-    add("--cache", action="store_true", help="keep decoded pictures in memory, 4 bytes a pixel a process")
+    add("--cache", action="store_true", help="keep decoded pictures in memory, 4 bytes a pixel; not robust's")
     add("--seed", type=_seed, help=f"default {const.SEED}")
     add("--device", **_DEVICE)
     add("--resume", action="store_true", help="continue the run in --run-dir, of --model, or the latest in runs/")
@@ -275,7 +282,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="{train,evaluate,predict,export,demo}")
 
     def command(name: str, run, text: str, **options) -> argparse.ArgumentParser:
-        p = commands.add_parser(name, help=text, **options)
+        p = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", **options)
         p.set_defaults(run=run)
         return p
 
@@ -307,7 +314,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--precision", choices=("fp32", "bf16", "fp16", "int8"), default="fp32", help="default fp32")
     add("--backend", **_BACKEND, help="default: PyTorch; OpenVINO in bf16 and int8")
 
-    _add_train(command("train", _train, "train a network; defaults are the original's"))
+    _add_train(command("train", _train, "train a network"))
     return parser
 
 
@@ -424,9 +431,7 @@ def _runner(device: str) -> Runner:
 
 def _evaluate(args) -> None:
     runner = _runner(args.device).load(args.weights, **_computing(args))
-    path = Path(args.weights).resolve()
-    name = path.parent.name if path.name == "model.best.pth" else path.stem  # a run's, or its own
-    out = args.out or const.RUNS_DIR / f"evaluate-{name}"
+    out = args.out or const.RUNS_DIR / f"evaluate-{_name_of(Path(args.weights))}"
     runner.evaluate(args.data, out, limit=args.limit, exclude=args.exclude)
 
 

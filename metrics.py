@@ -84,7 +84,7 @@ class Counts:
 
     @property
     def predicted_positive_rate(self) -> float:
-        """The fraction of all pixels that were called face; on pictures without a face the false-positive rate."""
+        """The fraction of all pixels predicted as face; on pictures without a face the false-positive rate."""
         total = self.tp + self.fp + self.fn + self.tn
         return (self.tp + self.fp) / total if total else 0.0
 

@@ -230,6 +230,7 @@ class Trainer:
         `on_epoch` is called after every epoch, the files being written."""
         if self.history and devices.rank() == 0:  # a run may be killed between last.pth and the other files
             self._write_rest()
+        iter(self.val_loader)  # a process that starts after an epoch would keep a copy of what was freed since
         while self.epoch < min(self.config.epochs, stop_after or self.config.epochs):
             started = time.perf_counter()
             loss = self.train_epoch()
@@ -261,6 +262,7 @@ class Trainer:
     def train_epoch(self) -> float:
         """One pass over the training loader; the mean loss."""
         if (size := self.recipe.size_at(self.epoch)) != self.size:
+            devices.release_memory()
             self.size, self.train_loader = size, self.recipe.loader(size)
         devices.barrier()  # from here on, none is to wait long for another
         self.train_loader.sampler.epoch = self.epoch
@@ -506,7 +508,7 @@ def announce(trainer: Trainer, stop_after: int | None, log) -> None:
 def held(run_dir: Path, *, resume: bool):
     """The run directory for this run alone, swept of what killed runs left unfinished; an error if it holds
     a run or another's files already, or a run is at work in it."""
-    names = ("last.pth", "model.best.pth", "history.csv", "config.json")
+    names = ("last.pth", "model.best.pth", "history.csv", "config.json", "curves.png")
     present = [name for name in names if (run_dir / name).exists()]
     if present and not resume:
         what = f"{run_dir} holds {', '.join(present)} already"

@@ -1,7 +1,7 @@
 """A page in the browser: photographs and videos in, faces marked, cut out or hidden. `main.py demo` opens it.
 
 Gradio is optional: `pip install "gradio>=6"`. An upload is deleted as soon as it is read; what the page goes on with is
-in memory, of the last `SESSIONS` visitors and for `KEPT` seconds, and so long results can be downloaded.
+in memory, of the last `SESSIONS` visitors and for `KEPT` seconds; results can be downloaded for `FILES_KEPT` seconds.
 
 A Hugging Face Space runs the repository with two more files, README.md and app.py:
 
@@ -40,7 +40,8 @@ PIXELS = 50_000_000  # of the largest photograph; of it 350 MB stay in memory
 WAITING = 20  # jobs in the queue; the next visitor is told to come back
 SESSIONS = 10  # visitors whose last photograph is remembered, the latest ones
 SHOWN = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".avif")  # what browsers show themselves
-KEPT = 600  # seconds that a photograph is remembered, and a result can be fetched
+KEPT = 600  # seconds that a photograph is remembered
+FILES_KEPT = 3600  # seconds that an upload may wait in the queue, and a result can be fetched
 NAMES = {
     "overlay": "Overlay",
     "contour": "Contour",
@@ -148,7 +149,7 @@ def _gradio():
 
 def _build(gr, segmenter, folder: Path):
     """The page as a gradio.Blocks, not yet open; results go to `folder`, which is Gradio's own for temporary files."""
-    with gr.Blocks(title="Face segmentation", analytics_enabled=False, delete_cache=(30, KEPT)) as page:
+    with gr.Blocks(title="Face segmentation", analytics_enabled=False, delete_cache=(30, FILES_KEPT)) as page:
         gr.Markdown("# Face segmentation\nThe visible face, without glasses and without what is in front of it.")
         with gr.Tab("Photograph"):
             _photograph_tab(gr, segmenter, folder)

@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
@@ -78,18 +78,18 @@ def predict_videos(
             own = i % shard[1] == shard[0] - 1
             if not own and not shown:
                 continue
-            face, to = None, output if own else replace(output, results=())
+            face, to = None, out if own else None
             with _noting(errors, job.path):
                 part = timing.start or timing.end is not None
                 if skip_existing and not (shown or part) and job.path.is_file():
-                    face = done_before(_results(out, job.name, to), identity(job.path))
+                    face = done_before(_results(out, job.name, output), identity(job.path))
                 if face is None:
                     options = {"name": job.name, "inputs": inputs, "gif": shown, "fail_empty": fail_empty, "log": log}
-                    predict_video(segmenter, job.path, out, to, timing, **options)
+                    predict_video(segmenter, job.path, to, output, timing, **options)
                     continue
                 log(f"{job.path} was done already.")
                 if not face:
-                    _tell_faceless(job.path, to, fail_empty, log)
+                    _tell_faceless(job.path, output, fail_empty, log)
         for job in find_jobs([path for path in inputs if shown and path not in videos], out):
             try:
                 picture = read_picture(job.path)
@@ -115,9 +115,9 @@ def _noting(errors: list[str], path: Path) -> Iterator[None]:
 def predict_video(
     segmenter, path, out, output=None, timing=None, *, name=None, inputs=(), gif=None, fail_empty=False, log=print
 ) -> None:
-    """Write NAME_overlay.mp4, or whatever of `const.RESULTS` a video can hold, of a video into the folder `out`. NAME
-    is that of the video where none is given; no result takes the name of one of `inputs`. What `gif`, a `Gif`, shows
-    goes there as well.
+    """Write NAME_overlay.mp4, or whatever of `const.RESULTS` a video can hold, of a video into the folder `out`, or
+    nowhere without one. NAME is that of the video where none is given; no result takes the name of one of `inputs`.
+    What `gif`, a `Gif`, shows goes there as well.
 
     Raises:
         VideoError: no video, nothing between `start` and `end`, results that cannot be written, or frames that cannot
@@ -130,7 +130,8 @@ def predict_video(
     if none := [kind for kind in output.results if kind in const.PICTURES_ONLY]:
         raise UserError(f"Of a video there is no {' and no '.join(none)}; save something else of it.")
     clip, name = probe(path, timing.start, timing.end), name or find_jobs([path], out)[0].name
-    results = _results(out, name, output)
+    kinds = output.results if out else ()
+    results = _results(out, name, output) if out else []
     if refusal := forbidden(results, {given.resolve() for given in (path, *inputs)}):
         raise VideoError(refusal)
     began, written, gif_began, gif_slot, errors = time.perf_counter(), 0, gif and gif.end, -1, []
@@ -141,7 +142,7 @@ def predict_video(
         writers = [stack.enter_context(writing(result, clip, tag, log=log)) for result in results]
         masked = ahead(timing.masked(segmenter, read(clip, errors), output), 2)
         for seconds, frame, mask in tqdm(masked, total=total, unit="frame", disable=None):
-            for write, kind in zip(writers, output.results, strict=True):
+            for write, kind in zip(writers, kinds, strict=True):
                 write(seconds, _drawn(output, kind, frame, mask))
             if gif and seconds // GIF_STEP > gif_slot:
                 gif_slot = seconds // GIF_STEP
@@ -200,7 +201,7 @@ def record_camera(
         raise VideoError(f"Camera {camera} gives no picture; is it connected, and not in use?")
     if not find_pyav():
         log(video_files.WITHOUT_PYAV)
-    clip, window, written = Clip(camera, rate(fps), end=exact(timing.end)), True, 0
+    clip, window, written = Clip(camera, rate(fps), start=exact(timing.start), end=exact(timing.end)), True, 0
     with ExitStack() as stack:
         results = stack.enter_context(_new_files(out, output))
         names = ", ".join(map(str, results))

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Each lever of the recipe alone, with equal steps: the first stage at 160 pixels, all levers, then without one of them.
+# An ablation of the recipe with equal steps: the first stage at 160 pixels, all components, then without one of them.
 # About five minutes a run on two idle CPU cores with bf16; runs/ablation/table.md is the table.
 #
 #   bash robust/ablation.sh PREPARED NO_FACE OCCLUDERS [SEEDS]

@@ -61,7 +61,7 @@ def paper(rng: np.random.Generator) -> np.ndarray:
 def photo_patch(rng: np.random.Generator, photo: np.ndarray) -> np.ndarray:
     """A random square of a photograph, enlarged to uint8 (512, 512, 3)."""
     h, w = photo.shape[:2]
-    side = int(min(h, w) * rng.uniform(0.25, 1.0))
+    side = max(1, int(min(h, w) * rng.uniform(0.25, 1.0)))
     y, x = int(rng.integers(0, h - side + 1)), int(rng.integers(0, w - side + 1))
     patch = cv2.resize(photo[y : y + side, x : x + side], (SIZE, SIZE), interpolation=cv2.INTER_LINEAR)
     if rng.random() < 0.5:

@@ -48,7 +48,7 @@ class RobustConfig(Config):
 
     @staticmethod
     def defaults(*, second: bool) -> dict:
-        """The two stages: from ImageNet's features on small pictures; then, from weights, on larger ones in smaller
+        """The two stages: from ImageNet weights on small pictures; then, from weights, on larger ones in smaller
         steps."""
         if second:
             return {"size": 320, "epochs": 6, "lr": 8e-4, "single_face": 0.65, "progressive": [(0.0, 256), (0.5, 320)]}
@@ -91,15 +91,18 @@ class Robust:
             log("No --backgrounds: faces are pasted on drawn colours, and no photograph without a face is seen.")
         if config.occluders is None:
             log("No --occluders: what occludes a face is drawn, and photographed hands will be taken for faces.")
-        if not persons.is_dir():
-            log(f"No {persons}: nobody is cut out; make it with `data_preprocessing.py --persons`.")
         exclude = read_ids(config.exclude) if config.exclude else frozenset()
         faces = scenes.FaceStore(images, masks, persons, limit=config.limit, exclude=exclude)
         if exclude:
             log(f"{faces.excluded} faces are left out, of {len(exclude)} that {config.exclude} lists.")
         if not len(faces):
             raise TrainingError(f"{config.exclude} lists every face of {images}.")
+        if alone := sum(person is None for _, _, person in faces.entries):
+            where = f"{alone} of {len(faces)} faces have no silhouette in {persons}"
+            log(f"{where}, and are not cut out; make them with `data_preprocessing.py --persons`.")
         photos = scenes.PhotoStore(scenes.find_backgrounds(Path(config.backgrounds)) if config.backgrounds else [])
+        if config.backgrounds and not photos.paths:
+            raise TrainingError(f"{config.backgrounds} holds no photographs (--backgrounds).")
         store = OccluderStore(Path(config.occluders)) if config.occluders else None
         often = {name: getattr(config, name) for name in ("single_face", "occlusion_p", "glasses_p")}
         self.composer = scenes.SceneComposer(faces, photos, store, **often)

@@ -120,7 +120,7 @@ def background(rng: np.random.Generator, photo: np.ndarray, size: tuple[int, int
     """A random part of a photograph at (height, width), mirrored at random; uint8 (H, W, 3)."""
     h, w = photo.shape[:2]
     aspect = size[1] / size[0]
-    ch = int(min(h, w / aspect) * rng.uniform(0.4, 1.0) ** 0.7)
+    ch = max(1, int(min(h, w / aspect) * rng.uniform(0.4, 1.0) ** 0.7))
     cw = max(1, min(w, int(ch * aspect)))
     y, x = int(rng.integers(0, h - ch + 1)), int(rng.integers(0, w - cw + 1))
     part = photo[y : y + ch, x : x + cw]

@@ -442,7 +442,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--epochs", help="default 12, on a GPU 8", **number)
     add("--epoch-size", help="pictures in each; default 1000, on a GPU 2000", **number)
     add("--val-faces", help="measured as they are; default 2000, on a GPU 1000", **number)
-    add("--occluded-faces", help="measured with each occluder; default 200", **number)
+    add("--occluded-faces", help="measured with each occluder; default 200, on a GPU 100", **number)
     return parser
 
 

@@ -48,7 +48,7 @@ def measure(weights: str, picture: Path, noise: float) -> None:
     """Print the table."""
     segmenter, photo = Runner().load(weights).segmenter, read_picture(picture)
     clips = {kind: list(sliding(photo, segmenter.mask(photo), kind, noise)) for kind in ("still", "bar", "hand")}
-    print("smooth  stride  flicker  bar called face  hand called face  passes a frame (still, bar, hand)")
+    print("smooth  stride  flicker  bar as face  hand as face  passes a frame (still, bar, hand)")
     for smooth, stride in OPTIONS:
         masks, made = {}, []
         for kind, clip in clips.items():

@@ -32,7 +32,7 @@ PHOTOGRAPHED = tuple(f"photographed {kind}" for kind in photographed.KINDS)
 OCCLUDED = {"drawn": "drawn", **dict(zip(PHOTOGRAPHED, photographed.KINDS, strict=True))}  # kinds, and their heads
 RATE = "occluded_false_positive_rate"
 LEGEND = (
-    "±: standard deviation over seeds. FP: of the face's pixels behind the occluder, those that are called face. Dice, "
+    "±: standard deviation over seeds. FP: of the face's pixels behind the occluder, those predicted as face. Dice, "
     "IoU and boundary IoU: of counts pooled over the faces, at probability 0.5; on drawn occluders the mean over their "
     f"kinds ({', '.join(occluders.KINDS)}). Hands, objects and masks are photographed, unless called drawn. "
     "Where precision is missing, the others are of the validation while training, in the epoch kept."
@@ -156,7 +156,7 @@ def plot_occluders(results: dict, path: Path) -> None:
         axis.set_xlim(-0.5, len(names) - 0.5)
         axis.grid(alpha=0.3, axis="y")
     axes[0].set(ylabel="Dice")
-    axes[1].set(ylabel="occluded pixels called face, %", ylim=(0, None))
+    axes[1].set(ylabel="occluded pixels predicted as face, %", ylim=(0, None))
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, title="CoarseDropout in", loc="outside upper center", ncols=3, fontsize=8)
     _save(figure, path)
@@ -351,7 +351,11 @@ def write(out: Path) -> None:
         add_drawn(entry["kinds"])
     m = results["machine"]
     where = f"{m['gpu'] or m['processor']}, {m['cores']} cores, PyTorch {m['torch']}, {m['date']}"
-    faces = f"{results['faces']['train']} training faces, {results['faces']['val']} validation faces"
+    val, plan = results["faces"]["val"], results["plan"]
+    faces = (
+        f"{results['faces']['train']} training faces; measured on the first {min(val, plan['val_faces'])} of {val} "
+        f"validation faces, and on {min(val, plan['occluded_faces'])} with each occluder"
+    )
     parts = ["# Tables of the experiments", f"Measured on {where}; {faces}. {LEGEND}"]
     if results["quick"]:
         parts.append("**A quick run, of the machinery alone: these figures mean nothing.**")

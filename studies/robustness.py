@@ -148,7 +148,7 @@ def rows_of(section: str, composer, scenes_count: int) -> Iterator[tuple[str, It
 def measure(segmenter, samples) -> dict:
     """Figures of counts pooled over (image, target), and the mean Dice of the tenth of pictures where it is lowest.
 
-    A third item, boolean (H, W), marks the face pixels under an occluder; of all these the fraction called face is
+    A third item, boolean (H, W), marks the face pixels under an occluder; of these the fraction predicted as face is
     `occluded_false_positive_rate`. What is undefined is None: most figures without a face in the targets, and the
     number of pictures with many false positives where there is one.
     """

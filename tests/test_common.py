@@ -60,6 +60,14 @@ def test_a_killed_process_is_swept_up_after_and_a_living_one_is_not(holder, tmp_
     common.sweep(tmp_path / "nowhere")
 
 
+def test_two_files_with_the_same_long_beginning_are_written_at_once(tmp_path):
+    paths = [tmp_path / f"{'a' * 60}_{kind}.mp4" for kind in ("overlay", "mask")]
+    with common.replacing(paths[0]) as one, common.replacing(paths[1]) as other:
+        one.write_text("overlay")
+        other.write_text("mask")
+    assert [path.read_text() for path in paths] == ["overlay", "mask"]
+
+
 def test_whose_unfinished_files_are(tmp_path):
     ours = common.temporary_name("a")
     pid = f"-{os.getpid()}-"

@@ -75,6 +75,10 @@ def test_pairs_are_checked_when_made(tmp_path):
     (tmp_path / "images" / "1.jpg").unlink()
     with pytest.raises(DataError, match=r"1_skin\.png"):
         dataset.Celeb(tmp_path / "images", tmp_path / "masks")
+    for suffix in ("jpg", "png"):
+        shutil.copy(tmp_path / "images" / "2.jpg", tmp_path / "images" / f"1.{suffix}")
+    with pytest.raises(DataError, match="differ only in the suffix"):
+        dataset.Celeb(tmp_path / "images", tmp_path / "masks")
 
 
 def test_empty_missing_and_broken(tmp_path):

@@ -62,7 +62,7 @@ def test_figures_that_masks_bear_out(prepared, lite_weights, tmp_path):
 
 
 def test_with_and_without_listed_faces(prepared, lite_weights, tmp_path, capsys):
-    (tmp_path / "ids.txt").write_text("24001\n", encoding="utf-8-sig")  # as some editors write it
+    (tmp_path / "ids.txt").write_text("# face\n24001 # and one\n", encoding="utf-8-sig")  # as some editors do
     args = ["evaluate", "--weights", str(lite_weights), "--data", str(prepared), "--out", str(tmp_path)]
     args += ["--device", "cpu"]
     assert main.main([*args, "--limit", "2", "--exclude", str(tmp_path / "ids.txt")]) == 0

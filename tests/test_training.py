@@ -143,6 +143,10 @@ def test_a_second_run_is_refused_and_a_finished_one_resumes_to_nothing(finished,
     before = (run_dir / "last.pth").read_bytes()
     assert train(prepared, run_dir, "--epochs", 3) == 1
     one_sentence(capsys.readouterr().err, run_dir, "--resume", "--run-dir")
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "curves.png").write_text("of another program")
+    assert train(prepared, tmp_path / "own", "--epochs", 3) == 1
+    one_sentence(capsys.readouterr().err, "curves.png")
     for name in ("history.csv", "curves.png"):  # killed just before they were written
         (run_dir / name).unlink()
     assert train(prepared, run_dir, "--resume") == 0  # epochs and seed stay as they were
@@ -289,6 +293,14 @@ def test_the_robust_recipe_keeps_the_epoch_of_the_best_dice(prepared, tmp_path, 
     monkeypatch.setattr(model, "save_state", lambda *_: kept.append(run.epoch))
     run.fit()
     assert kept == [1, 2, 3]
+
+
+def test_validation_s_processes_start_while_this_one_is_small(prepared, tmp_path, monkeypatch):
+    run, started = trainer(prepared, tmp_path, Config("lite", size=32, epochs=1), workers=1), []
+    train_epoch = run.train_epoch
+    monkeypatch.setattr(run, "train_epoch", lambda: (started.append(run.val_loader._iterator), train_epoch())[1])
+    run.fit()
+    assert started[0] is run.val_loader._iterator is not None
 
 
 def test_four_faces_can_be_learnt_by_heart(prepared, tmp_path):
@@ -779,7 +791,8 @@ def test_photographs_that_are_none(prepared, tmp_path, capsys):
     folder.mkdir()
     (folder / "._x.jpg").write_bytes(b"what macOS leaves on other disks")
     options = ["--recipe", "robust", "--backgrounds", folder, "--limit", 4, "--epochs", 1, "--single-face", 0]
-    assert train(prepared, tmp_path / "run", *options, "--workers", 0, "--val-limit", 2) == 0
+    assert train(prepared, tmp_path / "run", *options, "--workers", 0, "--val-limit", 2) == 1
+    one_sentence(capsys.readouterr().err, folder, "no photographs")
     (folder / "x.jpg").write_bytes(b"no picture")
     capsys.readouterr()
     assert train(prepared, tmp_path / "run2", *options, "--workers", 0) == 1

@@ -310,6 +310,13 @@ def test_a_face_that_comes_between_two_strides_is_hidden_at_once(red, clip, tmp_
         gif.seek(gif.n_frames - 1)
         last = np.asarray(gif.convert("RGB")).astype(int)
     assert np.abs(last[38:62, 68:92] - original[5][38:62, 68:92]).max() > 50
+    shared = {"gif": tmp_path / "both.gif", "shard": (1, 2), "log": lambda *_: None}  # the second is of the other part
+    videos = [clip, tmp_path / "two.mp4"]
+    assert not video.predict_videos(red, videos, tmp_path / "out", Output(("pixelated",)), timing, **shared)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [f"{clip.stem}_pixelated.mp4"]
+    with Image.open(tmp_path / "both.gif") as gif:
+        gif.seek(gif.n_frames - 1)
+        np.testing.assert_allclose(np.asarray(gif.convert("RGB")).astype(int), last, atol=30)  # of another palette
     assert main.main(["predict", str(clip), "--blur", "--frame-stride", "3", "--out", str(tmp_path)]) == 0
     assert "--frame-stride is left out" in capsys.readouterr().out
 

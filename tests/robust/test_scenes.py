@@ -93,6 +93,12 @@ def test_without_photographs_colours_are_drawn(faces):
     assert scenes.PhotoStore([]).draw(np.random.default_rng(0)).shape == (512, 512, 3)
 
 
+def test_a_photograph_of_one_pixel():
+    rng, pixel = np.random.default_rng(0), np.full((1, 1, 3), 9, np.uint8)
+    assert (scenes.background(rng, pixel, (48, 64)) == 9).all()
+    assert (occluders.photo_patch(rng, pixel) == 9).all()
+
+
 def test_stored_faces_are_never_painted_on(composer):
     before = [(composer.faces[i].image.copy(), composer.faces[i].mask.copy()) for i in range(12)]
     for seed in range(30):
