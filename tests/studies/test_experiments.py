@@ -1,10 +1,9 @@
 """The experiments: the real command on drawn faces and a tiny plan, what it leaves alone, and the tables."""
 
-import hashlib
 import json
 import re
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -26,20 +25,18 @@ def command(place, *more) -> int:
 
 
 @pytest.fixture(scope="module")
-def networks(tmp_path_factory):
-    """One convolution in the place of each of the original's networks, whose pretrained weights are not at hand; the
-    bundled weights see pictures of half the size."""
+def networks(small_bundled):
+    """One convolution in the place of each of the original's networks, whose pretrained weights are not at hand, and
+    the bundled weights at half their size."""
 
     def convolution(pretrained=False):
         if pretrained:
             raise OSError("no network")
         return torch.nn.Conv2d(3, 1, 1)
 
-    (net, info), path = model.load(const.BUNDLED_WEIGHTS), tmp_path_factory.mktemp("bundled") / "lite.pth"
-    model.save_state(net.state_dict(), path, replace(info, size=info.size // 2))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(const, "BUNDLED_WEIGHTS", path)
-        patch.setattr(const, "BUNDLED_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
+        patch.setattr(const, "BUNDLED_WEIGHTS", small_bundled[0])
+        patch.setattr(const, "BUNDLED_SHA256", small_bundled[1])
         for name in ("deeplabv3", "unet"):
             patch.setitem(model.NETWORKS, name, convolution)
         yield
