@@ -3,7 +3,6 @@
 import json
 import os
 import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import FORKS, ROOT, history, leftovers, one_sentence
+from conftest import FORKS, ROOT, history, leftovers, one_sentence, run
 
 import dataset
 import main
@@ -20,7 +19,7 @@ from metrics import Counts
 
 TINY = ["--model", "lite", "--size", "64", "--batch-size", "2", "--device", "cpu", "--precision", "fp32"]
 TINY += ["--workers", "0"]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(ROOT / "main.py")]
+TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", ROOT / "main.py"]
 
 
 class Job:
@@ -68,8 +67,7 @@ def trained(prepared, tmp_path_factory) -> tuple[Path, str]:
     """(run folder, what was printed) of two epochs by two processes."""
     run_dir = tmp_path_factory.mktemp("world_size") / "run"
     command = [*TORCHRUN, "train", "--data", prepared, "--run-dir", run_dir, *TINY, "--epochs", 2]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    result = subprocess.run([*map(str, command)], env=env, capture_output=True, text=True, timeout=200, check=False)
+    result = run(*command, env={"OMP_NUM_THREADS": 1})
     assert result.returncode == 0, result.stderr
     return run_dir, result.stdout
 
@@ -159,7 +157,7 @@ def test_a_full_disk_ends_the_job(prepared, tmp_path):
     assert {path.name for path in run_dir.glob("*")} <= {".lock"}
 
 
-def test_an_unreadable_picture_stops_no_other_process(tmp_path):
+def test_an_unreadable_picture_stops_no_other_process(lite_weights, tmp_path):
     from PIL import Image
 
     pictures = tmp_path / "in"
@@ -168,7 +166,7 @@ def test_an_unreadable_picture_stops_no_other_process(tmp_path):
         size = (1500, 1500) if i % 2 else (64, 64)
         Image.fromarray(np.full((*size, 3), 20 * i, np.uint8)).save(pictures / f"{i:02d}.png")
     (pictures / "00.png").write_bytes(b"no picture")
-    options = ["--weights", "bundled", "--out", tmp_path / "out", "--save", "mask", "--gif", tmp_path / "all.gif"]
+    options = ["--weights", lite_weights, "--out", tmp_path / "out", "--save", "mask", "--gif", tmp_path / "all.gif"]
     job = Job(tmp_path, "predict", pictures, *options)
     (code, said), (other, also) = job.finish()
     assert (code, other) == (1, 1)
