@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from conftest import ROOT, fingerprints, leftovers
 from PIL import Image, features
+from test_training import Dropping
 
 import data_preprocessing
 import drawing
@@ -88,11 +89,11 @@ def picture_of(rng: random.Random, kind: str) -> bytes:
 
 def test_pictures(lite_weights, tmp_path, capsys):
     codes = []
-    for seed in range(10 * TIMES):
+    for seed in range(4 * TIMES):
         rng = random.Random(seed)
         folder, out = tmp_path / f"in{seed}", tmp_path / f"out{seed}"
         folder.mkdir()
-        for i in range(12):  # of a folder at once, as loading the weights takes the time
+        for i in range(30):  # of a folder at once, as loading the weights takes the time
             kind = rng.choice(FORMATS)
             suffix = rng.choice([kind.lower(), "jpg", "png"])
             (folder / f"{i}.{suffix}").write_bytes(damaged(rng, picture_of(rng, kind)))
@@ -144,7 +145,8 @@ def test_checkpoints(lite_weights, tmp_path, capsys):
     assert sum(codes) > len(codes) / 2
 
 
-def test_runs(prepared, tmp_path, capsys):
+def test_runs(prepared, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(model, "build", lambda name, **_: Dropping())  # of which a state is quickly written and read
     train = ["train", "--data", prepared, "--workers", 0, "--device", "cpu", "--precision", "fp32", "--run-dir"]
     tiny = ["--model", "lite", "--no-pretrained", "--size", 32, "--batch-size", 4, "--limit", 4, "--epochs", 1]
     assert main.main([*map(str, [*train, tmp_path / "whole", *tiny])]) == 0
@@ -226,12 +228,12 @@ def test_names(lite_weights, tmp_path, capsys):
     ]
     letters += ["?", "[", "]", "~", "$HOME", "#", "\u202e", "\udcff", "_mask", ".tmp-", "._", "COM1"]
     picture = picture_of(random.Random(0), "PNG")
-    for seed in range(8 * TIMES):
+    for seed in range(4 * TIMES):
         rng = random.Random(seed)
         folder, out = tmp_path / f"in{seed}", tmp_path / f"out{seed}" / rng.choice(["x", "ü y", "%s", "a\nb"])
         folder.mkdir()
         names = set()
-        while len(names) < 10:
+        while len(names) < 20:
             stem = "".join(rng.choices(letters, k=rng.randint(1, 5))) * rng.choice([1, 1, 1, 12])
             name = stem + rng.choice([".png", ".PNG", ".jpg", ".png.png"])
             if len(os.fsencode(name)) <= 255:

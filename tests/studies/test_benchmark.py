@@ -2,11 +2,15 @@
 
 import json
 import sys
+from functools import partial
+from subprocess import Popen
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from conftest import leftovers, one_sentence, run
 
+import const
 import model
 from inference import Segmenter
 from studies import benchmark, shared
@@ -19,7 +23,10 @@ while data := sys.stdin.buffer.read(128 * 128 * 3):
 """
 
 
-def test_a_section_is_measured_printed_and_saved(tmp_path):
+def test_a_section_is_measured_printed_and_saved(tmp_path, monkeypatch, capsys):
+    for name, number in (("IDS_TRAIN", 2), ("IDS_VAL", 1)):
+        monkeypatch.setattr(const, name, getattr(const, name)[:number])
+    monkeypatch.setattr(benchmark, "interleaved", partial(shared.interleaved, at_least=0))
     out = tmp_path / "results" / "numbers.json"
     out.parent.mkdir()
     kept = {"machine": {}, "quick": True, "rows": []}
@@ -27,8 +34,8 @@ def test_a_section_is_measured_printed_and_saved(tmp_path):
     mesh = tmp_path / "mesh"  # stands for a Python with MediaPipe: bright pixels are face
     mesh.write_text(MESH.format(python=sys.executable))
     mesh.chmod(0o755)
-    done = run("studies.benchmark", "predict", "--quick", "--out", out, "--mediapipe", mesh)
-    assert done.returncode == 0, done.stderr
+    assert benchmark.main(["predict", "--quick", "--out", str(out), "--mediapipe", str(mesh)]) == 0
+    assert "predict (" in capsys.readouterr().out
     record = json.loads(out.read_text())
     assert record["sections"]["growth"] == kept
     section = record["sections"]["predict"]
@@ -45,7 +52,9 @@ def test_a_section_is_measured_printed_and_saved(tmp_path):
     assert not leftovers(tmp_path)
 
 
-def test_commands_are_timed_alone_and_on_a_busy_machine(tmp_path):
+def test_commands_are_timed_alone_and_on_a_busy_machine(tmp_path, monkeypatch):
+    forked = SimpleNamespace(check_output=lambda command, text: run("main.py", *command[2:]).stdout, Popen=Popen)
+    monkeypatch.setattr(benchmark, "subprocess", forked)
     context = benchmark.Context(tmp_path, quick=True)
     rows = benchmark.busy(context)
     assert [row["what"] for row in rows] == ["torch, 1 pass"]
