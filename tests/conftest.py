@@ -106,6 +106,7 @@ def _as_main(what: list[str], args: list[str], cwd: str, env: dict, files: list[
     os.environ.clear()
     os.environ.update(env)
     os.chdir(cwd)
+    tempfile.tempdir = None  # as TMPDIR says
     sys.argv = [what[0], *args]
     multiprocessing.set_start_method(None, force=True)  # workers start as everywhere
     try:

@@ -416,9 +416,7 @@ def test_the_model_is_known_from_the_file(tmp_path, capsys):
 def test_24_megapixels_in_bounded_memory(lite_weights, tmp_path):
     if not Path("/proc/self/status").exists():
         pytest.skip("the peak is read from /proc")
-    state, _ = model.read_state(lite_weights)
-    for passes in (1, 2):
-        model.save_state(state, tmp_path / f"{passes}.pth", model.Info("lite", 256, passes))
+    model.save_state(model.read_state(lite_weights)[0], tmp_path / "2.pth", model.Info("lite", 256, 2))
     save(tmp_path / "in" / "a.jpg", 1, h=4000, w=6000)
     shutil.copy(tmp_path / "in" / "a.jpg", tmp_path / "in" / "b.jpg")
     code = (

@@ -18,7 +18,7 @@ import cv2
 import nbformat
 import numpy as np
 import pytest
-from conftest import ROOT, one_sentence
+from conftest import ROOT, one_sentence, python
 from PIL import Image
 
 import const
@@ -270,7 +270,7 @@ def test_uploads_alone_are_deleted(tmp_path):
 
 
 CELL = """
-import sys, urllib.request
+import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
 shell = SimpleNamespace(run_line_magic=print)
@@ -288,10 +288,9 @@ def test_the_notebooks_cell(tmp_path):
 
     notebook = nbformat.read(ROOT / "notebooks" / "face_segmentation.ipynb", as_version=4)
     (source,) = (cell.source for cell in notebook.cells if "PAGE = False" in cell.source)
-    command = [sys.executable, "-c", CELL, TransformerManager().transform_cell(source)]
     proxies = dict.fromkeys(("http_proxy", "HTTP_PROXY", "ALL_PROXY"), "http://127.0.0.1:9")  # is not there
-    env = {**os.environ, **proxies, "no_proxy": "", "NO_PROXY": "", "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
+    env = {**proxies, "no_proxy": "", "NO_PROXY": "", "TMPDIR": tmp_path}
+    done = python(CELL, TransformerManager().transform_cell(source), env=env)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("No page asked for.\npip install")
     assert done.stdout.endswith("\n200\n")

@@ -4,10 +4,10 @@ import const
 from studies import flicker
 
 
-def test_smoothing_quietens_a_still_face_and_smears_nothing(monkeypatch, capsys):
+def test_smoothing_quietens_a_still_face_and_smears_nothing(small_bundled, monkeypatch, capsys):
     monkeypatch.setattr(flicker, "FRAMES", 13)
     monkeypatch.setattr(flicker, "OPTIONS", [(0.0, 1), (0.6, 4)])
-    assert flicker.main([str(const.TEST_DIR / "bryan.png")]) == 0
+    assert flicker.main([str(const.TEST_DIR / "bryan.png"), "--weights", str(small_bundled[0])]) == 0
     head, *rows = capsys.readouterr().out.splitlines()[-3:]
     assert head.startswith("smooth")
     plain, smoothed = ([float(cell.strip("%,")) for cell in row.split()] for row in rows)
