@@ -26,7 +26,8 @@ FACE_SEG_DATA = Path(os.environ["FACE_SEG_DATA"]) if os.environ.get("FACE_SEG_DA
 
 TRAIN_IDS = range(16000, 16012)
 VAL_IDS = range(24000, 24006)
-SLOW = ("test_training", "test_experiments", "test_notebook", "test_openvino_backend", "test_inference")
+SLOW = ("test_training", "test_notebook", "test_main", "test_demo", "test_openvino_backend", "test_experiments")
+SLOW += ("test_processes", "test_onnx_export", "test_data_preprocessing", "test_video", "test_benchmark", "test_fuzz")
 
 
 @pytest.hookimpl(tryfirst=True)

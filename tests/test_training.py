@@ -428,7 +428,9 @@ def test_accumulated_batches_step_like_a_large_one(prepared, tmp_path):
 def test_compile_without_a_compiler_is_one_sentence(prepared, tmp_path, monkeypatch, capsys):
     """With one it needs a minute, too long for a test; that the option arrives is seen here."""
     monkeypatch.setattr(model, "build", lambda name, **_: Dropping())
-    monkeypatch.setattr(importlib.import_module("torch._inductor.config").cpp, "cxx", (None, "/nonexistent"))
+    config = importlib.import_module("torch._inductor.config")
+    monkeypatch.setattr(config.cpp, "cxx", (None, "/nonexistent"))
+    monkeypatch.setattr(config, "fx_graph_cache", False)  # whose key is of all of PyTorch's files
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
     options = ["--epochs", 1, "--workers", 0, "--limit", 4, "--compile"]
     assert train(prepared, tmp_path / "run", *options) == 1

@@ -18,13 +18,13 @@ def test_the_command_writes_every_section(prepared, lite_weights, occluder_dir, 
         Image.fromarray(rng.integers(0, 256, (90, 120, 3)).astype(np.uint8)).save(tmp_path / "photos" / f"{i}.png")
     done = no_traceback(
         run("studies.robustness", "--weights", lite_weights, "--data", prepared, "--backgrounds", tmp_path / "photos",
-            "--occluders", occluder_dir, "--out", tmp_path / "out", "--scenes", 3, "--limit", 5)
+            "--occluders", occluder_dir, "--out", tmp_path / "out", "--scenes", 2, "--limit", 3)
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     table = json.loads((tmp_path / "out" / "robustness.json").read_text())
     assert set(robustness.SECTIONS) < table.keys()
     assert not table["skipped"]
-    assert table["faces"]["clean"]["pictures"] == 5
+    assert table["faces"]["clean"]["pictures"] == 3
     assert set(table["changes"]) == set(robustness.CHANGES)
     assert set(table["photographed occluders"]) == {"hands", "objects", "masks"}
     for name in ("drawn occluders", "photographed occluders", "changes", "photographs"):
