@@ -83,7 +83,8 @@ def measured(results: dict, names: dict) -> dict:
 def add_drawn(kinds: dict) -> None:
     """Add to the figures of a network, as the kind "drawn", their means over the kinds of drawn occluders."""
     if kinds.keys() >= occluders.KINDS.keys():
-        kinds["drawn"] = {k: float(np.mean([kinds[kind][k] for kind in occluders.KINDS])) for k in ("dice", RATE)}
+        figures = {k: [kinds[kind][k] for kind in occluders.KINDS] for k in ("dice", RATE)}
+        kinds["drawn"] = {k: float(np.mean([v for v in values if v is not None])) for k, values in figures.items()}
 
 
 def power_law(n: np.ndarray, errors) -> tuple[float, float, float]:
