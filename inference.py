@@ -125,8 +125,7 @@ class Segmenter:
                 return [_enlarge(c, p.shape[:2]) for c, p in zip(coarse, pictures, strict=True)]
             boxes = [self.face_boxes(c, p.shape[:2]) for c, p in zip(coarse, pictures, strict=True)]
         # The fine pass sees the mirrored square: where the two are averaged, their errors are less alike.
-        side = self.info.fine_size or self.info.size
-        crops = [_crop(p, b, side)[:, ::-1] for p, bs in zip(pictures, boxes, strict=True) for b in bs]
+        crops = [_crop(p, b, self.info.size)[:, ::-1] for p, bs in zip(pictures, boxes, strict=True) for b in bs]
         fine = iter([x[:, ::-1] for i in range(0, len(crops), 8) for x in self._logits(crops[i : i + 8])])
         return [
             _reject_unconfident(_assemble(c, p.shape[:2], [(b, next(fine)) for b in bs]), bs, self.info.confidence)

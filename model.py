@@ -214,7 +214,6 @@ class Info:
     passes: int = 1  # 2: a coarse pass finds the faces, a fine pass segments each
     trained: str = ""  # the recipe, for people
     confidence: float = 0.9  # of two passes: that of a face in the open, see MIN_CONFIDENCE in inference.py
-    fine_size: int = 0  # the side of the fine pass's square; 0: as `size`
 
 
 MAX_SIZE = 8192  # pixels; far above what any network here is trained with
@@ -253,7 +252,6 @@ def identify(state: dict) -> Info:
     good = {
         "size": type(info.size) is int and 1 <= info.size <= MAX_SIZE,
         "passes": type(info.passes) is int and info.passes in (1, 2),
-        "fine_size": type(info.fine_size) is int and 0 <= info.fine_size <= MAX_SIZE,
         "trained": isinstance(info.trained, str),
         "confidence": type(info.confidence) in (int, float) and 0 <= info.confidence <= 1,  # NaN is not
     }

@@ -1,8 +1,8 @@
 """Weights files averaged into one (Wortsman et al. 2022, https://arxiv.org/abs/2203.05482), stored in 16 bits.
 
-    python -m robust.average runs/lite-2/model.best.pth --out weights/lite.pth --size 384 --fine-size 448
+    python -m robust.average runs/lite-2/model.best.pth --out weights/lite.pth --size 320 --confidence 0.9
 
-One file is only stored anew, with how it is to be used: the sizes of the passes, and the confidence (see inference.py).
+One file is only stored anew, with how it is to be used: the size of both passes, and the confidence (see inference.py).
 """
 
 from __future__ import annotations
@@ -37,14 +37,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("weights", nargs="+", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     size, confidence = number(int, 32, model.MAX_SIZE, "a size in pixels"), number(float, 0, 1, "a number from 0 to 1")
-    parser.add_argument("--size", type=size, required=True, help="side of what the coarse pass sees, pixels")
-    parser.add_argument("--fine-size", type=size, default=0, help="side of the fine pass's squares; default: --size")
+    parser.add_argument("--size", type=size, required=True, help="side of the square that each pass sees, pixels")
     parser.add_argument("--confidence", type=confidence, default=model.Info.confidence)
     args = parser.parse_args(argv)
 
     def work() -> None:
         mean, info = average(args.weights)
-        info = replace(info, size=args.size, passes=2, fine_size=args.fine_size, confidence=args.confidence)
+        info = replace(info, size=args.size, passes=2, confidence=args.confidence)
         model.save_state(mean, args.out, info, half=True)
         print(f"{args.out}: SHA-256 {hashlib.sha256(args.out.read_bytes()).hexdigest()}")  # which goes into const.py
 

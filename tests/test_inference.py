@@ -103,13 +103,6 @@ def test_the_fine_pass_is_sharper():
     assert twice > once + 0.02
 
 
-def test_the_fine_pass_may_see_larger_squares():
-    target = CASES["large"]
-    segmenter = Segmenter(Red(), Info("lite", 128, 2, fine_size=192))
-    assert overlap(segmenter.mask(painted(target)), target) > 0.97
-    assert segmenter.net.seen == [(1, 3, 128, 128), (1, 3, 192, 192)]
-
-
 def test_nothing_is_found_where_there_is_nothing():
     net = red_segmenter(2)
     logits = net.logits([np.zeros((300, 400, 3), np.uint8)])[0]

@@ -123,7 +123,7 @@ def test_the_auxiliary_head_may_be_absent(deeplab, tmp_path):
 @pytest.mark.parametrize("name", ["unet", "lite"])
 def test_what_is_known_survives_safe_loading(name, small_nets, tmp_path):
     net = small_nets[name]
-    info = model.Info(name, 192, 2, "robust", fine_size=224)
+    info = model.Info(name, 192, 2, "robust")
     model.save_state(net.state_dict(), tmp_path / "w.pth", info)
     state = torch.load(tmp_path / "w.pth", weights_only=True)
     assert list(state) == list(net.state_dict())
@@ -241,8 +241,7 @@ def test_bad_files_get_one_sentence(lite_weights, tmp_path):
 @pytest.mark.parametrize(
     ("field", "value"),
     [("size", "256"), ("size", float("nan")), ("size", 10**9), ("size", 0), ("size", True), ("size", [64]),
-     ("passes", 3), ("looks", None), ("trained", 5), ("confidence", float("nan")), ("sure", "0.9"), ("confidence", -1),
-     ("fine_size", -1), ("fine_size", 0.0)],
+     ("passes", 3), ("looks", None), ("trained", 5), ("confidence", float("nan")), ("sure", "0.9"), ("confidence", -1)],
 )  # fmt: skip
 def test_metadata_of_wrong_values_is_refused(field, value, lite_weights, tmp_path):
     state = torch.load(lite_weights, weights_only=True)

@@ -109,12 +109,11 @@ def test_the_average_of_weights(lite_weights, tmp_path, capsys):
     other = {k: v + 2 if k == "head.bias" else v for k, v in state.items()}
     model.save_state(other, tmp_path / "other.pth", info)
     out = tmp_path / "mean.pth"
-    options = ["--out", str(out), "--size", "96", "--fine-size", "128", "--confidence", "0.8"]
-    command = [str(lite_weights), str(tmp_path / "other.pth"), *options]
+    command = [str(lite_weights), str(tmp_path / "other.pth"), "--out", str(out), "--size", "96", "--confidence", "0.8"]
     assert average.main(command) == 0
     mean, its = model.read_state(out)
     torch.testing.assert_close(mean["head.bias"].float(), state["head.bias"] + 1, rtol=1e-2, atol=1e-3)
-    assert (its.size, its.passes, its.fine_size, its.confidence) == (96, 2, 128, 0.8)
+    assert (its.size, its.passes, its.confidence) == (96, 2, 0.8)
     with pytest.raises(SystemExit):  # before a file is replaced by one that nothing loads
         average.main([*command, "--size", "0"])
     assert average.main([str(tmp_path / "none.pth"), *command[2:]]) == 1
