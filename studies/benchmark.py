@@ -283,7 +283,7 @@ def busy(context: Context) -> list[dict]:
 # --- Training -------------------------------------------------------------------------------------------------------
 def train(context: Context) -> list[dict]:
     """Steps of training, the same pictures in the same order from the same weights."""
-    steps = {"lite": 4, "deeplabv3": 2} if context.quick else {"lite": 100, "deeplabv3": 10}
+    steps = {"lite": 4, "unet": 2, "deeplabv3": 2} if context.quick else {"lite": 100, "unet": 20, "deeplabv3": 10}
     return [train_side_by_side(context, name, 64 if context.quick else 256, count) for name, count in steps.items()]
 
 

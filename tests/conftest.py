@@ -181,7 +181,7 @@ def small_bundled(tmp_path_factory) -> tuple[Path, str]:
     import model
 
     (net, info), path = model.load(const.BUNDLED_WEIGHTS), tmp_path_factory.mktemp("bundled") / "lite.pth"
-    model.save_state(net.state_dict(), path, replace(info, size=info.size // 2, fine_size=0))
+    model.save_state(net.state_dict(), path, replace(info, size=info.size // 2))
     return path, hashlib.sha256(path.read_bytes()).hexdigest()
 
 
