@@ -458,7 +458,7 @@ def run(
         if state is not None:
             trainer.resume(state)
             log(f"Resuming {run_dir} after epoch {trainer.epoch}")
-        announce(trainer, stop_after, log)
+        announce(trainer, log, stop_after)
         with at_work(trainer):
             return trainer.fit(on_epoch, stop_after=stop_after)
 
@@ -488,7 +488,7 @@ def at_work(trainer: Trainer):
             track.close()
 
 
-def announce(trainer: Trainer, stop_after: int | None, log) -> None:
+def announce(trainer: Trainer, log, stop_after: int | None = None) -> None:
     config = trainer.config
     shared = f", {devices.world_size()} processes" if devices.world_size() > 1 else ""
     pictures = f"{trainer.train_loader.sampler.size} pictures an epoch, {trainer.effective_batch} pictures a step"

@@ -14,7 +14,7 @@ import const
 import model
 from main import Runner
 from metrics import Counts
-from studies import benchmark, experiments, report
+from studies import benchmark, estimate, experiments, report
 
 RUNS = ["cutout-on-1", "cutout-off-1", "cutout-image-only-1", "glasses-left-in-1", "faces-6-1"]
 
@@ -40,6 +40,7 @@ def networks(small_bundled):
         patch.setattr(model, "build", offline)
         patch.setitem(model.NETWORKS, "deeplabv3", model.Lite)
         yield
+    estimate.flops.cache_clear()
 
 
 @pytest.fixture(scope="module")
