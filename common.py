@@ -20,8 +20,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 TEMP = ".tmp-"  # begins the name of every unfinished file
-_SPACE = os.readlink("/proc/self/ns/pid") if os.path.exists("/proc/self/ns/pid") else ""  # containers have their own
-_HOST = f"{zlib.crc32((platform.node() + _SPACE).encode()):08x}"  # process ids count on one machine only
+try:
+    _PIDS = os.readlink("/proc/self/ns/pid")  # of a container, whose process ids are its own
+except OSError:
+    _PIDS = ""
+_HOST = f"{zlib.crc32((platform.node() + _PIDS).encode()):08x}"  # process ids count on one machine only
 _TOKEN = os.urandom(3).hex()  # tells this process from a dead one whose id it got
 _NUMBERS = itertools.count()
 _OLD = 24 * 3600  # seconds after which an unfinished file of another machine is given up
