@@ -7,7 +7,6 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import combinations
 from pathlib import Path
 
 import cv2
@@ -16,7 +15,6 @@ import numpy as np
 import const
 from common import replacing
 
-MOST_BOXES = 500  # parts of a mask that are looked at, the largest; the time grows with their square
 SPECK = 4  # pixels, of a picture scaled to 512, below which a part of a mask is no face
 
 
@@ -125,23 +123,24 @@ def merge_boxes(boxes: list[tuple]) -> list[tuple]:
     Two are joined that are less than a quarter of the larger one apart, unless the result would be 1.7 times as large
     as the largest part in it: faces side by side stay apart, and specks do not chain.
     """
-    groups = sorted(((*b, _side(b)) for b in boxes), key=lambda g: -g[4])[:MOST_BOXES]  # the last: of its largest part
-    while True:
-        for i, j in combinations(range(len(groups)), 2):
-            a, b = groups[i], groups[j]
-            union = min(a[0], b[0]), min(a[1], b[1]), max(a[2], b[2]), max(a[3], b[3])
-            largest = max(a[4], b[4])
-            apart = max(a[0] - b[2], b[0] - a[2], a[1] - b[3], b[1] - a[3])
-            if apart < 0.25 * largest and _side(union) <= 1.7 * largest:
-                groups[i] = (*union, largest)
-                del groups[j]
-                break
-        else:
-            return [g[:4] for g in groups]
-
-
-def _side(box: tuple) -> float:
-    return max(box[2] - box[0], box[3] - box[1])
+    boxes = np.array(boxes, int).reshape(-1, 4)
+    sides = (boxes[:, 2:] - boxes[:, :2]).max(1, initial=0)
+    order, i = np.argsort(-sides, kind="stable"), 0
+    groups = np.column_stack([boxes, sides])[order]  # the last: the side of the largest part
+    while i < len(groups):
+        low, high = np.minimum(groups[:, :2], groups[i, :2]), np.maximum(groups[:, 2:4], groups[i, 2:4])
+        largest = np.maximum(groups[:, 4], groups[i, 4])
+        apart = np.maximum(groups[:, :2] - groups[i, 2:4], groups[i, :2] - groups[:, 2:4]).max(1)
+        joined = (apart < 0.25 * largest) & ((high - low).max(1) <= 1.7 * largest)
+        joined[i] = False
+        if not joined.any():
+            i += 1
+            continue
+        j = int(joined.argmax())
+        i, gone = min(i, j), max(i, j)
+        groups[i] = *low[j], *high[j], largest[j]
+        groups = np.delete(groups, gone, axis=0)
+    return [tuple(group) for group in groups[:, :4].tolist()]
 
 
 def find_boxes(found: np.ndarray, least: int = 1) -> list[tuple]:

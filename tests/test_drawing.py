@@ -107,6 +107,14 @@ def test_a_mask_of_thousands_of_specks_takes_no_minutes():
     assert time.process_time() - began < 10
 
 
+def test_every_one_of_many_faces_is_hidden():
+    mask = np.zeros((512, 512), np.uint8)
+    for y in range(8, 500, 20):
+        for x in range(8, 500, 20):
+            mask[y : y + 8, x : x + 8] = 255
+    assert drawing.hidden_region(mask)[mask > 0].all()
+
+
 @pytest.mark.parametrize("text", ["", "#12345", "#gggggg", "purple", "#8000ff00"])
 def test_no_colour(text):
     with pytest.raises(ValueError, match=r"is not a colour|non-hexadecimal"):

@@ -233,12 +233,12 @@ def test_a_region_of_low_confidence_is_no_face():
     assert kept(logits, left, right) == [True, False, True]  # no region of confidence here: faces, but occluded
 
 
-def test_the_bundled_weights_agree_in_bf16(small_bundled, monkeypatch):
+def test_the_bundled_weights_agree_in_bf16(monkeypatch):
     import devices
     import model
 
     monkeypatch.setattr(devices, "cpu_has_bf16", lambda: True)
-    fast, exact = (Segmenter(*model.load(small_bundled[0]), precision=e) for e in ("auto", "fp32"))
+    fast, exact = (Segmenter(*model.load(model.bundled_weights()), precision=e) for e in ("auto", "fp32"))
     assert (fast.backend.precision, exact.backend.precision) == ("bf16", "fp32")
     for path in [const.TEST_DIR / "chris.jpg", const.TEST_DIR / "luciano.png"]:
         picture = cv2.resize(read_picture(path), None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)

@@ -212,6 +212,8 @@ def test_int8_from_training_faces(weights, prepared, cache, tmp_path, capsys, mo
     for precision in ("int8", "fp32"):
         masks[precision] = Runner("cpu").load(weights, precision=precision).predict_image(SAMPLES[0]) > 0
     assert 0.8 < Counts().add(masks["int8"], masks["fp32"], boundary=False).iou < 1
+    Runner("cpu").load(weights, backend="torch").export(str(tmp_path / "text.zip"), faces=str(prepared))
+    assert openvino_backend._is_int8(tmp_path / "text.zip")
     monkeypatch.setattr(openvino_backend, "LEAST_IOU", 1.1)
     before = file.read_bytes()
     with pytest.raises(UserError, match="not kept"):

@@ -14,7 +14,7 @@ import const
 import model
 from main import Runner
 from metrics import Counts
-from studies import benchmark, estimate, experiments, report
+from studies import benchmark, experiments, report
 
 RUNS = ["cutout-on-1", "cutout-off-1", "cutout-image-only-1", "glasses-left-in-1", "faces-6-1"]
 
@@ -25,8 +25,7 @@ def command(place, *more) -> int:
 
 @pytest.fixture(scope="module")
 def networks(small_bundled):
-    """No pretrained weights at hand, the small network in DeepLabV3's place, whose training test_training.py runs, and
-    the bundled weights at half their size."""
+    """No pretrained weights at hand, and the bundled weights at half their size."""
     build = model.build
 
     def offline(name, *, pretrained=False):
@@ -38,9 +37,7 @@ def networks(small_bundled):
         patch.setattr(const, "BUNDLED_WEIGHTS", small_bundled[0])
         patch.setattr(const, "BUNDLED_SHA256", small_bundled[1])
         patch.setattr(model, "build", offline)
-        patch.setitem(model.NETWORKS, "deeplabv3", model.Lite)
         yield
-    estimate.flops.cache_clear()
 
 
 @pytest.fixture(scope="module")
