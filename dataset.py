@@ -19,6 +19,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 import const
+import devices
 from common import usable_cores
 from data_preprocessing import DataError
 from pictures import read_known
@@ -214,12 +215,12 @@ def _start_worker(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches them too, but it is the run that ends them
 
 
-def make_loader(
-    dataset, batch_size: int, *, train, workers=0, seed=const.SEED, size=None, accumulate=1, rank=0, world_size=1
-) -> DataLoader:
-    """A loader whose `sampler.epoch` is to be set before every epoch. A training loader shuffles and drops what is less
-    than a step of `accumulate` batches: DeepLabV3's batch normalisation fails on a batch of one."""
-    shard = {"group": batch_size * accumulate if train else 0, "rank": rank, "world_size": world_size}
+def make_loader(dataset, batch_size: int, *, train, workers=0, seed=const.SEED, size=None, accumulate=1) -> DataLoader:
+    """A loader of this process's part, whose `sampler.epoch` is to be set before every epoch. For training it shuffles,
+    and drops what is less than a step of `accumulate` batches: DeepLabV3's batch normalisation fails on a batch of one.
+    """
+    group = batch_size * accumulate if train else 0
+    shard = {"group": group, "rank": devices.rank(), "world_size": devices.world_size()}
     return DataLoader(
         dataset,
         batch_size,

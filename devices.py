@@ -21,6 +21,8 @@ from common import UserError, reason
 STEP_TIMEOUT = timedelta(seconds=60)  # for another process in a step; after it the job ends with an error
 LONG_TIMEOUT = timedelta(days=7)  # for what one process does alone, or one machine more slowly than another
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
 _groups: dict[str, dist.ProcessGroup] = {}  # "step", with the short timeout, and "wait", on the CPU
 
 
@@ -61,13 +63,11 @@ def emulates_bf16(device: torch.device) -> bool:
     return device.type == "cpu" and not cpu_has_bf16()
 
 
-def autocast_dtype(device: torch.device) -> torch.dtype | None:
-    """The 16-bit format for `torch.autocast` on a device, or None for full precision."""
-    if device.type not in ("cuda", "cpu"):
-        return None
-    if not emulates_bf16(device):
-        return torch.bfloat16
-    return torch.float16 if device.type == "cuda" else None
+def fastest_precision(device: torch.device) -> str:
+    """One of `DTYPES`."""
+    if device.type in ("cuda", "cpu") and not emulates_bf16(device):
+        return "bf16"
+    return "fp16" if device.type == "cuda" else "fp32"
 
 
 def warn_of_emulation(precision: str, device: torch.device, log=print) -> None:

@@ -285,21 +285,20 @@ class Output:
 
 
 class Gif:
-    """An endless GIF, written to a binary `file` frame by frame: of each what differs from the one before it, in a
-    palette that is kept as long as it fits. The first one, made smaller to `WIDTH`, gives the size; others are scaled
-    to fit into it, on black."""
+    """An endless GIF, written to a binary `file` frame by frame: of each what differs visibly from what is shown, with
+    a palette of its own. The first one, made smaller to `WIDTH`, gives the size; others are scaled to fit into it, on
+    black."""
 
     WIDTH = 480  # pixels at most
-    COLORS = 127  # and one that is transparent
+    COLORS = 255  # and one that is transparent
+    GRAIN = 6  # grey levels that are no difference
 
     def __init__(self, file):
         self.file, self.end = file, 0.0  # seconds; when the last frame has been shown
-        self._held = self._palette = self._before = None
+        self._held = self._shown = None
 
     def add(self, frame: np.ndarray, at: float, shown: float) -> None:
         """A frame uint8 (H, W, 3) that is seen from `at` seconds until the next one; if it is the last, for `shown`."""
-        from PIL import Image
-
         high, wide = frame.shape[:2]
         if self._held is not None:
             self._write(*self._held, at)
@@ -317,7 +316,7 @@ class Gif:
         left, top = (w - fit[0]) // 2, (h - fit[1]) // 2
         border = top, h - fit[1] - top, left, w - fit[0] - left
         small = cv2.copyMakeBorder(small, *border, cv2.BORDER_CONSTANT, value=(0, 0, 0))
-        self._held, self.end = (Image.fromarray(small), at), at + shown
+        self._held, self.end = (small, at), at + shown
 
     def close(self) -> None:
         """Write the rest; ValueError if there was no frame."""
@@ -326,46 +325,21 @@ class Gif:
         self._write(*self._held, self.end)
         self.file.write(b";")
 
-    def _write(self, image, at: float, until: float) -> None:
+    def _write(self, frame: np.ndarray, at: float, until: float) -> None:
         from PIL import GifImagePlugin, Image
 
-        pixels = self._quantized(image)
-        changed = np.ones_like(pixels, bool) if self._before is None else pixels != self._before
+        shown = frame if self._shown is None else self._shown
+        changed = cv2.absdiff(frame, shown).max(2) > (self.GRAIN if self._shown is not None else -1)
         x, y, w, h = cv2.boundingRect(changed.view(np.uint8)) if changed.any() else (0, 0, 1, 1)
         box = np.s_[y : y + h, x : x + w]
-        part = Image.fromarray(np.where(changed, pixels, self.COLORS).astype(np.uint8)[box])
-        part.putpalette(bytes(self._palette.getpalette()).ljust(3 * self.COLORS + 3, b"\0"))
+        page = Image.fromarray(frame[box]).quantize(self.COLORS, Image.Quantize.FASTOCTREE)
+        part = Image.fromarray(np.where(changed[box], np.asarray(page), self.COLORS).astype(np.uint8))
+        part.putpalette(bytes(page.getpalette()).ljust(3 * self.COLORS + 3, b"\0"))
         milliseconds = 10 * (round(100 * until) - round(100 * at))
         options = {"duration": milliseconds, "disposal": 1, "transparency": self.COLORS, "include_color_table": True}
         for data in GifImagePlugin.getdata(part, (x, y), **options):
             self.file.write(data)
-        self._before = pixels
-
-    def _quantized(self, image) -> np.ndarray:
-        """Its pixels as numbers of colours (H, W), of a new palette if the one so far is no longer good enough."""
-        from PIL import Image
-
-        def error(palette) -> tuple[float, np.ndarray]:
-            page = image.quantize(palette=palette, dither=Image.Dither.NONE)
-            return float(cv2.absdiff(np.asarray(page.convert("RGB")), np.asarray(image)).mean()), np.asarray(page)
-
-        if self._palette is not None:
-            off, pixels = error(self._palette)
-            if off <= 1.15 * self._off + 0.3:  # grey levels
-                return pixels
-        self._palette, self._before = image.quantize(self.COLORS), None
-        self._off, pixels = error(self._palette)
-        return pixels
-
-
-def save_gif(frames, path: Path, *, fps: float = 10.0) -> None:
-    """Frames uint8 (H, W, 3) as a `Gif`; ValueError if there is none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        gif = Gif(file)
-        for i, frame in enumerate(frames):
-            gif.add(frame, i / fps, 1 / fps)
-        gif.close()
+        self._shown = np.where(changed[..., None], frame, shown)
 
 
 def encode(picture: np.ndarray, suffix: str) -> bytes:

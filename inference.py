@@ -28,7 +28,6 @@ COARSE_THRESHOLD = 0.25  # probability in the coarse pass from which a region ge
 # of a face in the open (0.985 the bundled ones); that of a face, or part of one, that is mostly occluded may be as low
 # as this.
 MIN_CONFIDENCE = Info.confidence
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 if hasattr(os, "register_at_fork"):  # a forked process would wait for ever for its parent's OpenMP threads
     os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
@@ -63,10 +62,10 @@ class TorchBackend:
 
     def __init__(self, net: torch.nn.Module, device: torch.device, precision: str = "auto"):
         self.device, self._net = device, fused(net)
-        if self._net is not net:
-            self._net.to(DTYPES.get(precision) or devices.autocast_dtype(device) or torch.float32)
-        self._dtype = next((p.dtype for p in self._net.parameters()), torch.float32)
-        self.precision = next(name for name, dtype in DTYPES.items() if dtype == self._dtype)
+        plain = self._net is net  # a network without batch normalisation, as in tests
+        self.precision = "fp32" if plain else devices.fastest_precision(device) if precision == "auto" else precision
+        self._dtype = devices.DTYPES[self.precision]
+        self._net.to(self._dtype)
 
     @torch.inference_mode()
     def __call__(self, pictures: np.ndarray) -> np.ndarray:

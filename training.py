@@ -109,8 +109,8 @@ def train_loader(pictures, config: Config, workers: int) -> DataLoader:
     if shown < needed:
         kind = "a batch" if needed == config.batch_size else "an effective batch"
         raise TrainingError(f"{shown} pictures are less than {kind} of {needed}; give a smaller --batch-size.")
-    options = {"seed": config.seed, "size": config.epoch_size, "accumulate": config.accumulate}
-    return _loader(pictures, config, workers, train=True, **options)
+    options = {"seed": config.seed, "size": config.epoch_size, "accumulate": config.accumulate, "workers": workers}
+    return dataset.make_loader(pictures, config.batch_size, train=True, **options)
 
 
 def validation_loader(config: Config, data: Path, workers: int, cache: bool) -> DataLoader:
@@ -118,12 +118,7 @@ def validation_loader(config: Config, data: Path, workers: int, cache: bool) -> 
     options = {"limit": config.val_limit or config.limit, "cache": config.size if cache else None}
     transform = dataset.val_transform(config.size)
     faces = dataset.Celeb(data / "images_val", data / "masks_val", transform, **options)
-    return _loader(faces, config, workers, train=False)
-
-
-def _loader(pictures, config: Config, workers: int, **options) -> DataLoader:
-    shard = {"rank": devices.rank(), "world_size": devices.world_size()}
-    return dataset.make_loader(pictures, config.batch_size, workers=workers, **shard, **options)
+    return dataset.make_loader(faces, config.batch_size, workers=workers, train=False)
 
 
 def is_on_cuda(net: nn.Module) -> bool:
@@ -156,7 +151,6 @@ class Ema:
 
 
 # --- The run --------------------------------------------------------------------------------------------------------
-DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Trainer:
@@ -207,10 +201,10 @@ class Trainer:
 
     def _use_precision(self, name: str) -> None:
         """Compute in the precision of that name, "auto" being the device's fastest."""
-        dtype = devices.autocast_dtype(self.device) if name == "auto" else DTYPES[name]
-        self.precision = next(key for key, value in DTYPES.items() if value == dtype)
-        self.autocast = torch.autocast(self.device.type, dtype or torch.bfloat16, enabled=dtype is not None)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16)
+        self.precision = name = devices.fastest_precision(self.device) if name == "auto" else name
+        dtype = devices.DTYPES["bf16" if name == "fp32" else name]  # of no use in fp32, but float32 is warned of
+        self.autocast = torch.autocast(self.device.type, dtype, enabled=name != "fp32")
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=name == "fp16")
 
     def ask(self, number: int, _=None) -> None:
         """A signal: end the run between two batches, so never while workers start, a file is written, or in a callback

@@ -146,7 +146,7 @@ def choose(choice: str, net: torch.nn.Module, weights: Path, device: torch.devic
     if not on_cpu or precision == "fp16":
         raise UserError("OpenVINO computes on the CPU here, in fp32, bf16 or int8.")
     if precision == "auto":
-        precision = "bf16" if devices.cpu_has_bf16() else "fp32"
+        precision = devices.fastest_precision(device)
     network = None
     try:
         network = converted(net, weights, int8=precision == "int8", log=log)

@@ -5,7 +5,6 @@ The results have the input's size and orientation, and with PyAV its sound and i
 
 from __future__ import annotations
 
-import itertools
 import os
 import time
 from collections.abc import Iterator
@@ -73,7 +72,7 @@ def predict_videos(
         errors.append(refusal)
         gif = None
     sweep(out)
-    with _noting(errors, gif), _writing_gif(gif, log) if gif else nullcontext() as shown:
+    with _noting(errors, gif), writing_gif(gif, log) if gif else nullcontext() as shown:
         for i, job in enumerate(find_jobs(videos, out)):
             own = i % shard[1] == shard[0] - 1
             if not own and not shown:
@@ -188,8 +187,8 @@ def record_camera(
     segmenter, camera: int, out: Path, output: Output | None = None, timing: Timing | None = None, *, log=print
 ) -> list[Path]:
     """Show the first result of `output` of a camera live, where OpenCV has windows, and record all at the speed at
-    which they were seen, into new files of `out`, webcam_overlay.mp4, webcam_2_overlay.mp4 and so on; the files. `q` in
-    the window, Ctrl-C, or `timing.end` seconds stop it.
+    which they were seen, into files of `out` named by camera and time, webcam-0_20261128-101500_overlay.mp4 and so on;
+    the files. `q` in the window, Ctrl-C, or `timing.end` seconds stop it.
 
     Raises:
         VideoError: there is no such camera, or it gives no picture.
@@ -203,7 +202,7 @@ def record_camera(
         log(video_files.WITHOUT_PYAV)
     clip, window, written = Clip(camera, rate(fps), start=exact(timing.start), end=exact(timing.end)), True, 0
     with ExitStack() as stack:
-        results = stack.enter_context(_new_files(out, output))
+        results = _results(out, f"webcam-{camera}_{time.strftime('%Y%m%d-%H%M%S')}", output)
         names = ", ".join(map(str, results))
         writers = [stack.enter_context(writing(result, clip, {})) for result in results]
         try:
@@ -226,26 +225,9 @@ def record_camera(
     return results
 
 
-@contextmanager
-def _new_files(out: Path, output: Output) -> Iterator[list[Path]]:
-    """The first names that are free, taken by empty files: no recording can be made again. Such as are still empty
-    afterwards are removed."""
-    out.mkdir(parents=True, exist_ok=True)
-    numbered = (_results(out, f"webcam_{n}" if n > 1 else "webcam", output) for n in itertools.count(1))
-    results = next(files for files in numbered if not any(map(os.path.lexists, files)))
-    for path in results:
-        path.touch(exist_ok=False)
-    try:
-        yield results
-    finally:
-        for path in results:
-            if not path.stat().st_size:
-                path.unlink()
-
-
 # --- GIFs -----------------------------------------------------------------------------------------------------------
 @contextmanager
-def _writing_gif(path: Path, log) -> Iterator[Gif]:
+def writing_gif(path: Path, log) -> Iterator[Gif]:
     """A GIF with the tag of this program, which gets its name when it is whole.
 
     Raises:

@@ -2,7 +2,6 @@
 
     python -m studies.experiments --source CelebAMask-HQ.zip --occluders DIR     all; results/ and runs/claims/
     python -m studies.experiments occluders data-size --seeds 1                  two of them, with one seed
-    python -m studies.experiments --estimate                                     what is left to do, and for how long
     python -m studies.experiments --gpu --source F --occluders DIR               one GPU, about an hour, 512x512: the
                                                         original's experiment first, then the claims and the benchmark
     python -m studies.experiments --quick                                        the machinery alone, on drawn faces
@@ -42,7 +41,7 @@ from main import Runner
 from metrics import Counts, counts_at
 from pictures import read_known, read_picture
 from robust import occluders, photographed, scenes
-from studies import benchmark, estimate, report, robustness
+from studies import benchmark, report, robustness
 from studies.drawn_faces import draw_celeb_tree
 from studies.pasted import pasted_faces
 from studies.readme_figure import SHOWN, face_square, occluded
@@ -130,13 +129,15 @@ class Context:
         """The records of the trainings that are finished. Raises UserError: one had other settings."""
         records = {}
         for name, config in self.configs.items():
-            folder, wanted = self.folder / name, {**asdict(config), "faces": self.faces}
-            if record := read_json(folder / "trained.json", "config"):
-                for key, value in {**record["config"], "faces": record.get("faces", self.faces)}.items():
-                    if wanted[key] != value:
-                        what = f"a run with {key} {value}, not {wanted[key]}"
-                        raise UserError(f"{folder} holds {what}; give another --runs.")
-                records[name] = record
+            record, folder = report.described(self.folder / name), self.folder / name
+            if len(record["history"]) < config.epochs:
+                continue
+            pictures = config.limit or self.faces["train"], min(config.val_limit, self.faces["val"])
+            wanted = asdict(config) | dict(zip(("train_pictures", "val_pictures"), pictures, strict=True))
+            for key, value in wanted.items():
+                if record[key] != value:
+                    raise UserError(f"{folder} holds a run with {key} {record[key]}, not {value}; give another --runs.")
+            records[name] = record
         return records
 
     def networks(self) -> dict[str, Path]:
@@ -191,11 +192,11 @@ def samples(context: Context, kind: str) -> list[tuple]:
 
 
 # --- Training -------------------------------------------------------------------------------------------------------
-def train_in(context: Context, folder: Path, config: Config, data: Path, **options) -> list[dict]:
-    """A training to its end, from where it stopped; its history."""
+def train_in(context: Context, folder: Path, config: Config, data: Path, **options) -> None:
+    """A training to its end, from where it stopped."""
     context.runner.log(f"--- {folder.name}, {time.strftime('%H:%M')}")
     options |= {"resume": (folder / "last.pth").exists(), "workers": context.workers}
-    return context.runner.train(config, data, folder, **options)
+    context.runner.train(config, data, folder, **options)
 
 
 def train(context: Context, name: str) -> None:
@@ -203,10 +204,7 @@ def train(context: Context, name: str) -> None:
     folder, config = context.folder / name, context.configs[name]
     data = context.whole if name.startswith("glasses-left-in") else context.data
     # larger pictures need more shared memory than containers have
-    history = train_in(context, folder, config, data, cache=config.size < 512)
-    precision = read_json(folder / "config.json")["precision_used"]
-    record = {"config": asdict(config), "faces": context.faces, "precision": precision, "history": history}
-    write_json(folder / "trained.json", record)
+    train_in(context, folder, config, data, cache=config.size < 512)
     (folder / "last.pth").unlink()  # 58 MB, of use for nothing but to go on
 
 
@@ -312,7 +310,7 @@ def collect(context: Context) -> None:
         "machine": machine(),
         "cutout": {name: cutout_fraction(name, context.plan.size, masks, draws) for name in CUTOUTS.values()},
         "runs": {
-            name: {"variant": name.rsplit("-", 1)[0], "seed": record["config"]["seed"], **record, "kinds": kinds[name]}
+            name: {**record, "variant": name.rsplit("-", 1)[0], "kinds": kinds[name]}
             for name, record in finished.items()
         },
         "networks": {
@@ -351,32 +349,15 @@ def draw_figures(context: Context, weights: dict[str, Path]) -> None:
 
 
 # --- The command ----------------------------------------------------------------------------------------------------
-def remaining(context: Context, gpu: bool) -> str:
-    """How long the rest takes: by the seconds of finished trainings, without any by FLOPs."""
-    plan, records, count = context.plan, context.trained().values(), len(context.configs)
-    device, how = "H100" if gpu or context.runner.device.type == "cuda" else "2 CPU cores", "as long as the finished"
-    pictures = {"trained": plan.epochs * plan.epoch_size, "predicted": plan.epochs * plan.val_limit}
-    if records:
-        each = sum(row["seconds"] for record in records for row in record["history"]) / len(records) / 60
-    else:
-        each, how = estimate.minutes(device, plan.model, plan.size, **pictures), f"by FLOPs on {device}"
-    measuring = 0.04 * (plan.val_faces + 0.4 * len(OCCLUDED) * plan.occluded_faces) / 60  # 0.4: not all on all kinds
-    hours = (count - len(records)) * (each + measuring) / 60
-    if gpu:  # the original's networks, with and without pretrained weights
-        hours += 2 / 60 * sum(estimate.original("H100", model) for model in ("deeplabv3", "unet"))
-    return (
-        f"{count} trainings of {pictures['trained']} pictures at {plan.size} pixels, {len(records)} of them "
-        f"finished; each {each:.1f} minutes ({how}) and {measuring:.1f} to measure, all that is left {hours:.1f} hours."
-    )
-
-
 def run_all(context: Context, gpu: bool) -> None:
     """Train seed by seed, the results being written after each; with `gpu` the original's experiment before it and the
     benchmark after the first seed."""
     if (there := read_json(context.out / "results.json")) and there["quick"] != context.quick:
         kind = "quick" if there["quick"] else "full"
         raise UserError(f"{context.out} holds the results of a {kind} run; give another --out.")
-    context.runner.log(remaining(context, gpu))  # refuses other settings than those of the trainings that are there
+    plan, finished = context.plan, context.trained()  # refuses other settings than those of what is finished
+    pictures = f"{plan.epochs * plan.epoch_size} pictures at {plan.size} pixels"
+    context.runner.log(f"{len(context.configs)} trainings of {pictures}, {len(finished)} of them finished.")
     write_json(context.folder / "plan.json", asdict(context.plan))
     if "glasses" in context.names:
         prepare_whole(context)
@@ -400,7 +381,7 @@ def find_context(args) -> Context:
     runner, data, source = Runner(args.device), args.data, args.source
     runs = args.runs or (const.RUNS_DIR / "experiments-quick" if args.quick else const.RUNS_DIR)
     on_gpu = runner.device.type == "cuda"
-    if args.gpu and not (on_gpu or args.quick or args.estimate):
+    if args.gpu and not (on_gpu or args.quick):
         raise UserError("--gpu needs a GPU, and there is none; without it the claims are trained on the CPU.")
     if args.occluders is not None and not args.occluders.is_dir():
         raise UserError(f"There is no folder {args.occluders}.")
@@ -426,7 +407,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which, of {', '.join(NAMES)}; all without a name")
     parser.add_argument("--quick", action="store_true", help="the machinery on drawn faces: the figures mean nothing")
     parser.add_argument("--gpu", action="store_true", help="also the original's trainings at 512x512 and the benchmark")
-    parser.add_argument("--estimate", action="store_true", help="prepare the data, and say how long the rest takes")
     parser.add_argument("--source", metavar="PATH", help="the official zip or folder, whose part masks glasses needs")
     parser.add_argument("--data", type=Path, help="prepared folders; default CelebAMask-HQ/")
     parser.add_argument("--occluders", type=Path, help="photographed hands/, objects/, masks/, textures/")
@@ -452,11 +432,7 @@ def main(argv: list[str] | None = None) -> int:
     def work() -> None:
         if unknown := [name for name in args.names if name not in NAMES]:
             raise UserError(f"There is no experiment {unknown[0]}; there are {', '.join(NAMES)}.")
-        context = find_context(args)
-        if args.estimate:
-            print(remaining(context, args.gpu))
-        else:
-            run_all(context, args.gpu)
+        run_all(find_context(args), args.gpu)
 
     return exit_code(work, "stopped; the same command goes on from here")
 

@@ -1,7 +1,8 @@
-"""Eight faces behind photographed occluders, the target and the prediction: the figure that opens the README.
+"""The figures of README and model card: faces behind photographed occluders, where the network fails, a moving sheet.
 
-    python -m studies.readme_figure             docs/occluded.jpg
-    python -m studies.readme_figure --limits    docs/limits.jpg: where the bundled network fails
+    python -m studies.readme_figure              docs/occluded.jpg, which opens the README
+    python -m studies.readme_figure limits       docs/limits.jpg: where the bundled network fails
+    python -m studies.readme_figure paper        docs/paper.gif
 
 Photographs and occluders are freely licensed (test_path/, docs/occluders/). No mask of them was drawn by hand: the
 target is the prediction for the photograph without the occluder, minus the occluder.
@@ -9,6 +10,7 @@ target is the prediction for the photograph without the occluder, minus the occl
 
 import argparse
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -17,7 +19,8 @@ from PIL import Image
 
 import const
 from common import exit_code, write_bytes
-from drawing import encode, overlay, parse_color
+from drawing import Output, encode, overlay, parse_color
+from extras.video import writing_gif
 from main import Runner
 from pictures import read_picture
 from robust import occluders
@@ -31,6 +34,7 @@ SHOWN = [  # (photograph, occluder, seed); the seeds were chosen by the look of 
     ("obama", "fingers", 6), ("chris", "saucer", 5), ("astronaut", "fist", 2), ("luciano", "cup", 6),
 ]  # fmt: skip
 TILE, WIDE_TILE = 180, 260  # pixels
+FRAMES, FPS, SIDE = 48, 12, 345  # of the GIF
 HIDDEN = (0.15, 0.5)  # of the face: less, or more, shows little
 CROP = slice(70, 490), slice(46, 466)  # of the square, around the face
 
@@ -88,18 +92,36 @@ def limits(runner):
     return np.hstack([column(p, [runner.predict_image(p)], WIDE_TILE) for p in pictures])
 
 
+def paper(photo: np.ndarray) -> Iterator[np.ndarray]:
+    """Frames uint8 (SIDE, SIDE, 3): a written sheet comes in from the left, crosses the picture, and leaves."""
+    photo = cv2.resize(photo, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
+    sheet = occluders.paper(np.random.default_rng(3))
+    for t in np.linspace(0, 1, FRAMES):
+        x, y = SIDE * (-0.35 + 1.7 * t), SIDE * (0.5 - 0.08 * np.sin(2 * np.pi * t))
+        matrix = cv2.getRotationMatrix2D((SIZE / 2, SIZE / 2), -12 * np.sin(2 * np.pi * t), 0.5 * SIDE / SIZE)
+        matrix[:, 2] += (x - SIZE / 2, y - SIZE / 2)
+        alpha = cv2.warpAffine(np.full((SIZE, SIZE), 255, np.uint8), matrix, (SIDE, SIDE)).astype(np.float32) / 255
+        moved = cv2.warpAffine(sheet, matrix, (SIDE, SIDE), borderMode=cv2.BORDER_REPLICATE)
+        yield occluders.blend(moved, photo, alpha)
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m studies.readme_figure", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, help="default docs/occluded.jpg or docs/limits.jpg")
+    parser.add_argument("name", nargs="?", choices=("occluded", "limits", "paper"), default="occluded")
+    parser.add_argument("--out", type=Path, help="default: in docs/")
     parser.add_argument("--weights", default="bundled")
-    parser.add_argument("--limits", action="store_true", help="where the network fails, for the model card")
     args = parser.parse_args(argv)
-    name, figure = ("limits.jpg", limits) if args.limits else ("occluded.jpg", opening)
-    out = args.out or const.DIR_PATH / "docs" / name
+    out = args.out or const.DIR_PATH / "docs" / f"{args.name}.{'gif' if args.name == 'paper' else 'jpg'}"
 
     def work() -> None:
-        write_bytes(out, encode(figure(Runner().load(args.weights)), ".jpg"))
-        print(f"{out}: {out.stat().st_size / 1e3:.0f} kB")
+        runner = Runner().load(args.weights)
+        if args.name != "paper":
+            write_bytes(out, encode({"occluded": opening, "limits": limits}[args.name](runner), ".jpg"))
+            print(f"{out}: {out.stat().st_size / 1e3:.0f} kB")
+            return
+        with writing_gif(out, print) as gif:
+            for i, frame in enumerate(paper(read_picture(const.TEST_DIR / "bryan.png"))):
+                gif.add(Output().draw("overlay", frame, runner.predict_image(frame)), i / FPS, 1 / FPS)
 
     return exit_code(work)
 

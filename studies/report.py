@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from scipy.optimize import nnls
 
 import const
 from common import UserError, exit_code, replacing, write_text
@@ -41,7 +40,6 @@ COLORS = (
     "#1b6ca8", "#d1495b", "#8a8a8a", "#2e8b57", "#c98a1b", "#6a4c93", "#17a2b8", "#7f5539", "#d67ab1", "#2b2d42"
 )  # fmt: skip
 DPI, CELL = 110, 1.3  # pixels an inch; inches of a face in the sheets
-PREDICTED = 24000  # training faces: about as many as CelebAMask-HQ's usual split has
 
 
 # --- Run directories ------------------------------------------------------------------------------------------------
@@ -85,31 +83,6 @@ def add_drawn(kinds: dict) -> None:
     if kinds.keys() >= occluders.KINDS.keys():
         figures = {k: [kinds[kind][k] for kind in occluders.KINDS] for k in ("dice", RATE)}
         kinds["drawn"] = {k: float(np.mean([v for v in values if v is not None])) for k, values in figures.items()}
-
-
-def power_law(n: np.ndarray, errors) -> tuple[float, float, float]:
-    """a, b, c of error = a + b (n / 50)^-c by least squares, a and b not negative, c on a grid from 0.05 to 3; `errors`
-    are rows, of each number of faces one error a seed."""
-    fits, error = [], np.concatenate(errors)
-    n = np.repeat(n, [len(row) for row in errors])
-    for c in np.arange(0.05, 3.001, 0.05):
-        (a, b), residual = nnls(np.column_stack([np.ones(len(n)), (n / 50.0) ** -c]), error)
-        fits.append((residual, a, b, c))
-    return tuple(float(v) for v in min(fits)[1:])
-
-
-def fitted_dice(n: np.ndarray, errors, at) -> np.ndarray:
-    a, b, c = power_law(n, errors)
-    return 1 - (a + b * (np.asarray(at, float) / 50.0) ** -c)
-
-
-def dice_interval(n: np.ndarray, errors, at) -> tuple[np.ndarray, np.ndarray]:
-    """The 90 % interval of the fitted Dice at these numbers of faces; seeds are resampled."""
-    from scipy.stats import bootstrap
-
-    result = bootstrap(tuple(errors), lambda *rows: fitted_dice(n, rows, at), n_resamples=300, vectorized=False,
-                       confidence_level=0.9, method="percentile", random_state=np.random.default_rng(0))  # fmt: skip
-    return result.confidence_interval.low, result.confidence_interval.high
 
 
 # --- Plots ----------------------------------------------------------------------------------------------------------
@@ -178,12 +151,6 @@ def plot_data_size(results: dict, path: Path) -> None:
     each = np.repeat(n, list(map(len, errors))), 1 - np.concatenate(errors)
     axis.plot(*each, ".", color=COLORS[2], label="each seed")
     axis.plot(n, [1 - row.mean() for row in errors], "o", color=COLORS[0], label="mean")
-    if len(n) >= 4:
-        at = np.geomspace(n[0], n[-1], 30)
-        axis.plot(at, fitted_dice(n, errors, at), "-", color=COLORS[0], label="fit")
-        if min(map(len, errors)) > 1:
-            label = "90 % interval, seeds resampled"
-            axis.fill_between(at, *dice_interval(n, errors, at), color=COLORS[0], alpha=0.15, lw=0, label=label)
     axis.set(xscale="log", xlabel="training faces", ylabel="Dice, pooled counts", xlim=(n[0] / 1.1, n[-1] * 1.1))
     axis.set_xticks(n, [str(v) for v in n])
     axis.minorticks_off()
@@ -248,20 +215,11 @@ def glasses_table(results: dict) -> str:
 def data_size_table(results: dict) -> str:
     n, errors = data_size(results)
     shown = results["plan"]["epochs"] * results["plan"]["epoch_size"]
-    rows = [
+    return table([
         {"faces": k, "times each is shown": f"{shown / k:.0f}", "Dice": spread(1 - row, 4),
          "each seed": " ".join(f"{1 - v:.4f}" for v in row)}
         for k, row in zip(n, errors, strict=True)
-    ]  # fmt: skip
-    if len(n) < 4:
-        return table(rows)
-    at = [n[-1], PREDICTED] if n[-1] < PREDICTED else [n[-1]]
-    fitted = [{"faces": k, "fitted Dice": float(dice)} for k, dice in zip(at, fitted_dice(n, errors, at), strict=True)]
-    if min(map(len, errors)) > 1:
-        for row, low, high in zip(fitted, *dice_interval(n, errors, at), strict=True):
-            row["90 % interval, seeds resampled"] = f"{low:.4f} to {high:.4f}"
-    formula = "Fit: Dice = 1 - {:.4f} - {:.4f} (n / 50)^-{:.2f}."
-    return "\n\n".join([table(rows), formula.format(*power_law(n, errors)), table(fitted)])
+    ])  # fmt: skip
 
 
 def of_best_epoch(rows: list[dict]) -> dict:
@@ -327,7 +285,7 @@ def settings_table(results: dict) -> str:
         rows.append({
             "variant": variant, "seeds": " ".join(str(run["seed"]) for run in runs), "pixels": plan["size"],
             "batch": plan["batch_size"], "steps": plan["epochs"] * (plan["epoch_size"] // plan["batch_size"]),
-            "rate": f"{plan['lr']:g}", "EMA": f"{plan['ema']:g}", "precision": runs[0]["precision"],
+            "rate": f"{plan['lr']:g}", "EMA": f"{plan['ema']:g}", "precision": runs[0]["precision_used"],
             "minutes": spread(minutes, 1), "Dice gained in the last third": spread(gains, 4),
         })  # fmt: skip
     return table(rows)

@@ -244,3 +244,11 @@ def one_sentence(text: str, *words: str) -> str:
 def leftovers(folder: Path) -> list[str]:
     """Temporary files that should be gone."""
     return [str(p) for p in folder.rglob("*") if p.name.startswith((".tmp", "tmp")) or p.suffix in (".part", ".tmp")]
+
+
+def save_gif(frames, path, *, fps: float = 10.0) -> None:
+    from extras.video import writing_gif
+
+    with writing_gif(path, print) as gif:
+        for i, frame in enumerate(frames):
+            gif.add(frame, i / fps, 1 / fps)

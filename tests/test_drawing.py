@@ -5,6 +5,7 @@ import time
 import cv2
 import numpy as np
 import pytest
+from conftest import save_gif
 from PIL import Image
 
 import drawing
@@ -127,12 +128,12 @@ def test_colour():
 
 def test_a_gif_of_pictures_of_several_shapes_squashes_none(tmp_path):
     wide, tall = np.full((40, 80, 3), 255, np.uint8), np.full((80, 40, 3), 255, np.uint8)
-    drawing.save_gif([wide, tall], tmp_path / "two.gif")
+    save_gif([wide, tall], tmp_path / "two.gif")
     with Image.open(tmp_path / "two.gif") as gif:
         assert gif.size == (80, 40)
         gif.seek(1)
         second = np.asarray(gif.convert("L"))
     np.testing.assert_array_equal(second[20] > 127, [False] * 30 + [True] * 20 + [False] * 30)
-    drawing.save_gif([np.full((404, 720, 3), 255, np.uint8)] * 2, tmp_path / "one.gif")
+    save_gif([np.full((404, 720, 3), 255, np.uint8)] * 2, tmp_path / "one.gif")
     with Image.open(tmp_path / "one.gif") as gif:
         assert (np.asarray(gif.convert("L")) > 250).all()  # no border

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import leftovers, no_traceback, one_sentence, python, run
+from conftest import leftovers, no_traceback, one_sentence, python, run, save_gif
 from PIL import Image
 
 import const
@@ -300,7 +300,7 @@ def test_a_face_that_comes_between_two_strides_is_hidden_at_once(red, clip, tmp_
     for frame in frames[3:]:
         frame[40:60, 70:90] = (220, 30, 30)
     write_video(tmp_path / "two.mp4", frames)
-    with video._writing_gif(tmp_path / "two.gif", lambda *_: None) as gif:
+    with video.writing_gif(tmp_path / "two.gif", lambda *_: None) as gif:
         timing = video.Timing(frame_stride=6)
         video.predict_video(red, tmp_path / "two.mp4", tmp_path, Output(("pixelated",)), timing, gif=gif)
     shown, original = play(tmp_path / "two_pixelated.mp4")[0], play(tmp_path / "two.mp4")[0]
@@ -411,27 +411,16 @@ def test_a_camera_is_recorded_at_the_speed_at_which_it_was_seen(red, tmp_path, m
     monkeypatch.setattr(cv2, "VideoCapture", lambda source: Camera() if source == 0 else capture(source))
     monkeypatch.setattr(cv2, "imshow", no_window)
     said = []
-    (tmp_path / "webcam_overlay.mp4").write_bytes(b"an earlier recording")
-    assert video.record_camera(red, 0, tmp_path, log=said.append) == [tmp_path / "webcam_2_overlay.mp4"]
+    monkeypatch.setattr(time, "strftime", lambda _: "20261128-101500")
+    recording = tmp_path / "new" / "webcam-0_20261128-101500_overlay.mp4"
+    assert video.record_camera(red, 0, tmp_path / "new", log=said.append) == [recording]
     assert sum("no windows" in line for line in said) == 1
     assert said[-1].startswith(f"{len(pauses)} frames recorded")
-    assert (tmp_path / "webcam_overlay.mp4").read_bytes() == b"an earlier recording"
     monkeypatch.undo()
-    with av.open(str(tmp_path / "webcam_2_overlay.mp4")) as file:
+    with av.open(str(recording)) as file:
         times = [frame.time for frame in file.decode(video=0)]
     assert abs(times[-1] - sum(pauses[1:])) < 0.2
     assert len(times) == (len(pauses) if backend == "pyav" else round(times[-1] * FPS) + 1)
-
-
-def test_names_of_recordings_are_taken_at_their_start_and_given_back(tmp_path):
-    with (
-        video._new_files(tmp_path, Output(("overlay", "mask"))) as first,
-        video._new_files(tmp_path, Output(("mask",))) as second,
-    ):
-        names = [path.name for path in (*first, *second)]
-        next(iter(second)).write_bytes(b"recorded")
-    assert names == ["webcam_overlay.mp4", "webcam_mask.mp4", "webcam_2_mask.mp4"]
-    assert [path.name for path in tmp_path.iterdir()] == ["webcam_2_mask.mp4"]
 
 
 def test_memory_does_not_grow_with_the_video(red):
@@ -696,8 +685,6 @@ def test_a_gif_of_a_video_segments_it_once_and_a_broken_file_costs_its_frame_onl
 
 def test_a_long_gif_takes_no_memory(tmp_path):
     import tracemalloc
-
-    from drawing import save_gif
 
     def frames(count: int):
         for i in range(count):

@@ -15,8 +15,8 @@ def test_flops_of_known_networks_and_of_larger_pictures():
 
 
 def test_a_training_step_is_three_predictions():
-    one = estimate.minutes("T4", "unet", 64, predicted=300)
-    assert estimate.minutes("T4", "unet", 64, trained=100) == pytest.approx(one)
+    one = estimate.minutes("unet", 64, predicted=300)
+    assert estimate.minutes("unet", 64, trained=100) == pytest.approx(one)
 
 
 def test_the_notebook_tells_the_minutes_of_its_steps():
