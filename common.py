@@ -1,4 +1,4 @@
-"""What every module may need: the base of one-sentence errors, files that appear only when whole, gdown, cores.
+"""Shared by all modules: user errors, files written whole or not at all, locks, downloads, the number of cores.
 
 Imports nothing of the project, and nothing large.
 """
@@ -104,7 +104,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def locked(path: Path, message: str) -> Iterator[None]:
-    """Hold the lock file `path` for the block, else a UserError with this message; a process that dies lets go of it.
+    """Hold the lock file `path` for the block, else a UserError with this message; released when the process dies.
     Where the system has no such locks (Windows, some network disks), nothing is held."""
     try:
         import fcntl

@@ -56,7 +56,8 @@ RESULTS = {  # the results of a picture, NAME_mask.png and so on
     "json": ".json",
 }
 PICTURES_ONLY = ("cutout", "probability", "json")  # a video has no transparency, and its probabilities no use
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".heic", ".heif", ".avif")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".heic", ".heif",
+                  ".avif")  # fmt: skip
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".3gp", ".mts", ".m2ts")
 BUNDLED_WEIGHTS = WEIGHTS_DIR / "lite.pth"  # its model card is weights/README.md
 BUNDLED_SHA256 = "716a3757f32bd7d8a62bde86f056204c30e0db90780b2e91fa017bd4fbeabd29"

@@ -313,7 +313,7 @@ def _put_pair(source: Folder | Archive, out: Path, face: _Face) -> bool:
     """The picture and its mask; whether the picture is a hard link."""
     if face.picture is None:
         raise _FaceError("no picture in the source")
-    if _is_whole(face.target(out, "masks")):  # the user's own, since one made here has its picture; it is kept
+    if _is_whole(face.target(out, "masks")):  # the user's own is kept; one made here would have its picture beside it
         return _put_picture(source, out, face)
     if const.FACE_PART not in face.parts:
         raise _FaceError(f"no {const.FACE_PART} mask in the source")

@@ -53,7 +53,9 @@ def val_transform(size: int = const.IMG_SIZE, random: Sequence = (), seed: int |
     """Resize and Normalize, and what is `random` between them."""
     A = albumentations()
     normalize = A.Normalize(mean=const.IMAGENET_MEAN, std=const.IMAGENET_STD)
-    return A.Compose([A.Resize(height=size, width=size), *random, normalize], strict=True, seed=seed)
+    # the default, INTER_NEAREST, would move masks by up to half a pixel
+    resize = A.Resize(height=size, width=size, mask_interpolation=cv2.INTER_NEAREST_EXACT)
+    return A.Compose([resize, *random, normalize], strict=True, seed=seed)
 
 
 def reseed(transform, seed: int) -> None:
@@ -128,7 +130,7 @@ class Celeb(Dataset):
         """Picture uint8 (H, W, 3) and mask uint8 (H, W), 0/1."""
         image, mask = read_known(self.pairs[index][0]), read_known(self.pairs[index][1], grey=True)
         if mask.shape != image.shape[:2]:  # masks are 512x512, the official pictures 1024x1024
-            mask = cv2.resize(mask, image.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+            mask = cv2.resize(mask, image.shape[1::-1], interpolation=cv2.INTER_NEAREST_EXACT)
         return image, (mask > 127).astype(np.uint8)
 
     def _filled(self, size: int) -> torch.Tensor:

@@ -1,7 +1,7 @@
-"""Where and how it is computed: the precision that a processor is fast in, and the processes of one job.
+"""Devices, precisions, and the processes of a distributed job.
 
 The processes that `torchrun --nproc-per-node=N main.py train` starts find each other by the environment variables that
-it sets. In a process alone the functions for several do nothing.
+it sets. In a single process the functions for several do nothing.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def cpu_has_bf16() -> bool:
 
 
 def emulates_bf16(device: torch.device) -> bool:
-    """Whether a device computes in bf16 without hardware for it: right, and up to fifty times slower than in fp32."""
+    """Whether a device computes in bf16 without hardware for it: up to fifty times slower than in fp32."""
     if device.type == "cuda":  # such as a T4
         return not torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and not cpu_has_bf16()

@@ -218,8 +218,8 @@ def faces_json(mask: np.ndarray, logits: np.ndarray, name: str, threshold: float
 
 
 def hidden_region(mask: np.ndarray) -> np.ndarray:
-    """What has to vanish for a face not to be known, uint8 (H, W), 0/255: the hull of all its parts, since eyes behind
-    spectacles are not in the mask, with a margin."""
+    """What must be hidden so that a face cannot be recognised, uint8 (H, W), 0/255: the hull of all its parts, with a
+    margin, since eyes behind spectacles are not in the mask."""
     region = np.zeros((1, 1), np.uint8)
     for part in _faces(mask):
         margin = max(3, round(0.1 * max(cv2.boundingRect(part)[2:])))
@@ -229,18 +229,18 @@ def hidden_region(mask: np.ndarray) -> np.ndarray:
 
 
 def _hide(picture: np.ndarray, mask: np.ndarray, blocks: int, enlarge: int) -> np.ndarray:
-    """Faces averaged to about so many blocks across each, enlarged again; uint8 (H, W, 3)."""
+    """Faces averaged to so many blocks along the longer side of each, enlarged again; uint8 (H, W, 3)."""
     region, out = hidden_region(mask), picture.copy()
     for x, y, w, h, _ in cv2.connectedComponentsWithStats(region)[2][1:]:
         box = np.s_[y : y + h, x : x + w]
-        grid_size = [max(1, round(blocks * side / min(w, h))) for side in (w, h)]
+        grid_size = [max(1, round(blocks * side / max(w, h))) for side in (w, h)]
         coarse = cv2.resize(picture[box], grid_size, interpolation=cv2.INTER_AREA)
         cv2.copyTo(cv2.resize(coarse, (w, h), interpolation=enlarge), region[box], out[box])
     return out
 
 
-pixelate = partial(_hide, blocks=8, enlarge=cv2.INTER_NEAREST)
-blur = partial(_hide, blocks=6, enlarge=cv2.INTER_CUBIC)
+pixelate = partial(_hide, blocks=10, enlarge=cv2.INTER_NEAREST)
+blur = partial(_hide, blocks=8, enlarge=cv2.INTER_CUBIC)
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,12 @@ from common import UserError
 from drawing import find_boxes, scaled
 from model import Info
 
-FINE_MARGIN = 1.5  # side of the fine pass's square, in lengths of the face found
+FINE_MARGIN = 1.5  # side of the fine pass's square, in longer sides of the face's box
 NEAR = 2.5  # a fine pass that enlarges less than this sees no more than the coarse one: the two are averaged
 COARSE_THRESHOLD = 0.25  # probability in the coarse pass from which a region gets a fine pass
-# The confidence of a region is the mean probability of the more probable half of its pixels. The weights know the one
-# of a face in the open (0.985 the bundled ones); that of a face, or part of one, that is mostly occluded may be as low
-# as this.
+# The confidence of a region is the mean probability of the more probable half of its pixels. `Info.confidence` is
+# that of a face in the open (0.985 for the bundled weights); that of one that is mostly occluded, or of a part, may be
+# as low as this.
 MIN_CONFIDENCE = Info.confidence
 
 if hasattr(os, "register_at_fork"):  # a forked process would wait for ever for its parent's OpenMP threads

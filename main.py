@@ -36,7 +36,7 @@ class Runner:
         return devices.find_device(self.device_name, log=self.log)
 
     def load(self, weights: str | Path | None = None, *, online=False, precision="auto", backend="auto", **options):
-        """Get ready to predict with weights, see `model.find_weights`; gives the runner. `precision` "fp32" is for
+        """Load weights to predict with, see `model.find_weights`; returns the runner. `precision` "fp32" is for
         measuring how good they are; `backend` is "torch", "openvino", or "auto": OpenVINO on a CPU if it is installed;
         `flip` and `passes` go to `inference.Segmenter`."""
         import devices
@@ -54,7 +54,7 @@ class Runner:
         return self
 
     def described(self) -> dict:
-        """What figures of the loaded weights belong to."""
+        """The weights and settings that figures were measured with."""
         import hashlib
 
         one, digest = self.segmenter, hashlib.sha256(self.weights.read_bytes()).hexdigest()
@@ -162,11 +162,17 @@ def _name_of(weights: Path) -> str:
 
 
 def _kinds(text: str) -> list[str]:
-    kinds = list(dict.fromkeys(text.split(",")))
+    kinds = list(dict.fromkeys(text.replace(" ", "").split(",")))
     for kind in kinds:
         if kind not in const.RESULTS:
             raise argparse.ArgumentTypeError(f"{kind!r} is none of {', '.join(const.RESULTS)}")
     return kinds
+
+
+def _gif(text: str) -> Path:
+    if not text.lower().endswith(".gif"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not the name of a GIF, such as faces.gif")
+    return _path(text)
 
 
 def _color(text: str) -> str:
@@ -190,7 +196,7 @@ _WEIGHTS = {
 }
 _DEVICE = {"default": "auto", "help": "cpu, cuda, cuda:1, mps ...; default: a GPU where there is one"}
 _DATA = {"type": _path, "default": const.CELEB_DIR, "help": "prepared folders; default: CelebAMask-HQ/"}
-_PASSES = {"type": int, "choices": (1, 2), "help": "2: each face found once more, enlarged; default: by the weights"}
+_PASSES = {"type": int, "choices": (1, 2), "help": "2: each face again, enlarged; default: as the weights say"}
 _FLIP = {"action": "store_true", "help": "average with the mirrored picture: twice the time"}
 _BACKEND = {"choices": ("auto", "torch", "openvino"), "default": "auto"}
 _ROBUST = {  # options of the robust recipe alone
@@ -220,7 +226,7 @@ def _add_predict(p: argparse.ArgumentParser) -> None:
     add("--pixelate", action="store_true", help="hide the faces: write NAME_pixelated")
     add("--color", type=_color, default=const.OVERLAY_COLOR, help="of overlay and contour; default #8000ff")
     add("--alpha", type=_fraction, default=const.OVERLAY_ALPHA, help="of the overlay; default 0.7")
-    add("--gif", type=_path, metavar="F", help="also a GIF, of a video or of all pictures")
+    add("--gif", type=_gif, metavar="F", help="also a GIF, of a video or of all pictures")
     add("--fail-empty", action="store_true", help="exit code 1 if a picture or video shows no face")
     add = p.add_argument_group("the network").add_argument
     add("--weights", **_WEIGHTS)
@@ -230,18 +236,18 @@ def _add_predict(p: argparse.ArgumentParser) -> None:
     add("--passes", **_PASSES)
     add("--device", **_DEVICE)
     precisions = ("auto", "fp32", "bf16", "fp16", "int8")
-    add("--precision", choices=precisions, default="auto", help="default: the fastest; int8: bundled or exported ones")
+    add("--precision", choices=precisions, default="auto", help="default: the fastest; int8: bundled, or after export")
     add("--backend", **_BACKEND, help="default: OpenVINO for lite on a CPU, if installed")
     add = p.add_argument_group("many pictures").add_argument
     add("--batch-size", type=positive, default=4, help="pictures segmented together; default 4")
     add("--skip-existing", action="store_true", help="leave out what has its results already")
-    add("--shard", type=_shard, metavar="I/N", help="the I-th of N parts; torchrun's processes take theirs")
+    add("--shard", type=_shard, metavar="I/N", help="the I-th of N parts; under torchrun each process takes its own")
     add = p.add_argument_group("videos and cameras").add_argument
     add("--masks", action="store_true", help="also NAME_mask.mp4")
-    add("--frame-stride", type=positive, default=1, metavar="N", help="keep a mask for N frames of a still face")
+    add("--frame-stride", type=positive, default=1, metavar="N", help="segment every Nth frame of a still face")
     add("--start", type=_seconds, default=0.0, metavar="S", help="seconds")
     add("--end", type=_seconds, metavar="S", help="seconds; for a camera, when to stop")
-    add("--smooth", type=_smoothing, default=0.0, help="fraction of the past in a mask; 0.6: a third of the flicker")
+    add("--smooth", type=_smoothing, default=0.0, help="weight of earlier frames; 0.6 leaves a third of the flicker")
     add("--webcam", type=small, metavar="N", help="a camera by number, recorded to --out; q ends it")
 
 
@@ -292,7 +298,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = command("export", _export, "write a network as ONNX, or in int8 for OpenVINO").add_argument
     add("--weights", **_WEIGHTS)
     add("--out", type=_path, help="default: NAME.onnx in predictions/; of --int8 NAME-int8.zip beside the weights")
-    add("--int8", action="store_true", help="in int8 for OpenVINO, by some of the training faces of --data")
+    add("--int8", action="store_true", help="in int8 for OpenVINO, calibrated on training faces of --data")
     add("--data", **_DATA)
 
     add = command("demo", _demo, "open a page in the browser for photographs and videos").add_argument
@@ -326,7 +332,8 @@ def _output(args, *default: str):
     from drawing import Output
 
     hiding = ["blurred"] * args.blur + ["pixelated"] * args.pixelate
-    return Output((*(args.save or ([] if hiding else default)), *hiding), args.threshold, args.color, args.alpha)
+    results = dict.fromkeys([*(args.save or ([] if hiding else default)), *hiding])
+    return Output(tuple(results), args.threshold, args.color, args.alpha)
 
 
 def _predict(args) -> int | None:
@@ -364,9 +371,9 @@ def _predict_moving(args, runner: Runner, videos: list[Path], shard: tuple[int, 
     none = [kind for kind in kinds if kind in const.PICTURES_ONLY]
     output = replace(output, results=tuple(kind for kind in kinds if kind not in none))
     if none and (videos or args.webcam is not None):
-        sentence = f"Of a video there is no {' and no '.join(none)}"
+        sentence = f"A video has no {' and no '.join(none)}"
         if not output.results:
-            raise UserError(f"{sentence}; save something else of it.")
+            raise UserError(f"{sentence}; choose another --save.")
         runner.log(f"{sentence}.")
     if output.hiding and args.frame_stride > 1:
         runner.log("--frame-stride is left out: where faces are to be hidden, every frame is segmented.")

@@ -13,8 +13,8 @@ from dataclasses import astuple, dataclass
 import cv2
 import numpy as np
 
-# A face whose box's diagonal is below this part of the picture's has its band by its own box: by the picture's, nearly
-# all of it would be boundary. No face of CelebAMask-HQ is that small.
+# Where the largest face's box has a diagonal below this part of the picture's, the band's width is taken from that box:
+# with the picture's, nearly all of a face would be boundary. No face of CelebAMask-HQ is that small.
 SMALL_FACE = 0.25
 BOUNDARY_RATIO = 0.02  # of the picture's diagonal, as in Cheng et al. 2021, https://arxiv.org/abs/2103.16562
 
@@ -22,7 +22,8 @@ BOUNDARY_RATIO = 0.02  # of the picture's diagonal, as in Cheng et al. 2021, htt
 def boundary_distance(target: np.ndarray) -> int:
     """The width of the boundary's band for a target (H, W): `BOUNDARY_RATIO` of the diagonal, at least one pixel."""
     diagonal = math.hypot(*target.shape)
-    box = math.hypot(*cv2.boundingRect(target.astype(np.uint8))[2:])
+    parts = cv2.connectedComponentsWithStats(target.astype(np.uint8))[2][1:]
+    box = np.hypot(parts[:, cv2.CC_STAT_WIDTH], parts[:, cv2.CC_STAT_HEIGHT]).max(initial=0)
     return max(1, round(BOUNDARY_RATIO * (box if 0 < box < SMALL_FACE * diagonal else diagonal)))
 
 

@@ -212,7 +212,7 @@ class Info:
     model: str
     size: int = const.IMG_SIZE  # the side, in pixels, of its square input
     passes: int = 1  # 2: a coarse pass finds the faces, a fine pass segments each
-    trained: str = ""  # the recipe, for people
+    trained: str = ""  # the recipe's name, for information only
     confidence: float = 0.9  # of two passes: that of a face in the open, see MIN_CONFIDENCE in inference.py
 
 

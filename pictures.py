@@ -291,7 +291,7 @@ def _walk(folder: Path, out: Path, skipped: list[str], passed: list[str]) -> Ite
         own = real.is_relative_to(out.resolve())
         for name in sorted(files):
             path = Path(root) / name
-            if name.startswith(".") or ((own or name.endswith(".gif")) and read_tag(path)):
+            if name.startswith(".") or ((own or name.lower().endswith(".gif")) and read_tag(path)):
                 continue
             if path.suffix.lower() in const.IMAGE_SUFFIXES:
                 yield path
@@ -345,20 +345,21 @@ def read_tag(path: Path) -> str | None:
 
 
 def done_before(results: Iterable[Path], source: str | None) -> bool | None:
-    """Whether the picture of this `identity` shows a face, if all of these are results of it; None if not."""
+    """Whether the picture of this `identity` shows a face, by the tags of its results; None if one is missing or is
+    another picture's."""
     tags = {read_tag(path) for path in results} if source else set()
     return source in tags if tags in ({source}, {f"{source}-"}) else None
 
 
 def forbidden(results: Iterable[Path], inputs: Iterable[Path] = ()) -> str | None:
     """A sentence on the first result that would take the name of one of `inputs` (resolved), or of a file that this
-    program did not write. One that holds nothing is no loss: a full disk or a crash leaves such."""
+    program did not write. Empty files, which a full disk or a crash leaves, may be replaced."""
     for path in results:
         if not os.path.lexists(path):
             continue
         empty = os.path.isfile(path) and not path.stat().st_size
         if path.resolve() in inputs or not (empty or read_tag(path)):
-            return f"{path} is there and no result of this program, or an input; choose another folder or move it."
+            return f"{path} exists and is an input, or no result of this program; choose another folder or move it."
     return None
 
 
@@ -547,7 +548,7 @@ class _Results:
         said = f"{_listed(self.faceless, 'picture', ' without a face', most)}."
         if not self.output.hiding:
             return said
-        return f"{'' if fail_empty else 'Warning: '}{said} Nothing was hidden there, so they went out as they were."
+        return f"{'' if fail_empty else 'Warning: '}{said} Nothing was hidden in them; they were written unchanged."
 
 
 def _said_of_passed(passed: list[str]) -> list[str]:

@@ -175,10 +175,12 @@ class Trainer:
             devices.reuse_memory()
         self.size = recipe.size_at(0)
         self.train_loader = recipe.loader(self.size)
-        self.pictures = [len(self.train_loader.dataset)]  # by which a resumed run knows its data
-        if val_loader is not None:
-            names = " ".join(image.stem for image, _ in val_loader.dataset.pairs)
-            self.pictures += [len(val_loader.dataset), zlib.crc32(names.encode())]
+        shown = [loader.dataset for loader in (self.train_loader, val_loader) if loader is not None]
+        names = (" ".join(image.stem for image, *_ in pictures.pairs) for pictures in shown)
+        self.pictures = [
+            *map(len, shown),
+            *(zlib.crc32(one.encode()) for one in names),
+        ]  # by which a run knows its data
         self.steps = len(self.train_loader) // self.config.accumulate  # of the optimizer, in an epoch
         self.effective_batch = self.config.batch_size * self.config.accumulate * devices.world_size()  # of such a step
         self.optimizer, self.scheduler = recipe.optimizer(self.net, self.steps * self.config.epochs)
@@ -235,9 +237,10 @@ class Trainer:
                 or_resume = ", or --resume," if self.epoch and "lr" not in self.recipe.fixed else ""
                 how = f"start again{or_resume} with a smaller --lr"
                 raise TrainingError(f"The loss became {both} in epoch {self.epoch + 1}; {how}.")
+            rate = self.optimizer.param_groups[0]["lr"]
             if self.by_validation:
                 self.scheduler.step(counts.bce)
-            self._record(loss, counts, time.perf_counter() - started)
+            self._record(loss, counts, rate, time.perf_counter() - started)
             if on_epoch is not None:
                 on_epoch(self.history)
         return self.history
@@ -311,8 +314,7 @@ class Trainer:
             counts += Counts(tp, fp, fn, tn, bce_sum=loss, bce_pixels=face.numel())
         return sum(devices.all_gather(counts), Counts())
 
-    def _record(self, loss: float, counts: Counts, seconds: float) -> None:
-        rate = self.optimizer.param_groups[0]["lr"]
+    def _record(self, loss: float, counts: Counts, rate: float, seconds: float) -> None:
         values = self.epoch + 1, loss, counts.bce, counts.dice, counts.iou, rate, seconds
         row = dict(zip(COLUMNS, values, strict=True))
         self.history.append(row)
@@ -337,6 +339,7 @@ class Trainer:
             networks.save_state(self.eval_model.state_dict(), self.run_dir / "model.best.pth", info)
         record = {
             **asdict(self.config),
+            "epochs": max(self.config.epochs, self.epoch),
             "torch": torch.__version__,
             "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type,
             "cpu_threads": torch.get_num_threads(),
@@ -372,7 +375,7 @@ class Trainer:
         """Take up the state of `last.pth`; TrainingError if it is damaged, of another network or of other data. Random
         numbers need no keeping: order, augmentation and dropout are seeded by (seed, epoch)."""
         state = {"pictures": self.pictures, "peak_memory": 0, **state}  # which a version before did not write
-        if state["pictures"] not in (self.pictures, self.pictures[:2]):  # which was once without the names
+        if state["pictures"] != self.pictures:
             what = "has other training or validation pictures"
             raise TrainingError(f"The run in {self.run_dir} {what}; resume it with the same --data.")
         try:
@@ -431,7 +434,7 @@ def run(
         trackers: functions of (config, run_dir), each giving what is called with every row of the history.
     """
     if config.batch_size == 1 and (config.model == "deeplabv3" or config.size <= 32):
-        raise TrainingError("Batch normalisation needs more than one value a channel; give --batch-size 2 or more.")
+        raise TrainingError("Batch normalisation needs more than one value per channel; give --batch-size 2 or more.")
     holding = held(run_dir, resume=resume) if devices.rank() == 0 else nullcontext()
     with devices.process_group(device), holding:
         state = state_to_resume(run_dir, config, recipe_class) if resume else None
@@ -557,5 +560,5 @@ def state_to_resume(run_dir: Path, config: Config, recipe_class=Original) -> dic
     for name in recipe_class.fixed:
         value = state["config"].get(name, getattr(config, name))
         if value != getattr(config, name):
-            raise TrainingError(f"The run in {run_dir} has {name} {value}; resume it with the same.")
+            raise TrainingError(f"The run in {run_dir} has {name} {value}; resume it with the same value.")
     return state

@@ -120,7 +120,7 @@ def _output(kind: str, color: str | None, alpha: float, threshold: float) -> Out
 
 
 def _forget(upload: Path, folder: Path) -> None:
-    """Delete an upload; a path outside `folder`, such as a sample photograph's, is none, whatever a browser claims."""
+    """Delete an upload; a path outside `folder`, such as a sample photograph's, is no upload and is kept."""
     if upload.resolve().is_relative_to(folder.resolve()):
         upload.unlink(missing_ok=True)
 

@@ -86,7 +86,7 @@ def predict_videos(
                     options = {"name": job.name, "inputs": inputs, "gif": shown, "fail_empty": fail_empty, "log": log}
                     predict_video(segmenter, job.path, to, output, timing, **options)
                     continue
-                log(f"{job.path} was done already.")
+                log(f"{job.path} is skipped: its results exist.")
                 if not face:
                     _tell_faceless(job.path, output, fail_empty, log)
         for job in find_jobs([path for path in inputs if shown and path not in videos], out):
@@ -127,7 +127,7 @@ def predict_video(
 
     output, timing = output or Output(results=("overlay",)), timing or Timing()
     if none := [kind for kind in output.results if kind in const.PICTURES_ONLY]:
-        raise UserError(f"Of a video there is no {' and no '.join(none)}; save something else of it.")
+        raise UserError(f"A video has no {' and no '.join(none)}; choose another --save.")
     clip, name = probe(path, timing.start, timing.end), name or find_jobs([path], out)[0].name
     kinds = output.results if out else ()
     results = _results(out, name, output) if out else []
@@ -158,7 +158,7 @@ def predict_video(
         took, names = time.perf_counter() - began, ", ".join(map(str, results))
         log(f"{written} frames of {path} in {took:.1f} s ({written / took:.1f} frames/s): {names}")
         if frame.shape[0] % 2 or frame.shape[1] % 2:
-            log(f"{path} is of an odd size, which MP4 does not hold: the last row or column is there twice.")
+            log(f"{path} is of an odd size, which H.264 does not allow here: the last row or column is repeated.")
     if errors:
         raise VideoError(*errors)
     if not face:

@@ -104,6 +104,8 @@ def _probe_with_pyav(path: Path) -> Clip:
         ends = Fraction(0 if sound else file.duration or 0, 1_000_000)  # that of the sound may be longer
         if stream.duration:
             ends = ((stream.start_time or 0) + stream.duration) * stream.time_base
+        elif len(times := stream.metadata.get("DURATION", "").split(":")) == 3:  # of Matroska
+            ends = sum(Fraction(part) * 60**i for i, part in enumerate(reversed(times)))
         seconds = max(Fraction(0), ends - _zero(file))
         aspect = stream.sample_aspect_ratio or Fraction(1)
         aspect = 1 / aspect if abs(b) > abs(a) else aspect
@@ -173,7 +175,10 @@ def _read_with_pyav(clip: Clip, errors: list[str]) -> Iterator[tuple[Fraction, n
                     bad += 1
                     continue
                 for frame in frames:
-                    now = until if frame.pts is None else frame.pts * frame.time_base - zero
+                    now = until
+                    if frame.pts is not None and file.format.name != "avi":  # which holds no times; those are guessed
+                        microseconds = math.ceil(frame.pts * frame.time_base * 1_000_000)  # `zero` is rounded to these
+                        now = Fraction(microseconds, 1_000_000) - zero
                     until = now + ((getattr(frame, "duration", None) or 0) * stream.time_base or step)  # new in PyAV 15
                     seen += 1
                     if now >= clip.end:
@@ -184,7 +189,7 @@ def _read_with_pyav(clip: Clip, errors: list[str]) -> Iterator[tuple[Fraction, n
     if (seen < clip.frames or seeking or not clip.frames) and until + step < clip.seconds:
         errors.append(_broken_off(clip, until))
     elif bad:
-        errors.append(f"{clip.path}: {bad} frame{'s' * (bad > 1)} cannot be read and are left out.")
+        errors.append(f"{clip.path}: some frames cannot be read and are left out.")
 
 
 def _broken_off(clip: Clip, until: Fraction) -> str:

@@ -16,13 +16,12 @@ GRAIN = 5.0  # grey levels; where more than half of a frame differs by more than
 CUT = 0.5  # fraction of the frame that changes at a cut
 CHANGED = 0.02  # fraction of a face, or of the frame outside the faces, whose change makes old masks or boxes unfit
 COARSE_STRIDE = 10  # frames; so often at least, all of a frame is searched for faces
-STEADY = 0.05  # sides of a square; a face that moved by less keeps it
-BORDER = 0.04  # sides of a square; nearer to its border than this, a face may go on beyond it
+STEADY = 0.05  # of the square's side; a face that moved by less keeps its square
+BORDER = 0.04  # of the square's side; a face nearer to its border than this may go on beyond it
 
 
 def likeness(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """How little the surroundings of each pixel differ between two small frames, but for grain: float32 (h, w), 1 to
-    0."""
+    """Similarity of each pixel's surroundings in two small frames, grain apart: float32 (h, w), 1 to 0."""
     difference = cv2.blur(cv2.absdiff(a, b).max(axis=2).astype(np.float32), (3, 3))
     grain = min(GRAIN, float(np.median(difference)))
     difference = np.maximum(0, cv2.dilate(difference, np.ones((5, 5))) - 2 * grain)

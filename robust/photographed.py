@@ -126,7 +126,7 @@ def _prolong(rng, layer, start, direction, width: float, texture) -> np.ndarray:
     """A forearm in the colour of the skin at the wrist, or a sleeve, from `start` outwards."""
     across = np.array([-direction[1], direction[0]])
     sleeve = texture is not None and rng.random() < 0.6
-    if sleeve:  # `near` and `far` are its widths at the wrist and at the far end, in wrists
+    if sleeve:  # `near` and `far` are its widths at the wrist and at the far end, in widths of the wrist
         near, far, back = rng.uniform(1.05, 1.5), rng.uniform(1.3, 2.2), rng.uniform(0, 0.5) * width
         picture = cv2.resize(texture, (SIZE, SIZE), interpolation=cv2.INTER_LINEAR)
         if rng.random() < 0.5:  # plain cloth of the texture's colour
@@ -155,7 +155,7 @@ def _prolong(rng, layer, start, direction, width: float, texture) -> np.ndarray:
 
 def object_layer(rng, cut: np.ndarray, centre, texture: np.ndarray, skin: np.ndarray) -> np.ndarray:
     """An object, large or small; a third are its outline filled with a texture, a fifth in the colours of `skin`, since
-    there are far fewer objects than faces, and each would be known by heart."""
+    there are far fewer objects than faces, and each would be memorised."""
     degrees = rng.normal(0, 20) if rng.random() < 0.5 else rng.uniform(0, 360)
     length = FACE_WIDTH * np.exp(rng.uniform(np.log(0.2), np.log(1.4)))
     layer = _place(cut, centre, length, degrees, flip=rng.random() < 0.5)

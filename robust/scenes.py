@@ -159,7 +159,7 @@ class SceneComposer:
         self.single_face, self.occlusion_p, self.glasses_p = single_face, occlusion_p, glasses_p
 
     def photo(self, rng: np.random.Generator) -> np.ndarray:
-        """A photograph without faces; one in five in the shades of somebody's skin, which alone makes no face."""
+        """A photograph without faces; one in five in shades of somebody's skin, which alone makes no face."""
         photo = self.photos.draw(rng)
         if rng.random() >= 0.2:
             return photo
@@ -302,7 +302,7 @@ class SceneComposer:
 
 
 def _roll(rng: np.random.Generator, spread: float) -> float:
-    """Degrees: mostly upright, a fifth up to 70, one picture in fourteen anyhow, upside down as well."""
+    """Degrees: mostly upright, a fifth up to 70, one in fourteen at any angle."""
     kind = rng.random()
     if kind < 0.73:
         return rng.normal(0, spread)
@@ -342,6 +342,7 @@ class Scenes(Dataset):
     """The robust recipe's pictures: `SceneComposer`, then `photo_transform`, at size x size pixels."""
 
     def __init__(self, composer: SceneComposer, size: int):
+        self.pairs = composer.faces.entries
         self.composer, self.size, self.photo = composer, size, photo_transform()
 
     def __len__(self) -> int:

@@ -35,15 +35,14 @@ import numpy as np
 import const
 import data_preprocessing as preparation
 import dataset
+import metrics
 import model as networks
 from common import UserError, exit_code, positive, small, usable_cores
 from main import Runner
-from metrics import Counts, counts_at
 from pictures import read_known, read_picture
 from robust import occluders, photographed, scenes
-from studies import benchmark, report, robustness
+from studies import benchmark, pasted, report, robustness
 from studies.drawn_faces import draw_celeb_tree
-from studies.pasted import pasted_faces
 from studies.readme_figure import SHOWN, face_square, occluded
 from studies.report import CUTOUTS, GLASSES_MASKS, PHOTOGRAPHED
 from studies.shared import interleaved, machine, read_json, write_json
@@ -187,7 +186,7 @@ def samples(context: Context, kind: str) -> list[tuple]:
     store = scenes.FaceStore(*folders, limit=context.plan.occluded_faces)
     if kind in PHOTOGRAPHED:
         cutouts = photographed.OccluderStore(context.occluder_dir, held_out=True)
-        return list(pasted_faces(store, cutouts, kind.removeprefix("photographed ")))
+        return list(pasted.pasted_faces(store, cutouts, kind.removeprefix("photographed ")))
     return list(robustness.occluded_faces(scenes.SceneComposer(store, scenes.PhotoStore([])), kind))
 
 
@@ -213,7 +212,7 @@ def train_original(context: Context) -> None:
     tiny = {"size": 64, "epochs": 1, "limit": 4, "batch_size": 2} if context.quick else {}
     for model, pretrained in itertools.product(("deeplabv3", "unet"), (True, False)):
         config = Config(model=model, pretrained=pretrained, **tiny)
-        folder = context.runs / f"{model}-{config.size}{'' if pretrained else '-random'}"
+        folder = context.runs / f"{model}-{config.size}{'-pretrained' if pretrained else ''}"
         if len(report.history(folder)) < config.epochs:
             try:
                 train_in(context, folder, config, context.data)
@@ -228,13 +227,13 @@ def measure_clean(segmenter, faces) -> dict:
     names, counts, table = [], [], {}
     for name, image, target in faces:
         names.append(name)
-        counts.append(counts_at(segmenter.logits([image])[0], target > 127, LOGITS))
+        counts.append(metrics.counts_at(segmenter.logits([image])[0], target > 127, LOGITS))
     columns = list(zip(*counts, strict=True))
     for t, column in zip(map(str, LOGITS), columns, strict=True):
         starts = range(0, len(column), const.BATCH_SIZE)
-        parts = [sum(column[i : i + const.BATCH_SIZE], Counts()) for i in starts]
+        parts = [sum(column[i : i + const.BATCH_SIZE], metrics.Counts()) for i in starts]
         means = {f"batch_{key}": sum(getattr(part, key) for part in parts) / len(parts) for key in ("dice", "iou")}
-        table[t] = {**sum(parts, Counts()).summary(), **means}
+        table[t] = {**sum(parts, metrics.Counts()).summary(), **means}
     each = sorted((one.dice, name) for name, one in zip(names, columns[0], strict=True))
     return {**table["0.0"], "thresholds": table, "worst": each[:WORST], "pictures": len(each)}
 
@@ -245,7 +244,7 @@ def kinds_of(context: Context, name: str) -> list[str]:
     if variant in (None, *CUTOUTS):
         kinds += [kind for kind in OCCLUDED if context.occluder_dir or kind not in PHOTOGRAPHED]
     if variant in (None, *GLASSES_MASKS):
-        kinds += [kind for kind in GLASSES if context.whole.is_dir() or kind == "glasses"]
+        kinds += [kind for kind in GLASSES if preparation.is_prepared(context.whole) or kind == "glasses"]
     return kinds
 
 
@@ -253,8 +252,10 @@ def measure_all(context: Context, weights: dict[str, Path]) -> dict[str, dict]:
     """What has not been measured yet of these networks; of each {kind: figures}, kept in claims/measured/."""
     kept, folder, segmenter = {}, context.folder / "measured", cache(context.segmenter)
     for name, file in weights.items():
-        digest = hashlib.sha256(file.read_bytes()).hexdigest()
-        of = [digest, context.faces, context.plan.val_faces, context.plan.occluded_faces, str(context.occluder_dir)]
+        code = [Path(one.__file__) for one in (metrics, occluders, pasted, robustness)]
+        digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (file, *code)]
+        folders = str(context.data.resolve()), str(context.occluder_dir)
+        of = [*digests, *folders, context.faces, context.plan.val_faces, context.plan.occluded_faces]
         record = read_json(folder / f"{name}.json")
         kept[name] = record if record.get("of") == of else {"of": of, "kinds": {}}
     for kind in ("clean", *OCCLUDED, *GLASSES):
@@ -358,7 +359,10 @@ def run_all(context: Context, gpu: bool) -> None:
     plan, finished = context.plan, context.trained()  # refuses other settings than those of what is finished
     pictures = f"{plan.epochs * plan.epoch_size} pictures at {plan.size} pixels"
     context.runner.log(f"{len(context.configs)} trainings of {pictures}, {len(finished)} of them finished.")
-    write_json(context.folder / "plan.json", asdict(context.plan))
+    write_json(
+        context.folder / "plan.json",
+        asdict(context.plan) | {"occluders": context.occluder_dir and str(context.occluder_dir)},
+    )
     if "glasses" in context.names:
         prepare_whole(context)
     if gpu:
@@ -383,8 +387,10 @@ def find_context(args) -> Context:
     on_gpu = runner.device.type == "cuda"
     if args.gpu and not (on_gpu or args.quick):
         raise UserError("--gpu needs a GPU, and there is none; without it the claims are trained on the CPU.")
-    if args.occluders is not None and not args.occluders.is_dir():
-        raise UserError(f"There is no folder {args.occluders}.")
+    kept = read_json(runs / "claims" / "plan.json")
+    occluder_dir = (args.occluders or kept.get("occluders")) and Path(args.occluders or kept["occluders"]).resolve()
+    if occluder_dir and not occluder_dir.is_dir():
+        raise UserError(f"There is no folder {occluder_dir}.")
     if args.quick and data is None and source is None:
         source, data = str(runs / "drawn"), runs / "drawn" / "prepared"
         draw_celeb_tree(runs / "drawn", [*const.IDS_TRAIN[:12], *const.IDS_VAL[:6]], image_size=256)
@@ -394,12 +400,12 @@ def find_context(args) -> Context:
     else:
         preparation.prepare(source, data)
     plan = PLANS["quick" if args.quick else "gpu" if on_gpu or args.gpu else "cpu"]
-    settings = read_json(runs / "claims" / "plan.json") | vars(args)
+    settings = kept | vars(args)
     plan = replace(plan, **{name: settings[name] for name in asdict(plan) if name in settings})
     out = args.out or (RESULTS_DIR.with_name("results-quick") if args.quick else RESULTS_DIR)
     names = tuple(name for name in NAMES if name in (args.names or NAMES))
     workers = args.workers if args.workers is not None else 0 if args.quick else usable_cores() - 1
-    return Context(data, runs, out, plan, runner, names, source, args.occluders, workers, args.quick)
+    return Context(data, runs, out, plan, runner, names, source, occluder_dir, workers, args.quick)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -24,8 +24,8 @@ OPTIONS = [(0.0, 1), (0.3, 1), (0.6, 1), (0.8, 1), (0.0, 2), (0.0, 4), (0.6, 4)]
 
 
 def sliding(photo: np.ndarray, mask: np.ndarray, kind: str, noise: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(frame, where the occluder is) of a bar or a hand that crosses the face of `mask` from left to right, or of the
-    photograph alone."""
+    """(frame, where the occluder hides the face of `mask`) of a bar or a hand that crosses it from left to right, or of
+    the photograph alone."""
     rng, (x, y, _, h) = np.random.default_rng(5), cv2.boundingRect(mask)
     if kind == "hand":
         over, alpha = occluders.hand(rng, (0.9 * photo[mask > 0].mean(axis=0)).astype(np.float32))
@@ -41,7 +41,7 @@ def sliding(photo: np.ndarray, mask: np.ndarray, kind: str, noise: float) -> Ite
         move = np.float32([[1, 0, x - alpha.shape[1] // 2 + STEP * i], [0, 1, y + h / 4 if kind == "hand" else 0]])
         opacity, moved = (cv2.warpAffine(p, move, photo.shape[1::-1]) for p in (alpha, over))
         frame = occluders.blend(moved, photo, opacity) + rng.normal(0, noise, photo.shape)
-        yield frame.clip(0, 255).astype(np.uint8), opacity > 0.5
+        yield frame.clip(0, 255).astype(np.uint8), (opacity > 0.5) & (mask > 0)
 
 
 def measure(weights: str, picture: Path, noise: float) -> None:

@@ -39,7 +39,8 @@ def paste(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, cut: np
         degrees = rng.choice([0, 0, 90, -90]) + rng.normal(0, 15)
         across, along = rng.uniform(0.15, 0.85), rng.uniform(0.35, 0.95)
         if rng.random() < 0.5:
-            shift = image[mask > 127].mean(0) - cut[cut[..., 3] > 127][:, :3].mean(0)
+            hand = cut[:height]
+            shift = image[mask > 127].mean(0) - hand[hand[..., 3] > 127][:, :3].mean(0)
             cut = np.dstack([(cut[..., :3] + shift).clip(0, 255).astype(np.uint8), cut[..., 3]])
     elif kind == "masks":  # over nose and mouth
         scale, degrees = w * rng.uniform(0.9, 1.05) / width, rng.normal(0, 3)

@@ -43,7 +43,7 @@ def of_image(change: Callable[[np.ndarray], np.ndarray]) -> Callable[..., Sample
 def rolled(degrees: float) -> Callable[..., Sample]:
     matrix = cv2.getRotationMatrix2D((SIZE / 2, SIZE / 2), degrees, 1.0)
     return lambda image, target: (
-        cv2.warpAffine(image, matrix, (SIZE, SIZE), borderMode=cv2.BORDER_REFLECT_101),
+        cv2.warpAffine(image, matrix, (SIZE, SIZE), borderMode=cv2.BORDER_REPLICATE),
         cv2.warpAffine(target, matrix, (SIZE, SIZE), flags=cv2.INTER_NEAREST),
     )
 

@@ -24,7 +24,7 @@ def seconds(way: Callable[[], object], times: int = 1) -> float:
 def interleaved(
     ways: dict[str, Callable[[], object]], runs: int, *, warm: bool = True, at_least: float = 0.5
 ) -> dict[str, float]:
-    """Median seconds of each way, one call of each in turn, so that a slower minute of the machine slows all.
+    """Median seconds of each way, one call of each in turn, so that a slow phase of the machine slows all alike.
 
     A way that takes less than `at_least` seconds is repeated in its turn and its mean taken, as one call alone would
     find the caches as the way before it left them. Without `warm` nothing is repeated.

@@ -53,6 +53,18 @@ def test_normalisation_is_that_of_imagenet(prepared):
     np.testing.assert_allclose(scenes.normalize(array), normal.permute(1, 2, 0), atol=1e-4)
 
 
+@pytest.mark.parametrize("size", [192, 256, 384])
+def test_a_mask_lies_on_its_picture_at_every_size(size):
+    rows, columns = np.mgrid[:512, :512]
+    disc = ((rows - 200.3) ** 2 + (columns - 290.7) ** 2 < 120**2).astype(np.uint8)
+    out = dataset.val_transform(size)(image=np.dstack([disc * 255] * 3), mask=disc)
+    light = out["image"][..., 0] - out["image"].min()
+    for axis in (0, 1):
+        at = np.arange(size)
+        image, mask = (np.average(at, weights=p.sum(1 - axis)) for p in (light, out["mask"].astype(float)))
+        assert image == pytest.approx(mask, abs=0.27)  # pixels: half a one of the 512
+
+
 def test_order_is_numerical(tmp_path):
     for stem in ("10", "9", "0", "100", "2"):
         write_pair(tmp_path, stem)

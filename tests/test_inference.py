@@ -193,15 +193,14 @@ def test_boxes_that_are_known_spare_the_coarse_pass():
     assert overlap(mask, own) > 0.97
 
 
-@pytest.mark.parametrize("passes", [1, 2])
-def test_no_bf16_without_the_processor(monkeypatch, passes):
+def test_no_bf16_without_the_processor(monkeypatch):
     import devices
     import model
 
     net = model.build("lite")
     for has, precision in ((False, "fp32"), (True, "bf16")):
         monkeypatch.setattr(devices, "cpu_has_bf16", lambda has=has: has)
-        assert Segmenter(net, Info("lite", 64, passes)).backend.precision == precision
+        assert Segmenter(net, Info("lite", 64, 2)).backend.precision == precision
 
 
 def test_a_region_of_low_confidence_is_no_face():
@@ -233,12 +232,12 @@ def test_a_region_of_low_confidence_is_no_face():
     assert kept(logits, left, right) == [True, False, True]  # no region of confidence here: faces, but occluded
 
 
-def test_the_bundled_weights_agree_in_bf16(monkeypatch):
+def test_the_bundled_weights_agree_in_bf16(small_bundled, monkeypatch):
     import devices
     import model
 
     monkeypatch.setattr(devices, "cpu_has_bf16", lambda: True)
-    fast, exact = (Segmenter(*model.load(model.bundled_weights()), precision=e) for e in ("auto", "fp32"))
+    fast, exact = (Segmenter(*model.load(small_bundled[0]), precision=e) for e in ("auto", "fp32"))
     assert (fast.backend.precision, exact.backend.precision) == ("bf16", "fp32")
     for path in [const.TEST_DIR / "chris.jpg", const.TEST_DIR / "luciano.png"]:
         picture = cv2.resize(read_picture(path), None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -140,7 +141,6 @@ def test_the_command_end_to_end(lite_weights, tmp_path, runner):
     for name in ("in/text.jpg", "in/empty.jpg", "in/cut.jpg", "gone.jpg"):
         assert sum(name in line for line in errors) == 1
     assert "8 of 12 pictures" in result.stdout
-    names = {"cat", "cat_png", "cat_2", "sub/cat", "Ünï cödé 写真", "dot.in.name", "turned", "long"}
     made = files(tmp_path / "out")
     masks = {name.removesuffix("_mask.png") for name in made if name.endswith("_mask.png")}
     overlays = {name.removesuffix("_overlay.jpg") for name in made if name.endswith("_overlay.jpg")}
@@ -149,7 +149,6 @@ def test_the_command_end_to_end(lite_weights, tmp_path, runner):
     assert len(made) == 16
     assert {"sub/cat", "Ünï cödé 写真", "dot.in.name", "turned", "cat"} <= masks
     assert len([n for n in masks if n.startswith("cat")]) == 3
-    assert len(names) == 8
     by_content = {}
     for name in masks:
         with Image.open(tmp_path / "out" / f"{name}_mask.png") as mask:
@@ -531,10 +530,11 @@ def test_standard_input_and_output_closed(stream, lite_weights, monkeypatch, cap
     one_sentence(capsys.readouterr().err, "standard input and output")
 
 
-@pytest.mark.parametrize("option", ["--blur", "--skip-existing", "--shard 1/2", "--out elsewhere", "--save overlay"])
+@pytest.mark.parametrize("option", ["--blur", "--skip-existing", "--shard 1/2", "--out elsewhere", "--save overlay",
+                                    "--save=json", "--gif=a.gif", "--webcam=0", "--masks"])  # fmt: skip
 def test_a_pipe_takes_no_option_of_files(option, capsys):
     assert main.main(["predict", "-", *option.split()]) == 1
-    one_sentence(capsys.readouterr().err, "the mask alone", option.split()[0])
+    one_sentence(capsys.readouterr().err, "the mask alone", f"leave out {re.split('[ =]', option)[0]}")
 
 
 def test_names_that_no_terminal_prints(lite_weights, tmp_path):

@@ -89,6 +89,12 @@ def test_the_band_of_a_small_face_is_its_own():
     assert boundary_distance(mask) == boundary_distance(np.zeros_like(mask)) == 28
 
 
+def test_the_band_of_two_small_faces_far_apart_is_that_of_the_larger():
+    mask = np.zeros((1000, 1000), bool)
+    mask[50:150, 50:150] = mask[800:860, 800:860] = True
+    assert boundary_distance(mask) == 3
+
+
 def test_boundary_by_brute_force():
     rng = np.random.default_rng(0)
     for shape, distance in (((40, 30), 1), ((90, 60), 2), ((61, 130), 3)):

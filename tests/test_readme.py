@@ -1,10 +1,11 @@
 """What the README shows is run as it stands."""
 
+import importlib
 import re
 import shutil
 
 import pytest
-from conftest import ROOT, no_traceback, python, run
+from conftest import ROOT, no_traceback, python
 from PIL import Image
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -58,13 +59,17 @@ def test_no_picture_of_docs_is_left_over():
         assert f"docs/{path.name}" in shown, path.name
 
 
-def test_the_options_it_names_exist():
+def test_the_options_it_names_exist(capsys):
     """Every option is one of the script or module in its own snippet, or in a snippet without any, of some command."""
-    helps = {name: run("main.py", name, "--help").stdout for name in ("train", "predict", "evaluate", "export", "demo")}
-    helps["data_preprocessing.py"] = run("data_preprocessing.py", "--help").stdout
-    for name in sorted(set(re.findall(r"python -m (studies\.[a-z_]+)", README))):
-        helps[name] = run(name, "--help").stdout
-    assert all(helps.values()), [name for name, text in helps.items() if not text]
+
+    def shown(module: str, *command: str) -> str:
+        with pytest.raises(SystemExit, match=r"^0$"):
+            importlib.import_module(module).main([*command, "--help"])
+        return capsys.readouterr().out
+
+    helps = {name: shown("main", name) for name in ("train", "predict", "evaluate", "export", "demo")}
+    helps["data_preprocessing.py"] = shown("data_preprocessing")
+    helps |= {name: shown(name) for name in sorted(set(re.findall(r"python -m (studies\.[a-z_]+)", README)))}
     fenced = re.compile(r"```\w*\n(.*?)```", re.DOTALL)
     snippets = [line for block in fenced.findall(README) for line in block.splitlines()]
     snippets += re.findall(r"`([^`]+)`", fenced.sub("", README))

@@ -278,7 +278,9 @@ def test_the_rate_falls_on_a_plateau_and_the_best_is_kept(prepared, tmp_path, mo
     save = model.save_state
     monkeypatch.setattr(model, "save_state", lambda *args, **kwargs: (kept.append(run.epoch), save(*args, **kwargs)))
     rates = [row["lr"] for row in run.fit()]
-    assert rates == pytest.approx([0.01, 0.01, 0.01, 1e-3, 1e-3, 1e-4])  # two epochs without a better one, each time
+    assert rates == pytest.approx(
+        [0.01, 0.01, 0.01, 0.01, 1e-3, 1e-3]
+    )  # after two epochs without a better one, each time
     assert kept == [1, 2]
 
 
@@ -750,12 +752,14 @@ def test_what_a_killed_run_left_is_swept(finished, prepared, tmp_path):
 
 def test_other_data_is_refused_and_how_a_run_began_is_kept(finished, prepared, tmp_path, capsys):
     shutil.copytree(finished[0], tmp_path / "run")
-    for name, number in (("fewer", None), ("others", 25000)):
+    for name, split, old, new in (
+        ("fewer", "val", "24000", None), ("others", "val", "24000", "25000"), ("trained", "train", "16000", "17000"),
+    ):  # fmt: skip
         shutil.copytree(prepared, tmp_path / name)
         for kind in ("images", "masks"):
-            face = next((tmp_path / name / f"{kind}_val").glob("24000*"))
-            if number:
-                face.rename(face.with_name(face.name.replace("24000", str(number))))
+            face = next((tmp_path / name / f"{kind}_{split}").glob(f"{old}*"))
+            if new:
+                face.rename(face.with_name(face.name.replace(old, new)))
             else:
                 face.unlink()
         assert train(tmp_path / name, tmp_path / "run", "--resume", "--seed", "7", "--epochs", "4") == 1

@@ -1,6 +1,7 @@
 """The measuring script: cheap sections as a person would run them, the table, and that both ways do the same."""
 
 import json
+import signal
 import sys
 from functools import partial
 from subprocess import Popen
@@ -11,6 +12,7 @@ import pytest
 from conftest import leftovers, one_sentence, run
 
 import const
+import main
 import model
 from inference import Segmenter
 from studies import benchmark, shared
@@ -52,13 +54,27 @@ def test_a_section_is_measured_printed_and_saved(tmp_path, monkeypatch, capsys):
     assert not leftovers(tmp_path)
 
 
-def test_commands_are_timed_alone_and_on_a_busy_machine(tmp_path, monkeypatch):
-    forked = SimpleNamespace(check_output=lambda command, text: run("main.py", *command[2:]).stdout, Popen=Popen)
-    monkeypatch.setattr(benchmark, "subprocess", forked)
+def test_commands_are_timed_alone_and_on_a_busy_machine(small_bundled, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(const, "BUNDLED_WEIGHTS", small_bundled[0])
+    monkeypatch.setattr(const, "BUNDLED_SHA256", small_bundled[1])
+    monkeypatch.setattr(benchmark, "usable_cores", lambda: 3)
+    others = []
+
+    def output(command, text):
+        assert main.main(command[2:]) == 0
+        return capsys.readouterr().out
+
+    def other(command):  # of which two would take this machine from the tests beside this one
+        assert command == [sys.executable, "-c", "while True: pass"]
+        others.append(Popen([sys.executable, "-c", "import time; time.sleep(99)"]))
+        return others[-1]
+
+    monkeypatch.setattr(benchmark, "subprocess", SimpleNamespace(check_output=output, Popen=other))
     context = benchmark.Context(tmp_path, quick=True)
     rows = benchmark.busy(context)
     assert [row["what"] for row in rows] == ["torch, 1 pass"]
     assert all(row["idle frames/s"] > 0 and row["busy frames/s"] > 0 for row in rows)
+    assert [process.returncode for process in others] == [-signal.SIGKILL] * 3
 
 
 def test_ways_are_interleaved(monkeypatch):
