@@ -44,9 +44,10 @@ def find_device(name: str = "auto", *, log=print) -> torch.device:
         (some @ some).cpu()
         return device
     except (RuntimeError, AssertionError, ImportError) as error:  # of a kind that this PyTorch has no module for
+        why = reason(error).partition(". ")[0]  # PyTorch may go on for a thousand characters
         if name != "auto":
-            raise UserError(f"The device {name!r} cannot be used ({reason(error)}); try --device cpu.") from None
-        log(f"The GPU cannot be used ({reason(error)}); going on with the CPU.")
+            raise UserError(f"The device {name!r} cannot be used ({why}); try --device cpu.") from None
+        log(f"The GPU cannot be used ({why}); going on with the CPU.")
         return torch.device("cpu")
 
 

@@ -20,6 +20,8 @@ from pathlib import Path
 import const
 from common import UserError, exit_code, number, positive, small
 
+BACKENDS, PRECISIONS = ("auto", "torch", "openvino"), ("auto", "fp32", "bf16", "fp16", "int8")
+
 
 class Runner:
     """Trains, evaluates and predicts on a `device`, "auto" or what torch.device takes; every method takes explicit
@@ -36,9 +38,12 @@ class Runner:
         return devices.find_device(self.device_name, log=self.log)
 
     def load(self, weights: str | Path | None = None, *, online=False, precision="auto", backend="auto", **options):
-        """Load weights to predict with, see `model.find_weights`; returns the runner. `precision` "fp32" is for
-        measuring how good they are; `backend` is "torch", "openvino", or "auto": OpenVINO on a CPU if it is installed;
-        `flip` and `passes` go to `inference.Segmenter`."""
+        """Load weights to predict with: a file, "bundled" or "published"; by default model.best.pth, else the published
+        file if it has been fetched (`online` fetches it), else the bundled one. Returns the runner. `precision` "fp32"
+        is for measuring how good they are; `backend` is one of `BACKENDS`, "auto" being OpenVINO on a CPU if it is
+        installed; `flip` and `passes` go to `inference.Segmenter`."""
+        if backend not in BACKENDS or precision not in PRECISIONS:
+            raise UserError(f"backend is one of {', '.join(BACKENDS)}, precision one of {', '.join(PRECISIONS)}.")
         import devices
         import model as networks
         from extras import openvino_backend
@@ -198,7 +203,7 @@ _DEVICE = {"default": "auto", "help": "cpu, cuda, cuda:1, mps ...; default: a GP
 _DATA = {"type": _path, "default": const.CELEB_DIR, "help": "prepared folders; default: CelebAMask-HQ/"}
 _PASSES = {"type": int, "choices": (1, 2), "help": "2: each face again, enlarged; default: as the weights say"}
 _FLIP = {"action": "store_true", "help": "average with the mirrored picture: twice the time"}
-_BACKEND = {"choices": ("auto", "torch", "openvino"), "default": "auto"}
+_BACKEND = {"choices": BACKENDS, "default": "auto"}
 _ROBUST = {  # options of the robust recipe alone
     "backgrounds": (_absolute, "DIR", "photographs without faces"),
     "occluders": (_absolute, "DIR", "photographed hands/, objects/, masks/ ..."),
@@ -235,8 +240,7 @@ def _add_predict(p: argparse.ArgumentParser) -> None:
     add("--flip", **_FLIP)
     add("--passes", **_PASSES)
     add("--device", **_DEVICE)
-    precisions = ("auto", "fp32", "bf16", "fp16", "int8")
-    add("--precision", choices=precisions, default="auto", help="default: the fastest; int8: bundled, or after export")
+    add("--precision", choices=PRECISIONS, default="auto", help="default: the fastest; int8: bundled, or after export")
     add("--backend", **_BACKEND, help="default: OpenVINO for lite on a CPU, if installed")
     add = p.add_argument_group("many pictures").add_argument
     add("--batch-size", type=positive, default=4, help="pictures segmented together; default 4")

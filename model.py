@@ -239,7 +239,7 @@ def identify(state: dict) -> Info:
     """What a state_dict holds: from its metadata, else from its key names. Raises ModelError: it is of no network here,
     or its metadata have values that no training writes."""
     if any(key.startswith("stages.0.") for key in state):
-        raise ModelError("network is the first lite one, which this version no longer has")
+        raise ModelError("network is the first lite one, which release 1.0.0 was the last to have")
     meta = getattr(state, "_metadata", None)
     meta = meta.get(_META_KEY) if isinstance(meta, dict) else None
     if not (isinstance(meta, dict) and meta.get("model") in list(NETWORKS)):

@@ -241,7 +241,9 @@ def _video_tab(gr, segmenter, folder: Path) -> None:
         start = gr.Button("Segment", variant="primary")
         download = gr.DownloadButton("Download", interactive=False)
 
-    def segment(file: dict | None, kind, color, alpha, threshold, progress=gr.Progress(track_tqdm=True)) -> tuple:  # noqa: B008
+    bars = gr.Progress(track_tqdm=True)
+
+    def segment(file: dict | None, kind, color, alpha, threshold, progress=bars) -> tuple:
         from extras.video import predict_video
 
         if file is None:

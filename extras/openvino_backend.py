@@ -15,6 +15,7 @@ import ctypes
 import hashlib
 import importlib.util
 import io
+import json
 import logging
 import os
 import shutil
@@ -23,6 +24,7 @@ import tempfile
 import threading
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -34,7 +36,7 @@ import const
 import devices
 import inference
 import model as networks
-from common import UserError, replacing, temporary_name
+from common import UserError, replacing, temporary_name, write_text
 from inference import Segmenter, fused, normalized
 from metrics import Counts
 
@@ -43,6 +45,7 @@ KEPT = 8  # networks in the cache
 FACES = 200  # for the ranges of int8
 LEAST_IOU = 0.98  # of int8 masks and those in fp32, over the sample photographs; below it the file is not kept
 FILES = ("network.xml", "network.bin")
+SUMS = "sums.json"  # of the files of a folder: damage that keeps their lengths would give wrong masks
 _CONVERTING = threading.Lock()  # what silences the converter is the whole process's
 
 
@@ -119,6 +122,7 @@ class Backend:
             with self._lock, _one_sentence("OpenVINO cannot run this network"):
                 if threads not in self._compiled:
                     self._compiled[threads] = self._core.compile_model(str(self._network), "CPU", config)
+                    _note_sums(self._network.parent)
             requests[threads] = self._compiled[threads].create_infer_request()
         return requests[threads]
 
@@ -144,7 +148,7 @@ def choose(choice: str, net: torch.nn.Module, weights: Path, device: torch.devic
     if choice == "torch" or not (asked or fits):
         return None
     if not on_cpu or precision == "fp16":
-        raise UserError("OpenVINO computes on the CPU here, in fp32, bf16 or int8.")
+        raise UserError("OpenVINO computes on the CPU here, in fp32, bf16 or int8; choose one, or --backend torch.")
     if precision == "auto":
         precision = devices.fastest_precision(device)
     network = None
@@ -158,7 +162,8 @@ def choose(choice: str, net: torch.nn.Module, weights: Path, device: torch.devic
             raise
         log(f"{error} Going on with PyTorch.")
         return None
-    log(f"OpenVINO computes, in {backend.precision}.")
+    instead = " for want of bf16 in this processor" if (precision, backend.precision) == ("bf16", "fp32") else ""
+    log(f"OpenVINO computes, in {backend.precision}{instead}.")
     return backend
 
 
@@ -176,9 +181,16 @@ def converted(net: torch.nn.Module, weights: Path, *, int8: bool = False, log=pr
     for file in (networks.__file__, inference.__file__, __file__, source, weights):
         key.update(Path(file).read_bytes())
     network = CACHE / key.hexdigest()[:16] / FILES[0]
-    with _CONVERTING, _one_sentence(f"The network cannot be converted for OpenVINO, or {CACHE} not be written"):
+    with (
+        _CONVERTING,
+        _one_sentence(
+            f"The network cannot be converted for OpenVINO, or {CACHE} cannot be written; --backend torch needs neither"
+        ),
+    ):
         if network.is_file():
-            return network
+            if _is_whole(network.parent):
+                return network
+            shutil.rmtree(network.parent, ignore_errors=True)
         if not int8:
             log(f"The network is converted for OpenVINO, this once; it stays in {CACHE}.")
         _into_cache(network.parent, partial(_unpack, source, weights) if int8 else partial(_convert, net))
@@ -192,6 +204,7 @@ def _into_cache(folder: Path, fill: Callable[[Path], object]) -> None:
     temporary.mkdir()
     try:
         fill(temporary)
+        _note_sums(temporary)
         os.replace(temporary, folder)
     except OSError:
         if not folder.is_dir():  # else another process was faster
@@ -201,6 +214,23 @@ def _into_cache(folder: Path, fill: Callable[[Path], object]) -> None:
     with contextlib.suppress(FileNotFoundError):  # another process removes them as well
         for old in sorted(CACHE.iterdir(), key=lambda path: path.stat().st_mtime)[:-KEPT]:
             shutil.rmtree(old, ignore_errors=True)
+
+
+def _note_sums(folder: Path) -> None:
+    """Keep the sums of the files of a folder; OpenVINO adds some to it when it compiles a network."""
+    file = folder / SUMS
+    known = json.loads(file.read_text()) if file.is_file() else {}
+    names = {path.name for path in folder.iterdir() if path.suffix in (".xml", ".bin", ".blob")} - {*known}
+    if names:
+        write_text(file, json.dumps(known | {name: zlib.crc32((folder / name).read_bytes()) for name in names}))
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        sums = json.loads((folder / SUMS).read_text())
+        return all(zlib.crc32((folder / name).read_bytes()) == value for name, value in sums.items())
+    except (OSError, ValueError):
+        return False
 
 
 class _FromPixels(torch.nn.Module):
@@ -295,9 +325,9 @@ def quantize(
             narrow = nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE)
             options = {"preset": mixed, "subset_size": len(seen), "advanced_parameters": narrow}
             ov.save_model(nncf.quantize(model, nncf.Dataset(seen), **options), file)
-        quantized, exact, counts = with_backend(Backend(file, "int8")), with_backend(None), Counts()
+        quantized, fp32, counts = with_backend(Backend(file, "int8")), with_backend(None), Counts()
         for sample in samples:
-            counts.add(quantized.mask(sample) > 0, exact.mask(sample) > 0, boundary=False)
+            counts.add(quantized.mask(sample) > 0, fp32.mask(sample) > 0, boundary=False)
         if not counts.iou >= LEAST_IOU:
             raise UserError(f"In int8 the masks agree with those in fp32 by an IoU of {counts.iou:.3f}; not kept.")
         out.parent.mkdir(parents=True, exist_ok=True)

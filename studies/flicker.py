@@ -1,5 +1,5 @@
-"""Masks over time: how much they flicker on a still, noisy face, how much a bar or a hand that moves over it is called
-face, and how many passes of the network `predict` makes; by the options for videos.
+"""Masks over time, by the options for videos: how much they flicker on a still, noisy face, how much of a moving bar or
+hand before a face is predicted as face, and how many passes of the network `predict` makes.
 
 python -m studies.flicker test_path/chris.jpg
 """

@@ -2,6 +2,7 @@
 
     python -m studies.readme_figure              docs/occluded.jpg, which opens the README
     python -m studies.readme_figure limits       docs/limits.jpg: where the bundled network fails
+    python -m studies.readme_figure results      docs/results.jpg: what `predict` makes of a photograph
     python -m studies.readme_figure paper        docs/paper.gif
 
 Photographs and occluders are freely licensed (test_path/, docs/occluders/). No mask of them was drawn by hand: the
@@ -22,7 +23,7 @@ from common import exit_code, write_bytes
 from drawing import Output, encode, overlay, parse_color
 from extras.video import writing_gif
 from main import Runner
-from pictures import read_picture
+from pictures import read_picture, to_array
 from robust import occluders
 from robust.occluders import FACE_CENTRE, FACE_WIDTH, SIZE
 from studies import pasted
@@ -92,6 +93,14 @@ def limits(runner):
     return np.hstack([column(p, [runner.predict_image(p)], WIDE_TILE) for p in pictures])
 
 
+def results(runner):
+    """Overlay, contour, cut-out, pixelated, blurred; uint8 (H, W, 3)."""
+    photo = read_picture(const.TEST_DIR / "chris.jpg")
+    kinds, mask = ("overlay", "contour", "cutout", "pixelated", "blurred"), runner.predict_image(photo)
+    drawn = [to_array(Output().draw(kind, photo, mask)) for kind in kinds]
+    return np.hstack([cv2.resize(one, (TILE, TILE), interpolation=cv2.INTER_AREA) for one in drawn])
+
+
 def paper(photo: np.ndarray) -> Iterator[np.ndarray]:
     """Frames uint8 (SIDE, SIDE, 3): a written sheet comes in from the left, crosses the picture, and leaves."""
     photo = cv2.resize(photo, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
@@ -107,7 +116,7 @@ def paper(photo: np.ndarray) -> Iterator[np.ndarray]:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m studies.readme_figure", description=__doc__.splitlines()[0])
-    parser.add_argument("name", nargs="?", choices=("occluded", "limits", "paper"), default="occluded")
+    parser.add_argument("name", nargs="?", choices=("occluded", "limits", "results", "paper"), default="occluded")
     parser.add_argument("--out", type=Path, help="default: in docs/")
     parser.add_argument("--weights", default="bundled")
     args = parser.parse_args(argv)
@@ -116,7 +125,9 @@ def main(argv: list[str] | None = None) -> int:
     def work() -> None:
         runner = Runner().load(args.weights)
         if args.name != "paper":
-            write_bytes(out, encode({"occluded": opening, "limits": limits}[args.name](runner), ".jpg"))
+            write_bytes(
+                out, encode({"occluded": opening, "limits": limits, "results": results}[args.name](runner), ".jpg")
+            )
             print(f"{out}: {out.stat().st_size / 1e3:.0f} kB")
             return
         with writing_gif(out, print) as gif:

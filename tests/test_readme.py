@@ -29,7 +29,7 @@ def test_the_python_example(place):
 
 
 def test_what_it_points_to_is_there():
-    targets = re.findall(r"\]\(([^)#]+)\)", README)
+    targets = re.findall(r"\]\(([^)#]+)[#)]", README)
     assert targets
     for target in targets:
         if not target.startswith("http"):
@@ -49,8 +49,7 @@ def test_the_contents_name_the_sections():
 
 
 def test_it_is_one_page():
-    text = re.sub(r"<!--.*?-->", "", README, flags=re.DOTALL)
-    assert len([word for word in text.split() if re.search(r"\w", word)]) <= 1900
+    assert len(README.split()) <= 1900
 
 
 def test_no_picture_of_docs_is_left_over():
