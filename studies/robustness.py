@@ -5,7 +5,8 @@
 
 No file measured here was trained on: the faces are the validation split's, and of the photographs without faces and the
 photographed occluders every fifth, in name order, is held out by the robust recipe. Some of what the held-out occluders
-show was: see weights/README.md, Data. Occluders and changes have a fixed seed. Writes `robustness.json` and `robustness.md` to --out; how fast a network is, studies/benchmark.py measures.
+show was: see weights/README.md, Data. Occluders and changes have a fixed seed. Writes
+`robustness.json` and `robustness.md` to --out; how fast a network is, studies/benchmark.py measures.
 """
 
 import argparse
