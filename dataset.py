@@ -95,7 +95,8 @@ def read_ids(path: Path) -> frozenset[str]:
 
 
 class Celeb(Dataset):
-    """Prepared faces, in the order of their ids: image float32 (3, H, W), mask float32 (1, H, W) in {0, 1}.
+    """Prepared faces, in the order of their ids: image float32 (3, H, W), mask float32 (1, H, W) in {0, 1}. Raises
+    DataError: no pictures, or one without its partner.
 
     Args:
         image_dir, mask_dir: `images_*` and `masks_*` as data_preprocessing.py makes them.
@@ -103,9 +104,6 @@ class Celeb(Dataset):
         limit: use the first `limit` pairs only.
         cache: a size; pictures and masks are decoded once, scaled to it as the transform's first step would, and kept
             in memory that all loader processes share (4 bytes a pixel).
-
-    Raises:
-        DataError: no pictures, or one without its partner.
     """
 
     def __init__(self, image_dir: Path, mask_dir: Path, transform=None, *, limit=None, cache: int | None = None):

@@ -27,16 +27,14 @@ def evaluate(
     segmenter, data: Path, out: Path, *, about=None, limit: int | None = None, exclude: Path | None = None, log=print
 ) -> dict:
     """Measure on the validation pictures of `data`, each at its mask's own size, from counts pooled over the split.
-    Writes `metrics.json` and `worst.jpg` to `out`. The processes of a torchrun job share the pictures.
+    Writes `metrics.json` and `worst.jpg` to `out`. The processes of a torchrun job share the pictures. Raises
+    UserError: no data set, a picture or list that cannot be read, or files that would replace others.
 
     Args:
         segmenter: an inference.Segmenter; figures to compare are those of precision "fp32".
         about: what the record says of the network, see `Runner.described`.
         limit: only the first so many pictures.
         exclude: a file of ids, such as robust/label_noise.py writes: a further row leaves those faces out.
-
-    Raises:
-        UserError: no data set, a picture or list that cannot be read, or files that would replace others.
     """
     from tqdm.auto import tqdm
 

@@ -73,11 +73,7 @@ class Seen:
 
 # --- What the page does ----------------------------------------------------------------------------------------------
 def see(segmenter, path: Path) -> Seen:
-    """Read a photograph and segment it.
-
-    Raises:
-        UserError: it cannot be read, or is too large.
-    """
+    """Read a photograph and segment it. Raises UserError: it cannot be read, or is too large."""
     animations: list[str] = []
     picture = read_picture(path, name=path.name, animated=animations.append)
     if picture.shape[0] * picture.shape[1] > PIXELS:
@@ -267,10 +263,7 @@ def launch(segmenter, *, host: str = "127.0.0.1", port: int | None = None, share
     """Open the page for an inference.Segmenter and return it, a gradio.Blocks, while it is served from threads:
     `close()` ends it. `host` is the address listened on, 0.0.0.0 for every one of the machine's; `port` the first free
     one from 7860 where none is given; `share` opens it also through a tunnel of Gradio's, to anybody, for a week.
-
-    Raises:
-        UserError: Gradio is missing, the address cannot be listened on, or the page does not answer.
-    """
+    Raises UserError: Gradio is missing, the address cannot be listened on, or the page does not answer."""
     files = tempfile.TemporaryDirectory(prefix="face-segmentation-")
     os.environ["GRADIO_TEMP_DIR"] = files.name  # before the import, which makes a folder there
     for name in ("no_proxy", "NO_PROXY"):  # for what Gradio asks its own server

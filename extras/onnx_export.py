@@ -36,18 +36,15 @@ class Probability(torch.nn.Module):
 
 
 def export(net: torch.nn.Module, info: Info, out: Path, pictures: list[np.ndarray], *, log=print) -> float:
-    """Write `out`, and return the largest difference in probability from PyTorch over `pictures`.
+    """Write `out`, and return the largest difference in probability from PyTorch over `pictures`. Raises UserError: an
+    optional package is missing, a value is not finite, the difference is above `TOLERANCE`, or `out` would replace a
+    file of another program; OSError: the file cannot be written.
 
     Args:
         net: a network with its weights.
         info: its picture size S.
         out: the file; its batch size is free, opset `OPSET`.
         pictures: uint8 (H, W, 3) RGB, at least one.
-
-    Raises:
-        UserError: an optional package is missing, a value is not finite, the difference is above `TOLERANCE`, or
-            `out` would replace a file of another program.
-        OSError: the file cannot be written.
     """
     try:
         import onnx  # noqa: F401

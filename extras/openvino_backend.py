@@ -87,15 +87,12 @@ def _one_sentence(what: str):
 class Backend:
     """Computes logits for `inference.Segmenter`: uint8 (N, H, W, 3) -> float32 (N, H, W), on as many cores as PyTorch
     would take in the calling thread. Threads share what is compiled. Pictures may have any size: a network compiled for
-    one size would be 4 % faster, and take a tenth of a second for each.
+    one size would be 4 % faster, and take a tenth of a second for each. Raises UserError: it cannot be compiled.
 
     Args:
         network: the path of a network.xml; what OpenVINO compiles stays beside it, for a quick start.
         precision: "fp32", "bf16" or "int8"; int8 needs a network of `quantize`. The attribute says what it became:
             OpenVINO takes fp32 where the processor has no bf16.
-
-    Raises:
-        UserError: it cannot be compiled.
     """
 
     name = "openvino"
@@ -131,15 +128,13 @@ class Backend:
 
 
 def choose(choice: str, net: torch.nn.Module, weights: Path, device: torch.device, precision: str, *, log=print):
-    """The backend to predict with, or None for PyTorch's.
+    """The backend to predict with, or None for PyTorch's. Raises UserError: OpenVINO was asked for, or int8, and cannot
+    be had.
 
     Args:
         choice: "torch", "openvino", or "auto", which takes OpenVINO where it is installed, on a CPU, for the bundled
             kind of network (for DeepLabV3 it is no faster), and leaves fp32, for measuring, to PyTorch.
         weights: the file that `net` is of.
-
-    Raises:
-        UserError: OpenVINO was asked for, or int8, and cannot be had.
     """
     asked, on_cpu = choice == "openvino" or precision == "int8", device.type == "cpu"
     if choice == "torch" and precision == "int8":
@@ -169,11 +164,8 @@ def choose(choice: str, net: torch.nn.Module, weights: Path, device: torch.devic
 
 # --- Converting -----------------------------------------------------------------------------------------------------
 def converted(net: torch.nn.Module, weights: Path, *, int8: bool = False, log=print) -> Path:
-    """The network.xml of a network in the cache, put there if it is missing.
-
-    Raises:
-        UserError: it cannot be converted, the cache not be written, or there is no int8 file of these weights.
-    """
+    """The network.xml of a network in the cache, put there if it is missing. Raises UserError: it cannot be converted,
+    the cache not be written, or there is no int8 file of these weights."""
     source = int8_path(weights) if int8 else weights
     if int8 and not source.is_file():
         raise UserError(f"There is no {source}: make it by `python main.py export --int8 --weights {weights}`.")
@@ -288,15 +280,12 @@ def quantize(
     segmenter: Segmenter, weights: Path, faces: Iterable[np.ndarray], samples: list[np.ndarray], out: Path, *, log=print
 ) -> float:
     """Write a network in int8, by NNCF's post-training quantization (https://github.com/openvinotoolkit/nncf), and
-    return the IoU of its masks with those of fp32 over `samples`.
+    return the IoU of its masks with those of fp32 over `samples`. Raises UserError: a package is missing, or the masks
+    agree by less than `LEAST_IOU`: nothing is written; OSError: the file cannot be written.
 
     Args:
         segmenter: one with the network of the file `weights`.
         faces, samples: pictures uint8 (H, W, 3) RGB; `faces` give the range of each layer, as its passes see them.
-
-    Raises:
-        UserError: a package is missing, or the masks agree by less than `LEAST_IOU`: nothing is written.
-        OSError: the file cannot be written.
     """
     if os.path.lexists(out) and out != int8_path(weights) and not _is_int8(out):
         raise UserError(f"{out} is there and no int8 network; choose another --out or move it.")

@@ -16,11 +16,7 @@ METRICS = {"loss": "train", "val_loss": "validation", "dice": "validation", "iou
 
 
 class TensorBoardLog:
-    """Scalars for `tensorboard --logdir runs`, in the run's folder.
-
-    Raises:
-        UserError: tensorboard is not installed.
-    """
+    """Scalars for `tensorboard --logdir runs`, in the run's folder. Raises UserError: tensorboard is not installed."""
 
     def __init__(self, config: Config, run_dir: Path):
         try:
@@ -40,12 +36,9 @@ class TensorBoardLog:
 
 
 class ClearMLLog:
-    """Scalars and settings for ClearML, under the original's project. A run that is resumed is a task of its own,
-    whose epochs go on counting. `CLEARML_OFFLINE_MODE=1` keeps everything in a local archive.
-
-    Raises:
-        UserError: clearml is not installed, or its server cannot be reached or is not set up.
-    """
+    """Scalars and settings for ClearML, under the original's project. A run that is resumed is a task of its own, whose
+    epochs go on counting. `CLEARML_OFFLINE_MODE=1` keeps everything in a local archive. Raises UserError: clearml is
+    not installed, or its server cannot be reached or is not set up."""
 
     def __init__(self, config: Config, run_dir: Path):
         try:

@@ -116,13 +116,9 @@ def predict_video(
 ) -> None:
     """Write NAME_overlay.mp4, or whatever of `const.RESULTS` a video can hold, of a video into the folder `out`, or
     nowhere without one. NAME is that of the video where none is given; no result takes the name of one of `inputs`.
-    What `gif`, a `Gif`, shows goes there as well.
-
-    Raises:
-        VideoError: no video, nothing between `start` and `end`, results that cannot be written, or frames that cannot
-            be read: the results without them are whole and playable. With `fail_empty` as well: no frame shows a face.
-        UserError: one of `const.PICTURES_ONLY`, which a video cannot hold.
-    """
+    What `gif`, a `Gif`, shows goes there as well. Raises VideoError: no video, nothing between `start` and `end`,
+    results that cannot be written, or frames that cannot be read: the results without them are whole and playable. With
+    `fail_empty` as well: no frame shows a face; UserError: one of `const.PICTURES_ONLY`, which a video cannot hold."""
     from tqdm.auto import tqdm
 
     output, timing = output or Output(results=("overlay",)), timing or Timing()
@@ -188,11 +184,8 @@ def record_camera(
 ) -> list[Path]:
     """Show the first result of `output` of a camera live, where OpenCV has windows, and record all at the speed at
     which they were seen, into files of `out` named by camera and time, webcam-0_20261128-101500_overlay.mp4 and so on;
-    the files. `q` in the window, Ctrl-C, or `timing.end` seconds stop it.
-
-    Raises:
-        VideoError: there is no such camera, or it gives no picture.
-    """
+    the files. `q` in the window, Ctrl-C, or `timing.end` seconds stop it. Raises VideoError: there is no such camera,
+    or it gives no picture."""
     output, timing = output or Output(results=("overlay",)), timing or Timing()
     with captured(camera) as probed:
         there, fps = probed.read()[0], probed.get(cv2.CAP_PROP_FPS)
@@ -228,12 +221,8 @@ def record_camera(
 # --- GIFs -----------------------------------------------------------------------------------------------------------
 @contextmanager
 def writing_gif(path: Path, log) -> Iterator[Gif]:
-    """A GIF with the tag of this program, which gets its name when it is whole.
-
-    Raises:
-        VideoError: no frame came.
-        OSError: it cannot be written.
-    """
+    """A GIF with the tag of this program, which gets its name when it is whole. Raises VideoError: no frame came;
+    OSError: it cannot be written."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary, temporary.open("wb") as file:
         gif = Gif(file)

@@ -64,11 +64,8 @@ class Clip:
 
 
 def probe(path: Path, start: float = 0.0, end: float | None = None) -> Clip:
-    """Open a video once, and read its first frame.
-
-    Raises:
-        VideoError: the file is missing, is no video, or has no frame that can be read.
-    """
+    """Open a video once, and read its first frame. Raises VideoError: the file is missing, is no video, or has no frame
+    that can be read."""
     if not os.path.isfile(path):  # a pipe or a device would be read for ever
         raise VideoError(f"{path} is no regular file." if os.path.lexists(path) else f"There is no file {path}.")
     try:
@@ -248,11 +245,8 @@ def writing(path: Path, clip: Clip, tag: dict, *, log=print) -> Iterator[Callabl
     """A function that adds a frame uint8 (H, W, 3) RGB at a time in seconds to an MP4 file, which gets its name when
     it is whole, and a tag of what `tag` holds by then (see `pictures.tagged`). With PyAV the clip's sound goes with it.
 
-    The format wants even sizes: a last row or column that is odd is repeated.
-
-    Raises:
-        VideoError: the format cannot be written here, no frame came, or not all of them are in the file.
-    """
+    The format wants even sizes: a last row or column that is odd is repeated. Raises VideoError: the format cannot be
+    written here, no frame came, or not all of them are in the file."""
     file = None
     with _written(path):
         path.parent.mkdir(parents=True, exist_ok=True)
