@@ -98,9 +98,9 @@ def test_processes_that_cannot_meet_are_refused(prepared, tmp_path, lite_weights
 
 
 @pytest.mark.parametrize("text", ["0/3", "4/3", "1", "a/b", "1/0", "-1/3"])
-def test_no_shard(text, folder, lite_weights, capsys):
+def test_no_shard(text, capsys):
     with pytest.raises(SystemExit) as stop:
-        main.main(["predict", str(folder), "--weights", str(lite_weights), f"--shard={text}"])
+        main.main(["predict", "folder", f"--shard={text}"])
     assert stop.value.code == 2
     assert "3/16" in capsys.readouterr().err
 
