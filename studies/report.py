@@ -281,12 +281,11 @@ def settings_table(results: dict) -> str:
         for run in runs:
             dice = [epoch["dice"] for epoch in run["history"]]
             gains.append(max(dice) - max(dice[: max(1, len(dice) * 2 // 3)]))
-        minutes = [sum(epoch["seconds"] for epoch in run["history"]) / 60 for run in runs]
         rows.append({
             "variant": variant, "seeds": " ".join(str(run["seed"]) for run in runs), "pixels": plan["size"],
             "batch": plan["batch_size"], "steps": plan["epochs"] * (plan["epoch_size"] // plan["batch_size"]),
-            "rate": f"{plan['lr']:g}", "EMA": f"{plan['ema']:g}", "precision": runs[0]["precision_used"],
-            "minutes": spread(minutes, 1), "Dice gained in the last third": spread(gains, 4),
+            "rate": f"{plan['lr']:g}", "EMA": f"{plan['ema']:g}",
+            "precision": " ".join(run["precision_used"] for run in runs), "Dice gained in the last third": spread(gains, 4),
         })  # fmt: skip
     return table(rows)
 
