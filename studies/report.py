@@ -285,7 +285,8 @@ def settings_table(results: dict) -> str:
             "variant": variant, "seeds": " ".join(str(run["seed"]) for run in runs), "pixels": plan["size"],
             "batch": plan["batch_size"], "steps": plan["epochs"] * (plan["epoch_size"] // plan["batch_size"]),
             "rate": f"{plan['lr']:g}", "EMA": f"{plan['ema']:g}",
-            "precision": " ".join(run["precision_used"] for run in runs), "Dice gained in the last third": spread(gains, 4),
+            "precision": " ".join(run["precision_used"] for run in runs),
+            "Dice gained in the last third": spread(gains, 4),
         })  # fmt: skip
     return table(rows)
 
