@@ -11,16 +11,14 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
 
 import cv2
 import nbformat
 import numpy as np
 import pytest
-from conftest import ROOT, one_sentence
+from conftest import ROOT, one_sentence, python
 from PIL import Image
 
 import const
@@ -271,20 +269,28 @@ def test_uploads_alone_are_deleted(tmp_path):
     assert [path.name for path in tmp_path.rglob("*.jpg")] == ["mine.jpg"]
 
 
-@pytest.mark.usefixtures("in_process")
-def test_the_notebooks_cell(monkeypatch, capsys):
+CELL = """
+import urllib.request
+from pathlib import Path
+from types import SimpleNamespace
+shell = SimpleNamespace(run_line_magic=print)
+names = {"ON_KAGGLE": False, "Path": Path, "bundled": SimpleNamespace(segmenter=None), "get_ipython": lambda: shell}
+exec(sys.argv[1], names)
+exec(sys.argv[1].replace("PAGE = False", "PAGE = True"), names)
+print(urllib.request.urlopen(names["page"].local_url, timeout=60).status)
+names["page"].close(verbose=False)
+"""
+
+
+def test_the_notebooks_cell(tmp_path):
+    pytest.importorskip("gradio", minversion="6")
     from IPython.core.inputtransformer2 import TransformerManager
 
     notebook = nbformat.read(ROOT / "notebooks" / "face_segmentation.ipynb", as_version=4)
     (source,) = (cell.source for cell in notebook.cells if "PAGE = False" in cell.source)
-    for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")  # is not there
-    shell, bundled = SimpleNamespace(run_line_magic=print), SimpleNamespace(segmenter=None)
-    names = {"ON_KAGGLE": False, "Path": Path, "bundled": bundled, "get_ipython": lambda: shell}
-    for cell in (source, source.replace("PAGE = False", "PAGE = True")):
-        exec(TransformerManager().transform_cell(cell), names)
-    try:
-        assert urllib.request.urlopen(names["page"].local_url, timeout=60).status == 200
-    finally:
-        names["page"].close(verbose=False)
-    assert capsys.readouterr().out.startswith("No page asked for.\npip install")
+    proxies = dict.fromkeys(("http_proxy", "HTTP_PROXY", "ALL_PROXY"), "http://127.0.0.1:9")  # is not there
+    env = {**proxies, "no_proxy": "", "NO_PROXY": "", "TMPDIR": tmp_path}
+    done = python(CELL, TransformerManager().transform_cell(source), env=env)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("No page asked for.\npip install")
+    assert done.stdout.endswith("\n200\n")
