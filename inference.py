@@ -62,8 +62,9 @@ class TorchBackend:
 
     def __init__(self, net: torch.nn.Module, device: torch.device, precision: str = "auto"):
         self.device, self._net = device, fused(net)
-        plain = self._net is net  # a network without batch normalisation, as in tests
-        self.precision = "fp32" if plain else devices.fastest_precision(device) if precision == "auto" else precision
+        if self._net is net:  # the caller's own, which stays as it is
+            precision = "fp32"
+        self.precision = devices.fastest_precision(device) if precision == "auto" else precision
         self._dtype = devices.DTYPES[self.precision]
         self._net.to(self._dtype)
 

@@ -119,7 +119,8 @@ class Backend:
             with self._lock, _one_sentence("OpenVINO cannot run this network"):
                 if threads not in self._compiled:
                     self._compiled[threads] = self._core.compile_model(str(self._network), "CPU", config)
-                    _note_sums(self._network.parent)
+                    with contextlib.suppress(OSError):  # a full disk, or another process removed the folder
+                        _note_sums(self._network.parent)
             requests[threads] = self._compiled[threads].create_infer_request()
         return requests[threads]
 
@@ -173,12 +174,8 @@ def converted(net: torch.nn.Module, weights: Path, *, int8: bool = False, log=pr
     for file in (networks.__file__, inference.__file__, __file__, source, weights):
         key.update(Path(file).read_bytes())
     network = CACHE / key.hexdigest()[:16] / FILES[0]
-    with (
-        _CONVERTING,
-        _one_sentence(
-            f"The network cannot be converted for OpenVINO, or {CACHE} cannot be written; --backend torch needs neither"
-        ),
-    ):
+    what = f"The network cannot be converted for OpenVINO, or {CACHE} cannot be written; try --backend torch"
+    with _CONVERTING, _one_sentence(what):
         if network.is_file():
             if _is_whole(network.parent):
                 return network

@@ -388,7 +388,8 @@ def find_context(args) -> Context:
     if args.gpu and not (on_gpu or args.quick):
         raise UserError("--gpu needs a GPU, and there is none; without it the claims are trained on the CPU.")
     kept = read_json(runs / "claims" / "plan.json")
-    occluder_dir = (args.occluders or kept.get("occluders")) and Path(args.occluders or kept["occluders"]).resolve()
+    given = args.occluders or kept.get("occluders")
+    occluder_dir = Path(given).resolve() if given else None
     if occluder_dir and not occluder_dir.is_dir():
         raise UserError(f"There is no folder {occluder_dir}.")
     if args.quick and data is None and source is None:
